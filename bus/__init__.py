@@ -1,0 +1,1 @@
+"""Stanzas in and out: the connection contract, its transports, sessions, clients and servers."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, ClassVar, Self
+from functools import cache
+from typing import Any, ClassVar, Self, cast
 
 from . import readers
 from .errors import Problem, RemoteProtocolError
@@ -41,27 +42,21 @@ AGENT_STATES = ("available", "draining", "unhealthy")
 CANCEL_STATES = ("cancelled", "late", "unknown")
 
 
-_DEFAULTS: dict[type[Any], tuple[tuple[str, Any], ...]] = {}
-
-
-def _defaults(cls: type[Any]) -> tuple[tuple[str, Any], ...]:
+@cache
+def _defaults(cls: type[object]) -> tuple[tuple[str, Any], ...]:
     """Fields of a class with their defaults, in order; ``MISSING`` where there is none."""
-    found = _DEFAULTS.get(cls)
-    if found is None:
-        found = _DEFAULTS[cls] = tuple(
-            (f.name, f.default_factory() if f.default_factory is not MISSING else f.default)
-            for f in fields(cls)
-        )
-    return found
+    return tuple(
+        (f.name, f.default_factory() if f.default_factory is not MISSING else f.default)
+        for f in fields(cast(Any, cls))
+    )
 
 
-def _to_json(value: Any) -> dict[str, Json]:
-    out: dict[str, Json] = {}
+def _to_json(value: Event | Want, out: dict[str, Json]) -> dict[str, Json]:
     for name, default in _defaults(type(value)):
         item = getattr(value, name)
         if item is default or item == default:
             continue
-        if isinstance(item, (Problem, Want)):
+        if isinstance(item, _NESTED):
             item = item.to_json()
         out[name] = item
     return out
@@ -81,7 +76,7 @@ class Want:
 
     def to_json(self) -> dict[str, Json]:
         """Give the wire form."""
-        return _to_json(self)
+        return _to_json(self, {})
 
     @classmethod
     def read(cls, raw: Json, name: str) -> Want:
@@ -89,6 +84,7 @@ class Want:
         return cls(**readers.members(raw, name, _WANT))
 
 
+_NESTED = (Problem, Want)
 _TAGS = readers.list_of(readers.text(64), 64)
 _WANT: Mapping[str, Reader] = {
     "policy": readers.one_of(*POLICIES),
@@ -109,7 +105,7 @@ class Event:
 
     def to_json(self) -> dict[str, Json]:
         """Give the wire form."""
-        return {"type": self.type, **_to_json(self)}
+        return _to_json(self, {"type": self.type})
 
     @classmethod
     def parse(cls, raw: Mapping[str, Json]) -> Self:

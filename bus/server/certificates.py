@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import tempfile
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from .errors import ServerError
+from .files import write
 
 CA_LIFE: Final = timedelta(days=3652)
 LEAF_LIFE: Final = timedelta(days=365)
@@ -81,13 +81,13 @@ def ensure(folder: Path, domain: str, hosts: Sequence[str] = ()) -> Certificates
             leaf = _Leaf.issue(authority, names)
             # The one file that holds both certificate and key goes first; the other two follow
             # from it, so that a crash in between cannot leave a pair that does not fit.
-            _write(files.combined, leaf.chain + leaf.key, 0o600)
+            write(files.combined, leaf.chain + leaf.key, 0o600)
         for path, content, mode in (
             (files.certificate, leaf.chain, 0o644),
             (files.key, leaf.key, 0o600),
         ):
             if not path.exists() or path.read_bytes() != content:
-                _write(path, content, mode)
+                write(path, content, mode)
     return files
 
 
@@ -104,9 +104,9 @@ class _Authority:
                 return
         elif not key_path.exists():
             self._key = ec.generate_private_key(ec.SECP256R1())
-            _write(key_path, _key_pem(self._key), 0o600)
+            write(key_path, _key_pem(self._key), 0o600)
         self.certificate = self._issue()
-        _write(path, self.pem, 0o644)
+        write(path, self.pem, 0o644)
 
     @property
     def pem(self) -> bytes:
@@ -289,21 +289,6 @@ def _private_key(path: Path, content: bytes) -> ec.EllipticCurvePrivateKey:
 
 def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-
-
-def _write(path: Path, content: bytes, mode: int) -> None:
-    """Replace the file in one step; it is never there half or with wider rights."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(file.fileno(), mode)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
 
 
 @contextmanager

@@ -1,0 +1,224 @@
+"""One life of an agent as the dispatcher knows it: its last report, and what we sent it since."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from enum import Enum
+from typing import NewType
+
+from spinal.protocols import Advertisement, Capabilities, Operation
+
+#: No report for so many seconds makes an agent suspect: two heartbeats and their jitter.
+SUSPECT_AFTER = 12.0
+
+#: Seconds since an agent was last heard after which nobody waits for its return.
+LEASE = 15.0
+
+#: How much older than its arrival a report may be, in seconds.  A call that ended within this time
+#: may still count as running in the report, and one that was sent may not count yet.
+REPORT_AGE = 1.0
+
+#: Work that may wait at an agent so that a slot is never empty for a round trip, in seconds.
+PREFETCH = 0.05
+
+#: Most calls that may wait at an agent, however short they are.
+MAX_PREFETCH = 64
+
+#: Time in which the memory of a call that was sent fades, in seconds.
+FADE = 1.0
+
+#: What a call that was just sent adds to the load of an agent with one slot, until it has faded.
+#: Big enough that noise in reported loads cannot draw a burst of short calls to one agent.
+PRESSURE = 0.25
+
+#: Weight of the newest run in the moving average of an operation's run time.
+NEWEST = 0.2
+
+#: One attempt of ours at an agent: the id and the number of the attempt, as ``holds`` lists it.
+AttemptKey = tuple[str, int]
+
+#: Counts the calls sent to all agents together, so that "least recently used" is a number.
+Turn = NewType("Turn", int)
+
+
+class AgentState(Enum):
+    """Whether an agent is there, as far as presence and reports tell."""
+
+    AVAILABLE = "available"
+    #: It is online, but no report came for :data:`SUSPECT_AFTER` seconds.
+    SUSPECT = "suspect"
+    #: It is offline; until its lease is over the same life may come back.
+    GONE = "gone"
+
+
+class KnownAgent:
+    """An agent in its present life (epoch); a restarted agent is a new object.
+
+    How busy it is follows from its report and from what we know better than a report of up to five
+    seconds ago: ``busy`` is the calls of *others* in the last report, plus ours that are in flight
+    now.  The others are what remains of the reported number once our own are taken away, and those
+    are the attempts in ``holds`` that we still wait for or that ended just now.
+    """
+
+    __slots__ = (
+        "_ended",
+        "_flying",
+        "_others",
+        "_recent",
+        "_recent_at",
+        "_runs",
+        "address",
+        "advertisement",
+        "capabilities",
+        "first_seen",
+        "gone_at",
+        "last_seen",
+        "paused_until",
+        "prefetches",
+        "used",
+    )
+
+    def __init__(self, address: str, advertisement: Advertisement, now: float) -> None:
+        self.address = address
+        self.advertisement = advertisement
+        #: What it offers; none until its description has come.
+        self.capabilities: Capabilities | None = None
+        self.first_seen = now
+        self.last_seen = now
+        #: When it went offline, if it did.
+        self.gone_at: float | None = None
+        #: It refused work and is not asked before this time or its next report.
+        self.paused_until = -math.inf
+        #: Whether it takes calls beyond its slots; until it refuses one, we suppose so.
+        self.prefetches = True
+        #: Turn of the last call that was sent to it.
+        self.used = Turn(0)
+        self._flying: dict[AttemptKey, float] = {}
+        self._ended: dict[AttemptKey, float] = {}
+        self._others = 0
+        self._recent = 0.0
+        self._recent_at = now
+        self._runs: dict[str, float] = {}
+        self.report(advertisement, now)
+
+    def __repr__(self) -> str:
+        return f"<KnownAgent {self.address} epoch {self.epoch} busy {self.busy}/{self.slots}>"
+
+    # -- what it says
+
+    @property
+    def epoch(self) -> int:
+        """The number of this life."""
+        return self.advertisement.epoch
+
+    @property
+    def slots(self) -> int:
+        """How many calls it runs at once."""
+        return self.advertisement.slots
+
+    @property
+    def operations(self) -> Mapping[str, Operation]:
+        """What it offers, by path; empty while its description is not known."""
+        return self.capabilities.operations if self.capabilities else {}
+
+    def state(self, now: float) -> AgentState:
+        """Tell whether it is there."""
+        if self.gone_at is not None:
+            return AgentState.GONE
+        if now - self.last_seen > SUSPECT_AFTER:
+            return AgentState.SUSPECT
+        return AgentState.AVAILABLE
+
+    def lease_over(self, now: float) -> bool:
+        """Tell whether it was silent for so long that nobody waits for it."""
+        return now - self.last_seen > LEASE
+
+    def report(self, advertisement: Advertisement, now: float) -> None:
+        """Take a report of the same life."""
+        self.advertisement = advertisement
+        self.last_seen = now
+        self.gone_at = None
+        self.paused_until = -math.inf
+        self._forget(now)
+        if "holds" in advertisement.features:
+            held = advertisement.held
+            ours = sum(1 for key in held if key in self._flying or key in self._ended)
+        else:
+            ours = len(self._flying) + len(self._ended)
+        self._others = max(0, advertisement.busy - ours)
+
+    # -- what we sent it
+
+    @property
+    def busy(self) -> int:
+        """How many calls it runs, of ours and of others, to the best of our knowledge."""
+        return self._others + len(self._flying)
+
+    @property
+    def in_flight(self) -> int:
+        """How many of our attempts are there."""
+        return len(self._flying)
+
+    def attempts(self) -> Iterator[AttemptKey]:
+        """Give our attempts that are in flight, oldest first."""
+        return iter(tuple(self._flying))
+
+    def started(self, key: AttemptKey, turn: Turn, now: float) -> None:
+        """Count an attempt that is being sent to it."""
+        self._flying[key] = now
+        self._recent = self._faded(now) + 1.0
+        self._recent_at = now
+        self.used = turn
+
+    def ended(self, key: AttemptKey, now: float) -> None:
+        """Count an attempt as over, however it ended; one that is not in flight is ignored."""
+        if self._flying.pop(key, None) is not None:
+            self._forget(now)
+            self._ended[key] = now
+
+    def unheld(self) -> list[AttemptKey]:
+        """Give the attempts that the last report should list among ``holds`` and does not.
+
+        Those that were sent after the report or up to :data:`REPORT_AGE` before it are left out,
+        because they had no chance to be in it; and an agent without the feature is believed.
+        """
+        if "holds" not in self.advertisement.features:
+            return []
+        held = self.advertisement.held
+        since = self.last_seen - REPORT_AGE
+        return [key for key, sent in self._flying.items() if sent < since and key not in held]
+
+    # -- how much more it can take
+
+    def pressure(self, now: float) -> float:
+        """Load as reported, and what we sent in the last second on top of it."""
+        return self.advertisement.load + PRESSURE * self._faded(now) / (self.slots or 1)
+
+    def ran(self, op: str, seconds: float) -> None:
+        """Learn how long one call of an operation ran here."""
+        mean = self._runs.get(op)
+        self._runs[op] = seconds if mean is None else mean + NEWEST * (seconds - mean)
+
+    def prefetch(self, op: str) -> int:
+        """How many calls of an operation may wait here: about :data:`PREFETCH` seconds of work."""
+        mean = self._runs.get(op)
+        if mean is None or not self.prefetches:
+            return 0
+        work = self.slots * PREFETCH
+        # A mean of nothing is a clock that is too coarse, not work that is free.
+        return MAX_PREFETCH if work >= MAX_PREFETCH * mean else int(work / mean)
+
+    # -- helpers
+
+    def _faded(self, now: float) -> float:
+        return self._recent * math.exp((self._recent_at - now) / FADE) if self._recent else 0.0
+
+    def _forget(self, now: float) -> None:
+        """Drop what ended so long ago that no report can still count it."""
+        ended = self._ended
+        while ended:
+            oldest = next(iter(ended))
+            if ended[oldest] >= now - REPORT_AGE:
+                return
+            del ended[oldest]

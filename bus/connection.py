@@ -13,6 +13,10 @@ from xml.etree.ElementTree import Element
 
 from spinal.protocols import Stanza
 
+#: What the ids of our IQs begin with, so that a transport knows an answer to us at sight.  No
+#: library's own ids do: they are hexadecimal.
+ID_PREFIX = "x."
+
 
 class Listener(Protocol):
     """Who is told what a connection receives.  Called on the event loop; must not block."""
@@ -28,8 +32,9 @@ class Listener(Protocol):
     def received(self, stanza: Stanza) -> None:
         """A stanza came.
 
-        Told are: IQs and messages that carry our element, IQ results and errors whose id we sent
-        (an empty result has no body), and every presence, with our element or without.
+        Told are: IQs and messages that carry our element, IQ results and errors whose id begins
+        with :data:`ID_PREFIX` (an empty result has no body), and every presence, with our element
+        or without.
         """
         ...
 

@@ -123,7 +123,7 @@ class Credentials:
         domain = address.domain(who)
         if "SPINAL_PASSWORD_FILE" not in environ:
             raise HomeError("SPINAL_ADDRESS is set without SPINAL_PASSWORD_FILE: set that one too")
-        password = _secret(Path(environ["SPINAL_PASSWORD_FILE"]), "SPINAL_PASSWORD_FILE: ")
+        password = read_password(Path(environ["SPINAL_PASSWORD_FILE"]), "SPINAL_PASSWORD_FILE: ")
         ca = Path(environ["SPINAL_CA"]) if environ.get("SPINAL_CA") else None
         if ca is not None:
             with _told("SPINAL_CA: "), ca.open("rb"):
@@ -691,11 +691,15 @@ def _own_secret(file: Path) -> str:
         raise HomeError(
             f"{file} can be read by others: `chmod 600 {file}`, and think of a new password"
         )
-    return _secret(file)
+    return read_password(file)
 
 
-def _secret(file: Path, what: str = "") -> str:
-    """Read a secret from the first line of a file."""
+def read_password(file: Path, what: str = "") -> str:
+    """Read a password from the first line of a file.
+
+    Raises:
+        HomeError: there is none; the text begins with ``what``.
+    """
     with _told(what), file.open("rb") as opened:
         text = opened.read(MAX_SECRET + 1)
     if len(text) > MAX_SECRET:

@@ -73,7 +73,7 @@ from spinal.protocols import address as addresses
 from spinal.protocols.values import write as write_value
 
 from .call import Call, Request
-from .connection import Connection
+from .connection import ID_PREFIX, Connection
 from .errors import CallError, NotConnected
 from .jsontext import dumps, loads
 from .peers import Peer
@@ -580,7 +580,7 @@ class Session:
         timeout: float,
     ) -> None:
         self._number += 1
-        id = f"{self._prefix}.{self._number:x}"
+        id = f"{ID_PREFIX}{self._number:x}"
         self._connection.send(Stanza("iq", "set", to, id=id, body=body))
         self._iqs[id] = _Sent(to, answered, unanswered, self._loop.time() + timeout)
         self._arm()

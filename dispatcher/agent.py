@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from enum import Enum
 from typing import NewType
 
@@ -74,7 +75,6 @@ class KnownAgent:
         "first_seen",
         "gone_at",
         "last_seen",
-        "paused_until",
         "prefetches",
         "used",
     )
@@ -88,8 +88,6 @@ class KnownAgent:
         self.last_seen = now
         #: When it went offline, if it did.
         self.gone_at: float | None = None
-        #: It refused work and is not asked before this time or its next report.
-        self.paused_until = -math.inf
         #: Whether it takes calls beyond its slots; until it refuses one, we suppose so.
         self.prefetches = True
         #: Turn of the last call that was sent to it.
@@ -139,7 +137,6 @@ class KnownAgent:
         self.advertisement = advertisement
         self.last_seen = now
         self.gone_at = None
-        self.paused_until = -math.inf
         self._forget(now)
         if "holds" in advertisement.features:
             held = advertisement.held
@@ -176,6 +173,20 @@ class KnownAgent:
         if self._flying.pop(key, None) is not None:
             self._forget(now)
             self._ended[key] = now
+
+    def refused(self) -> None:
+        """Learn that it had no room for a call, although we thought so.
+
+        It counts as full until its next report, or until a call of ours ends there.  If all its
+        slots were ours, it is one that keeps nothing waiting.
+        """
+        if len(self._flying) >= self.slots:
+            self.prefetches = False
+        self._others = max(self._others, self.slots - len(self._flying))
+
+    def drains(self) -> None:
+        """Learn that it takes no new work, before its next report says so."""
+        self.advertisement = replace(self.advertisement, state="draining")
 
     def unheld(self) -> list[AttemptKey]:
         """Give the attempts that the last report should list among ``holds`` and does not.

@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from .errors import ProtocolError, RemoteProtocolError
-from .values import MAX_INTEGER
+from .values import MAX_INTEGER, Json
 
 #: Member of a JSON object that marks it as a reference to a blob.
 MARK = "blob"
 
+#: RFC 3986 has nothing but printable ASCII.
+_URL = re.compile(r"https://[\x21-\x7e]+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MEDIA = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,64}/[A-Za-z0-9!#$&^_.+-]{1,64}")
 
@@ -43,23 +45,22 @@ class BlobRef:
 
 def is_reference(value: object) -> bool:
     """Tell whether a JSON value has the form of a reference to a blob."""
-    return isinstance(value, Mapping) and len(value) == 1 and MARK in value
+    return isinstance(value, Mapping) and list(cast(Mapping[object, Json], value)) == [MARK]
 
 
-def parse_reference(value: Any, error: type[ProtocolError] = RemoteProtocolError) -> BlobRef:
+def parse_reference(value: Json, error: type[ProtocolError] = RemoteProtocolError) -> BlobRef:
     """Read a reference.
 
     Raises:
         ProtocolError: of the class given, when a member is missing or wrong.
     """
-    inner: Any = value.get(MARK) if isinstance(value, Mapping) else None
+    inner: Json = value[MARK] if is_reference(value) else None
     if not isinstance(inner, Mapping):
         raise error("not a reference to a blob", "bad-arguments")
-    url: Any = inner.get("url")
-    sha256: Any = inner.get("sha256")
-    size: Any = inner.get("size")
-    media: Any = inner.get("media", "application/octet-stream")
-    if not isinstance(url, str) or len(url) > 2048 or not url.startswith("https://"):
+    get = cast(Mapping[str, Json], inner).get
+    url, sha256, size = get("url"), get("sha256"), get("size")
+    media = get("media", "application/octet-stream")
+    if not isinstance(url, str) or len(url) > 2048 or not _URL.fullmatch(url):
         raise error("a blob's url must be an https URL", "bad-arguments")
     if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
         raise error("a blob's sha256 must be 64 lower-case hex digits", "bad-arguments")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from . import readers, values
-from .errors import RemoteProtocolError
+from .errors import LocalProtocolError, RemoteProtocolError
 from .readers import Reader
 from .values import LIMITS, Dumps, Json, Limits, check
 
@@ -79,9 +79,16 @@ class Capabilities:
 
     @classmethod
     def of(cls, operations: Iterable[Operation], dumps: Dumps = values.dumps) -> Capabilities:
-        """Describe these operations; equal ones in any order give equal text."""
+        """Describe these operations; equal ones in any order give equal text.
+
+        Raises:
+            LocalProtocolError: a schema is not I-JSON, or there is more than a peer would read.
+        """
         by_path = {op.path: op for op in sorted(operations, key=lambda op: op.path)}
         raw = {"ops": {path: op.to_json() for path, op in by_path.items()}}
+        if len(by_path) > MAX_OPERATIONS:
+            raise LocalProtocolError(f"more than {MAX_OPERATIONS} operations", "too-large")
+        check(raw)
         return cls(dumps(raw).decode(), by_path)
 
     @classmethod

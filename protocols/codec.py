@@ -7,15 +7,24 @@ else (measured); what comes in has been parsed by an XMPP library and is read fr
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
 from . import values
-from .errors import BOUNCES, LocalProtocolError, Problem, RemoteProtocolError
+from .errors import (
+    BOUNCES,
+    CONDITIONS,
+    TYPES,
+    LocalProtocolError,
+    Problem,
+    RemoteProtocolError,
+)
 from .events import EVENTS, Event
 from .namespaces import ELEMENT, NS, TAG
-from .values import LIMITS, Dumps, Limits, Loads, check
+from .readers import mapping
+from .values import LIMITS, Dumps, Json, Limits, Loads, check
 
 #: RFC 6120, 8.3.
 STANZA_ERRORS = "urn:ietf:params:xml:ns:xmpp-stanzas"
@@ -75,6 +84,10 @@ class Codec:
 
     def join(self, written: Sequence[bytes]) -> bytes:
         """Make one body of events that were written before."""
+        if len(written) > self.limits.events:
+            raise LocalProtocolError(
+                f"{len(written)} events do not fit into a stanza: send several", "too-large"
+            )
         body = b"[" + b",".join(written) + b"]"
         if len(body) > self.limits.receive:
             raise LocalProtocolError(
@@ -93,16 +106,18 @@ class Codec:
         if not isinstance(raw, list):
             raise RemoteProtocolError("a body must be a list of events")
         found: list[Event] = []
-        items: list[object] = raw  # pyright: ignore[reportUnknownVariableType]
+        items: list[Json] = raw  # pyright: ignore[reportUnknownVariableType] - JSON items
         if len(items) > self.limits.events:
             raise RemoteProtocolError(f"more than {self.limits.events} events", "too-large")
         for item in items:
-            check(item, self.limits, RemoteProtocolError)
-            if not isinstance(item, dict):
-                raise RemoteProtocolError("an event must be an object")
-            cls = EVENTS.get(item.get("type"))  # type: ignore[arg-type]  # pyright: ignore
+            check(item, self.limits, RemoteProtocolError, "event")
+            members = mapping(item, "event")
+            name: object = members.get("type")
+            if type(name) is not str:
+                raise RemoteProtocolError("an event must have a type", "malformed", "type")
+            cls = EVENTS.get(name)
             if cls is not None:
-                found.append(cls.parse(item))  # pyright: ignore[reportUnknownArgumentType]
+                found.append(cls.parse(members))
         return found
 
     # -- stanza <-> XML
@@ -119,28 +134,41 @@ class Codec:
         ):
             if value:
                 start += f" {name}='{_attribute(value)}'"
-        if stanza.body is None and stanza.problem is None:
+        inner = Codec.inner(stanza)
+        if not inner:
             return (start + "/>").encode()
-        inner = b""
-        if stanza.body is not None:
-            inner = _OPEN + stanza.body + _CLOSE
-        if stanza.problem is not None:
-            inner += _error(stanza.problem)
         return start.encode() + b">" + inner + f"</{stanza.kind}>".encode()
+
+    @staticmethod
+    def inner(stanza: Stanza) -> bytes:
+        """Write what stands between a stanza's tags."""
+        inner = b"" if stanza.body is None else _OPEN + stanza.body + _CLOSE
+        return inner if stanza.problem is None else inner + _error(stanza.problem)
+
+    @staticmethod
+    def body_of(inner: bytes) -> bytes | None:
+        """Read the body from what stands between a stanza's tags, where no parser is needed.
+
+        None where it is: the text was escaped, or there is more than our element.
+        """
+        if inner.startswith(_OPEN) and inner.endswith(_CLOSE) and b"&" not in inner:
+            body = inner[len(_OPEN) : -len(_CLOSE)]
+            return None if b"<" in body else body
+        return None
 
     @staticmethod
     def decode(element: Element) -> Stanza:
         """Read a stanza from its element, of whichever stream namespace."""
         kind = element.tag.rpartition("}")[2]
         get = element.attrib.get
+        stanza_type = get("type", "")
         body: bytes | None = None
         problem: Problem | None = None
         for child in element:
             if child.tag == TAG and body is None:
                 body = (child.text or "").encode()
-            elif child.tag.rpartition("}")[2] == "error":
+            elif stanza_type == "error" and child.tag.rpartition("}")[2] == "error":
                 problem = _problem(child)
-        stanza_type = get("type", "")
         if stanza_type == "error" and problem is None:
             problem = Problem("unreachable")
         return Stanza(
@@ -152,23 +180,30 @@ _OPEN = f"<{ELEMENT} xmlns='{NS}'>".encode()
 _CLOSE = f"</{ELEMENT}>".encode()
 
 
+#: What XML 1.0 (2.2) cannot hold, not even as a character reference.
+_UNWRITABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+
+#: A receiver would read these as spaces (XML 1.0, 3.3.3) unless they are references.
+_SPACES = {9: "&#9;", 10: "&#10;", 13: "&#13;"}
+
+
 def _attribute(value: str) -> str:
-    if value.isalnum():
-        return value
-    return (
-        value.replace("&", "&amp;")
-        .replace("<", "&lt;")
-        .replace("'", "&#39;")
-        .replace("\n", "&#10;")
-        .replace("\t", "&#9;")
-    )
+    if not (value.isascii() and value.isprintable()):
+        if _UNWRITABLE.search(value):
+            raise LocalProtocolError(f"{value[:60]!r} cannot stand in an XML attribute")
+        return _markup(value).translate(_SPACES)
+    return _markup(value)
+
+
+def _markup(value: str) -> str:
+    return value.replace("&", "&amp;").replace("<", "&lt;").replace("'", "&#39;")
 
 
 def _text(value: str) -> str:
-    cleaned = "".join(c if c >= " " and c not in "\ufffe\uffff" else " " for c in value)
+    # A server may treat '>' after ']]' as an error (XML 1.0, 2.4); a bare CR would become LF.
     return (
-        cleaned.encode("utf-8", "replace")
-        .decode()
+        _UNWRITABLE.sub(" ", value)
+        .replace("\r", " ")
         .replace("&", "&amp;")
         .replace("<", "&lt;")
         .replace(">", "&gt;")
@@ -177,25 +212,33 @@ def _text(value: str) -> str:
 
 def _error(problem: Problem) -> bytes:
     """RFC 6120, 8.3.2: type, condition, text, and our reason as the application condition."""
+    # Both may be words that a peer chose, and a condition becomes the name of an element.
+    meaning = problem.meaning
+    kind = problem.type if problem.type in TYPES else meaning.type
+    condition = problem.condition if problem.condition in CONDITIONS else meaning.condition
     return (
-        f"<error type='{_attribute(problem.type)}'>"
-        f"<{problem.condition} xmlns='{STANZA_ERRORS}'/>"
+        f"<error type='{kind}'>"
+        f"<{condition} xmlns='{STANZA_ERRORS}'/>"
         f"<text xmlns='{STANZA_ERRORS}'>{_text(problem.text)}</text>"
         f"<reason xmlns='{NS}'>{_text(problem.reason)}</reason></error>"
     ).encode()
 
 
+_OURS, _RFC = f"{{{NS}", f"{{{STANZA_ERRORS}"
+
+
 def _problem(error: Element) -> Problem:
     reason = condition = text = ""
     for child in error:
-        namespace, _, name = child.tag[1:].partition("}")
-        if namespace == NS and name == "reason":
+        namespace, _, name = child.tag.rpartition("}")
+        if namespace == _OURS and name == "reason":
             reason = (child.text or "")[:64]
-        elif name == "text":
-            text = (child.text or "")[:4096]
-        elif not condition:
+        elif namespace == _RFC and name == "text":
+            text = child.text or ""
+        elif namespace == _RFC and name in CONDITIONS:
             condition = name
     if not reason:
         # A server made it: the stanza was not delivered, whatever the condition says.
         reason = BOUNCES.get(condition, "unreachable")
-    return Problem(reason, text, type=error.get("type", ""), condition=condition)
+    kind = error.get("type", "")
+    return Problem(reason, text, type=kind if kind in TYPES else "", condition=condition)

@@ -1,5 +1,4 @@
-"""Durations as people write them: ``250ms``, ``60s``, ``5m``, ``1h30m``, ``2d``, or a number of
-seconds."""
+"""Durations as people write them: ``250ms``, ``60s``, ``1h30m``, or a number of seconds."""
 
 from __future__ import annotations
 
@@ -13,7 +12,8 @@ MAX_SECONDS: Final = 366 * 86_400.0
 #: Largest first, the order in which they are written.
 _UNITS: Final = {"d": 86_400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _PART = r"\d+(?:\.\d+)?"
-_FORM: Final = re.compile("".join(rf"(?:({_PART}){unit})?" for unit in _UNITS))
+_PLAIN: Final = re.compile(_PART, re.ASCII)
+_FORM: Final = re.compile("".join(rf"(?:({_PART}){unit})?" for unit in _UNITS), re.ASCII)
 
 
 def parse(value: str | float) -> float:
@@ -34,9 +34,9 @@ def parse(value: str | float) -> float:
 
 
 def _read(text: str) -> float | None:
-    if re.fullmatch(_PART, text, re.ASCII):
+    if _PLAIN.fullmatch(text):
         return float(text)
-    found = re.fullmatch(_FORM.pattern, text, re.ASCII)
+    found = _FORM.fullmatch(text)
     if found is None or not text:
         return None
     pairs = zip(found.groups(), _UNITS.values(), strict=True)

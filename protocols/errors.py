@@ -13,6 +13,40 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar, Final
 
+#: RFC 6120, 8.3.2: what the sender should do next.
+TYPES: Final = frozenset({"auth", "cancel", "continue", "modify", "wait"})
+
+#: RFC 6120, 8.3.3: what happened.
+CONDITIONS: Final = frozenset(
+    {
+        "bad-request",
+        "conflict",
+        "feature-not-implemented",
+        "forbidden",
+        "gone",
+        "internal-server-error",
+        "item-not-found",
+        "jid-malformed",
+        "not-acceptable",
+        "not-allowed",
+        "not-authorized",
+        "policy-violation",
+        "recipient-unavailable",
+        "redirect",
+        "registration-required",
+        "remote-server-not-found",
+        "remote-server-timeout",
+        "resource-constraint",
+        "service-unavailable",
+        "subscription-required",
+        "undefined-condition",
+        "unexpected-request",
+    }
+)
+
+#: Longest text of a problem, in characters; the rest is cut.
+MAX_TEXT: Final = 4096
+
 
 class Ran(Enum):
     """Whether the operation may have had an effect by the time the error was made."""
@@ -213,6 +247,8 @@ class Problem:
         meaning = self.meaning
         if not self.text:
             object.__setattr__(self, "text", meaning.text)
+        elif len(self.text) > MAX_TEXT:
+            object.__setattr__(self, "text", self.text[:MAX_TEXT])
         if not self.type:
             object.__setattr__(self, "type", meaning.type)
         if not self.condition:

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from functools import cache
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Self
 
 from . import readers
 from .errors import Problem, RemoteProtocolError
@@ -42,13 +41,18 @@ AGENT_STATES = ("available", "draining", "unhealthy")
 CANCEL_STATES = ("cancelled", "late", "unknown")
 
 
-@cache
-def _defaults(cls: type[object]) -> tuple[tuple[str, Any], ...]:
+_DEFAULTS: dict[type[Event | Want], tuple[tuple[str, Any], ...]] = {}
+
+
+def _defaults(cls: type[Event | Want]) -> tuple[tuple[str, Any], ...]:
     """Fields of a class with their defaults, in order; ``MISSING`` where there is none."""
-    return tuple(
-        (f.name, f.default_factory() if f.default_factory is not MISSING else f.default)
-        for f in fields(cast(Any, cls))
-    )
+    found = _DEFAULTS.get(cls)
+    if found is None:
+        found = _DEFAULTS[cls] = tuple(
+            (f.name, f.default_factory() if f.default_factory is not MISSING else f.default)
+            for f in fields(cls)
+        )
+    return found
 
 
 def _to_json(value: Event | Want, out: dict[str, Json]) -> dict[str, Json]:

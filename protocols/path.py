@@ -68,14 +68,26 @@ def selects(pattern: str, path: str) -> bool:
 
     ``*`` stands for exactly one part, a last ``**`` for any number of them (none as well).  A
     pattern without stars selects just that path.
+
+    Raises:
+        LocalProtocolError: it is not a pattern, or not a path.  A pattern that could never select
+            anything is no pattern: in a rule that forbids, it would allow.
     """
-    tail = pattern.endswith("/**")
-    head = pattern[:-3] if tail else pattern
-    wanted = head[1:].split("/") if head not in ("", "/") else []
+    wanted, tail = _pattern(pattern)
     have = parts(path)
     if len(have) < len(wanted) or (not tail and len(have) != len(wanted)):
         return False
     return all(w in ("*", h) for w, h in zip(wanted, have, strict=False))
+
+
+@lru_cache(maxsize=4096)
+def _pattern(pattern: str) -> tuple[tuple[str, ...], bool]:
+    """Take a pattern apart: its parts, and whether it goes on below them."""
+    tail = pattern.endswith("/**")
+    head = pattern[:-3] or "/" if tail else pattern
+    # A star may stand for a whole part only, so without such parts it must be a path.
+    parts("/".join("x" if part == "*" else part for part in head.split("/")))
+    return tuple(head[1:].split("/")) if head != "/" else (), tail
 
 
 def places_match(wanted: Mapping[str, str], offered: Mapping[str, str]) -> bool:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
-from .errors import Problem, RemoteProtocolError
+from .errors import MAX_TEXT, TYPES, Problem, RemoteProtocolError
 from .path import check_places, parts
 from .values import MAX_INTEGER, Json
 
@@ -88,14 +88,17 @@ def mapping(raw: Json, name: str) -> dict[str, Json]:
     """Read an object."""
     if not isinstance(raw, dict):
         raise _wrong(name, "an object")
-    return cast(dict[str, Json], raw)
+    return raw  # pyright: ignore[reportUnknownVariableType] - JSON keys are strings
 
 
 def list_of(read_item: Reader, most: int) -> Reader:
     """Give a reader of lists of at most so many items."""
 
     def read(raw: Json, name: str) -> tuple[Any, ...]:
-        if not isinstance(raw, list) or len(items := cast(list[Json], raw)) > most:
+        if not isinstance(raw, list):
+            raise _wrong(name, f"a list of at most {most}")
+        items: list[Json] = raw  # pyright: ignore[reportUnknownVariableType] - JSON items
+        if len(items) > most:
             raise _wrong(name, f"a list of at most {most}")
         return tuple([read_item(item, name) for item in items])
 
@@ -126,10 +129,10 @@ def places(raw: Json, name: str) -> dict[str, str]:
 
 _PROBLEM: Mapping[str, Reader] = {
     "reason": text(64),
-    "text": text(4096),
+    "text": text(MAX_TEXT),
     "argument": text(256),
     "after": number(0),
-    "type": one_of("auth", "cancel", "continue", "modify", "wait"),
+    "type": one_of(*sorted(TYPES)),
     "condition": text(64),
 }
 

@@ -68,6 +68,10 @@ def check(
     raise error(f"{at[:60]}: {wrong}", "bad-arguments", at[:60])
 
 
+#: ``type``, but giving an object that can only be compared: the type of a Json is unknown.
+_type: Callable[[Json], object] = type
+
+
 def _wrong(value: Json, limits: Limits, depth: int = 0) -> str | None:
     """Say what is wrong with a value, or nothing.
 
@@ -80,7 +84,7 @@ def _wrong(value: Json, limits: Limits, depth: int = 0) -> str | None:
         below: list[Any] = []
         nested = False
         for item in level:
-            kind = cast(type[object], type(item))
+            kind = _type(item)
             if kind is str:
                 if not (item.isascii() or _encodes(item)):
                     return "lone surrogate in a string"
@@ -108,7 +112,7 @@ def _wrong(value: Json, limits: Limits, depth: int = 0) -> str | None:
                 if not isfinite(item):
                     return f"{item} is not a JSON number; send null or a string instead"
             elif item is not None and kind is not bool:
-                return f"{kind.__name__} is not a JSON value"
+                return f"{type(item).__name__} is not a JSON value"
         if nested and depth >= limits.depth:
             return f"nested deeper than {limits.depth} levels"
         level = below
@@ -149,14 +153,19 @@ def loads(text: bytes) -> Json:
 
 #: Characters of JSON text that XML would read as markup, or may not hold at all.  They stand in
 #: JSON strings only, where the escape means the same, so no XML escaping is needed afterwards.
-_MARKUP: Final = ((b"&", b"\\u0026"), (b"<", b"\\u003c"), (b">", b"\\u003e"))
-_FORBIDDEN: Final = (("\ufffe".encode(), b"\\ufffe"), ("\uffff".encode(), b"\\uffff"))
+_ESCAPES: Final = (
+    (b"&", b"\\u0026"),
+    (b"<", b"\\u003c"),
+    (b">", b"\\u003e"),
+    ("\ufffe".encode(), b"\\ufffe"),
+    ("\uffff".encode(), b"\\uffff"),
+)
 
 
 def escape(text: bytes) -> bytes:
     """Make JSON text safe as XML character data; it stays the same JSON."""
-    for raw, escaped in _MARKUP if text.isascii() else _MARKUP + _FORBIDDEN:
-        if raw in text:
+    if b"<" in text or b">" in text or b"&" in text or not text.isascii():
+        for raw, escaped in _ESCAPES:
             text = text.replace(raw, escaped)
     return text
 

@@ -212,7 +212,8 @@ def configuration(config: ServerConfig, base: str) -> dict[str, Any]:
         listen = [one for one in listen if one["module"] != "ejabberd_service"]
     return {
         "hosts": [config.domain],
-        "loglevel": "warning",
+        # Warnings include every URL that somebody guesses.
+        "loglevel": "error",
         "log_rotate_size": 1024 * 1024,
         "log_rotate_count": 1,
         "certfiles": [f"{base}/tls.pem"],
@@ -239,6 +240,7 @@ def configuration(config: ServerConfig, base: str) -> dict[str, Any]:
         "auth_method": ["mnesia"],
         "auth_password_format": "scram",
         "auth_scram_hash": "sha256",
+        "disable_sasl_mechanisms": ["X-OAUTH2"],
         "cache_size": 100_000,
         "registration_timeout": "infinity",
         "acme": {"auto": False},

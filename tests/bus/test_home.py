@@ -129,8 +129,7 @@ class TestElsewhere:
     def test_its_dispatcher_is_an_account(self, home: Home) -> None:
         assert home.dispatchers == ("dispatcher@example.org/dispatcher",)
         assert home.endpoint == ("xmpp.example.org", 5333)
-        assert home.ca == home.path / "ca.pem"
-        assert home.ca.read_text() == "certificate"
+        assert home.ca is not None and home.ca.read_text() == "certificate"
         assert Home.find(home.path) == home
 
     def test_an_account_has_to_be_put_in(self, home: Home) -> None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hmac
 import json
 from base64 import b64decode, b64encode
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol, cast
 from urllib.parse import quote, unquote
 
-import scramp
+import scramp  # type: ignore[import-untyped]
 
 from ..errors import ServerError
 from ..files import write
@@ -41,20 +42,41 @@ class Keys:
     @classmethod
     def of(cls, password: str, iterations: int = ITERATIONS) -> Keys:
         """Derive the keys of a password with a fresh salt."""
-        return cls(*_derive(password, iterations, None))
+        return cls(*scram().make_auth_info(password, iterations, None))
 
     def fit(self, password: str) -> bool:
         """Tell in constant time whether they were made of this password."""
-        stored = _derive(password, self.iterations, self.salt)[1]
+        stored = scram().make_auth_info(password, self.iterations, self.salt)[1]
         return hmac.compare_digest(stored, self.stored)
 
 
-def _derive(password: str, iterations: int, salt: bytes | None) -> tuple[bytes, bytes, bytes, int]:
-    mechanism = scramp.ScramMechanism(MECHANISM)
-    keys: tuple[bytes, bytes, bytes, int] = mechanism.make_auth_info(
-        password, iteration_count=iterations, salt=salt
-    )
-    return keys
+class ScramServer(Protocol):
+    """One SCRAM exchange of scramp, which has no types of its own; each raises ScramException."""
+
+    def set_client_first(self, client_first: str) -> None: ...
+
+    def get_server_first(self) -> str: ...
+
+    def set_client_final(self, client_final: str) -> None: ...
+
+    def get_server_final(self) -> str: ...
+
+
+class Scram(Protocol):
+    """What is used of scramp's mechanism."""
+
+    def make_auth_info(
+        self, password: str, iteration_count: int, salt: bytes | None
+    ) -> tuple[bytes, bytes, bytes, int]: ...
+
+    def make_server(
+        self, auth_fn: Callable[[str], tuple[bytes, bytes, bytes, int]]
+    ) -> ScramServer: ...
+
+
+def scram() -> Scram:
+    """Give scramp's SCRAM-SHA-256."""
+    return cast(Scram, scramp.ScramMechanism(MECHANISM))
 
 
 class Accounts:

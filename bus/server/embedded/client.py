@@ -111,10 +111,7 @@ class ClientStream(Stream):
             mechanisms = "".join(f"<mechanism>{each}</mechanism>" for each in sasl.MECHANISMS)
             features = f"<mechanisms xmlns='{SASL}'>{mechanisms}</mechanisms>"
         else:
-            features = (
-                f"<bind xmlns='{BIND}'/><session xmlns='{SESSION}'><optional/></session>"
-                "<ver xmlns='urn:xmpp:features:rosterver'/>"
-            ).replace("<ver xmlns='urn:xmpp:features:rosterver'/>", "")
+            features = f"<bind xmlns='{BIND}'/><session xmlns='{SESSION}'><optional/></session>"
         self.send(f"<stream:features>{features}</stream:features>".encode())
 
     def on_element(self, element: Element) -> None:
@@ -133,7 +130,7 @@ class ClientStream(Stream):
         try:
             if element.name == "auth":
                 self._login = self._site.door.login(element.attributes.get("mechanism", ""))
-                if not element.inner and isinstance(element.attributes.get("mechanism"), str):
+                if not element.inner:
                     # No initial response: ask for it with an empty challenge (RFC 6120, 6.4.2).
                     self.send(f"<challenge xmlns='{SASL}'/>".encode())
                     return

@@ -48,10 +48,6 @@ class ComponentStream(Stream):
         super().__init__(dock.limits, dock.turn)
         self._deadline = self._loop.call_later(dock.limits.login_time, self._too_late)
 
-    def size_limits(self) -> tuple[int, int]:
-        """Give the limits: the login is but one small element, and no new stream follows it."""
-        return self._dock.max_stanza, self._limits.depth
-
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection."""
         super().connection_made(transport)
@@ -98,6 +94,7 @@ class ComponentStream(Stream):
         self._deadline.cancel()
         self._welcome = True
         self._expect = self._expect_stanza
+        self.widen(self._dock.max_stanza, self._limits.depth)
         self._dock.router.domains[self.domain] = self._receive
         log.info("component_bound", domain=self.domain)
         self.send(b"<handshake/>")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import structlog
 
@@ -114,10 +115,13 @@ class Rosters:
             roster = self._known[name] = Roster(self._path(name))
         return roster
 
-    def forget(self, name: str) -> None:
-        """Delete the roster of an account that is gone."""
-        self._known.pop(name, None)
-        self._path(name).unlink(missing_ok=True)
+    def forget_all_but(self, exists: Callable[[str], bool]) -> None:
+        """Delete the rosters of accounts that are gone."""
+        for path in self._folder.glob("*.json"):
+            name = unquote(path.stem)
+            if not exists(name):
+                self._known.pop(name, None)
+                path.unlink(missing_ok=True)
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{quote(name, safe='')}.json"

@@ -12,11 +12,11 @@ import secrets
 from base64 import b64decode, b64encode
 from typing import Final, Protocol
 
-import scramp
+import scramp  # type: ignore[import-untyped]
 import structlog
 
 from ..errors import ServerError
-from .accounts import ITERATIONS, MECHANISM, Accounts, Keys
+from .accounts import ITERATIONS, MECHANISM, Accounts, Keys, scram
 from .addresses import BadAddress, localpart
 
 log = structlog.get_logger(__name__)
@@ -85,7 +85,7 @@ class _Scram:
     def __init__(self, door: Door) -> None:
         self._door = door
         self._user = ""
-        self._server = scramp.ScramMechanism(MECHANISM).make_server(self._keys)
+        self._server = scram().make_server(self._keys)
         self._first = True
 
     def _keys(self, user: str) -> tuple[bytes, bytes, bytes, int]:
@@ -99,9 +99,9 @@ class _Scram:
             if self._first:
                 self._first = False
                 self._server.set_client_first(text)
-                return str(self._server.get_server_first()).encode(), False
+                return self._server.get_server_first().encode(), False
             self._server.set_client_final(text)
-            final = str(self._server.get_server_final()).encode()
+            final = self._server.get_server_final().encode()
         except (scramp.ScramException, ValueError) as error:
             raise Failure("not-authorized") from error
         self.name = self._user

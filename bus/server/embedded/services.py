@@ -32,10 +32,12 @@ _GROUPS: Final = 64
 class Refused(Exception):
     """An IQ gets an error for its answer."""
 
-    def __init__(self, condition: str, text: str = "") -> None:
+    def __init__(self, condition: str, text: str = "", extra: str = "") -> None:
         super().__init__(condition, text)
         self.condition = condition
         self.text = text
+        #: XML of a condition of the application, beside the general one.
+        self.extra = extra
 
 
 def payload(attributes: dict[str, str], inner: bytes) -> ET.Element:
@@ -204,7 +206,9 @@ def _version(attributes: dict[str, str], query: ET.Element) -> bytes:
         number = version("spinal")
     except PackageNotFoundError:
         number = "unknown"
-    return f"<query xmlns='{VERSION}'><name>Spinal</name><version>{number}</version></query>".encode()
+    return (
+        f"<query xmlns='{VERSION}'><name>Spinal</name><version>{number}</version></query>".encode()
+    )
 
 
 def _account_info(attributes: dict[str, str], query: ET.Element) -> bytes:

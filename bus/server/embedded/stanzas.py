@@ -30,6 +30,7 @@ TYPES: Final = {
     "conflict": "cancel",
     "feature-not-implemented": "cancel",
     "forbidden": "auth",
+    "internal-server-error": "cancel",
     "item-not-found": "cancel",
     "jid-malformed": "modify",
     "not-acceptable": "modify",

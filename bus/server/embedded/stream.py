@@ -13,7 +13,7 @@ import secrets
 import socket
 import ssl
 from collections import deque
-from typing import Final
+from typing import Final, cast
 
 import structlog
 
@@ -87,6 +87,9 @@ class Stream(asyncio.Protocol):
         """Give the largest size in bytes and the depth of the elements that are taken now."""
         return self._limits.login_bytes, self._limits.login_depth
 
+    def before_header(self, header: Header) -> None:
+        """Take what our own header depends on."""
+
     def on_header(self, header: Header) -> None:
         """Check the stream's header and say what comes next; may raise StreamError."""
         raise NotImplementedError
@@ -103,8 +106,8 @@ class Stream(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the new connection."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports are not derived from asyncio's.
+        self._transport = transport = cast(asyncio.Transport, transport)
         name = transport.get_extra_info("peername")
         self.peer = f"{name[0]}:{name[1]}" if name else ""
         sock = transport.get_extra_info("socket")
@@ -178,6 +181,10 @@ class Stream(asyncio.Protocol):
         size, depth = self.size_limits()
         return Slicer(self.content, size, depth, self._limits)
 
+    def widen(self, size: int, depth: int) -> None:
+        """Take larger elements from now on, on the same stream."""
+        self._slicer.widen(size, depth)
+
     def restart(self) -> None:
         """Expect a new stream header, as after TLS and after a login."""
         self._slicer = self._fresh_slicer()
@@ -198,6 +205,7 @@ class Stream(asyncio.Protocol):
 
     def _open(self, header: Header) -> None:
         self.lang = header.attributes.get("xml:lang", "")
+        self.before_header(header)
         self._send_header()
         if header.content not in (self.content, STREAMS, ""):
             raise StreamError("invalid-namespace", f"this is for {self.content}")

@@ -115,6 +115,11 @@ class Slicer:
         if defer is not None:
             defer(False)
 
+    def widen(self, size: int, depth: int) -> None:
+        """Take larger elements from now on."""
+        self._size = size
+        self._max_depth = depth + 1
+
     def feed(self, data: bytes) -> list[Item]:
         """Take more bytes; give what they complete."""
         items = self._items = []

@@ -1,0 +1,59 @@
+"""What goes wrong in agents, each from the view of whoever can do something about it."""
+
+from __future__ import annotations
+
+from spinal.bus.errors import CallError
+from spinal.protocols import Exit, Problem, SpinalError
+
+
+class AgentError(SpinalError):
+    """An agent cannot be loaded, started or kept running; the text says what to do."""
+
+    exit_code = Exit.USAGE.value
+
+
+class RoleRefused(AgentError):
+    """A dispatcher does not take our advertisement: the account may not be an agent."""
+
+    exit_code = Exit.NOT_ALLOWED.value
+
+
+class Refused(SpinalError):
+    """Raised by an operation that will not do it: nothing happened, and trying again is useless."""
+
+
+class CommandFailed(SpinalError):
+    """A program that an operation ran could not be started, or ended with another code than 0."""
+
+    def __init__(self, text: str, code: int | None = None) -> None:
+        super().__init__(text)
+        #: Exit code, negative for a signal; none if it never ran.
+        self.code = code
+
+
+#: Longest text of an error that goes to a caller.
+MAX_TEXT = 1000
+
+
+def one_line(text: str, longest: int = MAX_TEXT) -> str:
+    """Bring a text that somebody else wrote into one bounded line of valid Unicode."""
+    line = " ".join(text.encode("utf-8", "replace").decode().split())
+    return line if len(line) <= longest else line[: longest - 3] + "..."
+
+
+def describe(error: BaseException) -> str:
+    """Give an exception as the one line that a caller gets: its type and its words."""
+    words = str(error)
+    name = type(error).__name__
+    return one_line(f"{name}: {words}" if words else name)
+
+
+def problem_of(error: Exception) -> Problem:
+    """Say what an exception out of an operation means to the caller."""
+    match error:
+        case Refused():
+            return Problem("refused", one_line(str(error)))
+        case CallError():
+            return error.problem
+        case _:
+            return Problem("failed", describe(error))

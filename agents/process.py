@@ -1,0 +1,340 @@
+"""A child process that leads a group of its own, and ends with everything that it started.
+
+Not :mod:`asyncio.subprocess`, for three reasons.  The group must be killed while its leader is
+dead but not yet reaped: after that, its number may belong to somebody else.  What the leader left
+running holds its pipes open, so waiting for their end would wait for strangers.  And the kernel
+tells what a process cost only to whoever reaps it (wait4(2)).
+
+What leaves the group on purpose (setsid(2)) is beyond us.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Final
+
+import structlog
+
+from spinal.protocols import duration
+
+from .errors import CommandFailed, one_line
+
+log = structlog.get_logger()
+
+#: Seconds between asking a process to end and killing it.
+GRACE: Final = 5.0
+
+#: Bytes of each of its outputs that are kept of a program.
+MAX_OUTPUT: Final = 1024 * 1024
+
+#: Seconds that its output may take to arrive once a program has ended.
+OUTPUT_WITHIN: Final = 1.0
+
+#: ``ru_maxrss`` counts KiB on Linux and bytes on macOS.
+MEMORY_UNIT: Final = 1 if sys.platform == "darwin" else 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a process ended and what it cost, with everything that it waited for."""
+
+    #: Exit code; negative for a signal.
+    code: int
+    #: Seconds of CPU time.
+    cpu: float = 0.0
+    #: Most memory it had, in bytes.
+    memory: int = 0
+
+    def __str__(self) -> str:
+        return f"signal {-self.code}" if self.code < 0 else f"exit code {self.code}"
+
+
+class Process:
+    """A running child; its owner must see it end, by :meth:`wait` or :meth:`end`."""
+
+    def __init__(self, popen: subprocess.Popen[bytes], *, pidfd: bool = True) -> None:
+        self._popen = popen
+        self._loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[Ended] = self._loop.create_future()
+        if not (pidfd and self._watch()):
+            name = f"waits for process {popen.pid}"
+            threading.Thread(target=self._wait_in_thread, name=name, daemon=True).start()
+
+    def __repr__(self) -> str:
+        state = self._ended.result() if self._ended.done() else "running"
+        return f"<Process {self.pid} {state}>"
+
+    @classmethod
+    def start(
+        cls,
+        argv: Sequence[str],
+        *,
+        stdin: int | IO[bytes] = subprocess.DEVNULL,
+        stdout: int | None = None,
+        stderr: int | None = None,
+        cwd: str | Path | None = None,
+        env: Mapping[str, str] | None = None,
+        pass_fds: Sequence[int] = (),
+    ) -> Process:
+        """Start a program.
+
+        Raises:
+            CommandFailed: it or the folder does not exist or may not be used.
+        """
+        try:
+            # Never a shell.  A session of its own: Ctrl-C in a terminal is for us.
+            popen = subprocess.Popen(
+                list(argv),
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                cwd=cwd,
+                env=None if env is None else dict(env),
+                pass_fds=pass_fds,
+                start_new_session=True,
+            )
+        except (OSError, ValueError) as exc:
+            about = getattr(exc, "filename", None) or argv[0]
+            why = getattr(exc, "strerror", None) or str(exc)
+            raise CommandFailed(f"cannot run {argv[0]!r}: {about}: {why}") from exc
+        return cls(popen)
+
+    @property
+    def pid(self) -> int:
+        """Its number, which is its group's as well."""
+        return self._popen.pid
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended."""
+        return self._ended.done()
+
+    @property
+    def pipes(self) -> tuple[IO[bytes] | None, IO[bytes] | None]:
+        """Our ends of its standard output and error, where they are pipes."""
+        return self._popen.stdout, self._popen.stderr
+
+    async def wait(self) -> Ended:
+        """Wait for its end; whatever else was in its group has been killed then."""
+        return await asyncio.shield(self._ended)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the whole group; nothing happens if it has ended."""
+        if self._ended.done():
+            return
+        try:
+            os.killpg(self.pid, number)
+        except ProcessLookupError:
+            pass  # It ended a moment ago, and is about to be noticed.
+        except PermissionError:
+            log.warning("process_not_signalled", pid=self.pid, signal=number)
+
+    async def end(self, grace: float = GRACE) -> Ended:
+        """Ask the group to end, kill it after ``grace`` seconds, and wait until it is gone.
+
+        When cancelled it kills at once, and still waits for the end before it raises.
+        """
+        timer = None
+        if grace > 0:
+            self.signal(signal.SIGTERM)
+            timer = self._loop.call_later(grace, self.signal, signal.SIGKILL)
+        else:
+            self.signal(signal.SIGKILL)
+        cancelled: asyncio.CancelledError | None = None
+        while not self._ended.done():
+            try:
+                await asyncio.shield(self._ended)
+            except asyncio.CancelledError as exc:
+                cancelled = exc
+                self.signal(signal.SIGKILL)
+        if timer is not None:
+            timer.cancel()
+        if cancelled is not None:
+            raise cancelled
+        return self._ended.result()
+
+    # -- noticing the end
+
+    def _watch(self) -> bool:
+        """Have the event loop notice the end, where the kernel can tell it (pidfd_open(2))."""
+        try:
+            descriptor = os.pidfd_open(self.pid)
+        except (AttributeError, OSError):
+            return False
+        self._loop.add_reader(descriptor, self._died, descriptor)
+        return True
+
+    def _died(self, descriptor: int) -> None:
+        self._loop.remove_reader(descriptor)
+        os.close(descriptor)
+        # The dead leader still holds its number, so this cannot hit anybody else.
+        self.signal(signal.SIGKILL)
+        self._note(self._reap())
+
+    def _wait_in_thread(self) -> None:
+        ended = self._reap()
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+        with suppress(RuntimeError):  # The loop has been closed: nobody wants to know.
+            self._loop.call_soon_threadsafe(self._note, ended)
+
+    def _reap(self) -> Ended:
+        try:
+            _, status, usage = os.wait4(self.pid, 0)
+        except ChildProcessError:
+            # Reaped by somebody else, as when SIGCHLD is ignored: how it ended is not known.
+            log.warning("process_reaped_elsewhere", pid=self.pid)
+            self._popen.returncode = 255
+            return Ended(255)
+        code = os.waitstatus_to_exitcode(status)
+        self._popen.returncode = code
+        return Ended(code, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * MEMORY_UNIT)
+
+    def _note(self, ended: Ended) -> None:
+        if not self._ended.done():
+            self._ended.set_result(ended)
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """A program that has ended by itself."""
+
+    #: Exit code; negative for a signal.
+    code: int
+    stdout: bytes
+    stderr: bytes
+    #: More was written than is kept; the beginning is.
+    stdout_cut: bool = False
+    stderr_cut: bool = False
+    #: Seconds of CPU time, and most memory in bytes.
+    cpu: float = 0.0
+    memory: int = 0
+
+    @property
+    def text(self) -> str:
+        """Its standard output as text, without the newline at the end."""
+        return self.stdout.decode(errors="replace").removesuffix("\n")
+
+
+#: Takes one line of output.
+Line = Callable[[str], None]
+
+
+class _Output(asyncio.Protocol):
+    """Keeps the beginning of an output and passes its lines on."""
+
+    def __init__(self, limit: int, line: Line | None) -> None:
+        self.kept = bytearray()
+        self.cut = False
+        self.closed = asyncio.Event()
+        self._limit = limit
+        self._line = line
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._rest = ""
+
+    def data_received(self, data: bytes) -> None:
+        room = self._limit - len(self.kept)
+        self.kept += data[:room]
+        self.cut = self.cut or len(data) > room
+        if self._line is not None:
+            *lines, self._rest = (self._rest + self._decoder.decode(data)).split("\n")
+            for line in lines:
+                self._line(line)
+            if len(self._rest) > 8192:
+                self._line(self._rest)
+                self._rest = ""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._line is not None and self._rest:
+            self._line(self._rest)
+        self.closed.set()
+
+
+async def run(
+    argv: Sequence[str],
+    *,
+    input: bytes | str | None = None,
+    timeout: float | None = None,
+    cwd: str | Path | None = None,
+    env: Mapping[str, str] | None = None,
+    check: bool = False,
+    line: Line | None = None,
+    limit: int = MAX_OUTPUT,
+    grace: float = GRACE,
+) -> Completed:
+    """Run a program to its end and give what it wrote.
+
+    Its standard input is ``input``, or empty.  On cancellation and after ``timeout`` seconds its
+    group is asked to end, killed after ``grace``, and gone when this returns.
+
+    Raises:
+        TypeError: ``argv`` is not a list of strings.
+        CommandFailed: it could not be started; or, with ``check``, it did not end with code 0.
+        TimeoutError: it ran longer than ``timeout``.
+    """
+    if isinstance(argv, (str, bytes)) or not argv or not all(type(arg) is str for arg in argv):
+        raise TypeError(f"run() takes a list of strings such as ['ls', '-l'], not {argv!r:.60}")
+    with tempfile.TemporaryFile() as source:
+        # A file and not a pipe: a program that does not read its input cannot hold us up.
+        source.write(input.encode() if isinstance(input, str) else input or b"")
+        source.seek(0)
+        process = Process.start(
+            argv,
+            stdin=source,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=cwd,
+            env=env,
+        )
+    outputs: list[tuple[asyncio.ReadTransport, _Output]] = []
+    try:
+        for pipe in process.pipes:
+            assert pipe is not None  # asked for above
+            outputs.append(await _collect(pipe, _Output(limit, line)))
+        try:
+            async with asyncio.timeout(timeout):
+                await process.wait()
+        except TimeoutError:
+            ran = duration.write(timeout or 0)
+            raise TimeoutError(f"{argv[0]!r} ran longer than {ran}") from None
+        # What left the group may hold the output open; then what has arrived is all there is.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(OUTPUT_WITHIN):
+                for _, output in outputs:
+                    await output.closed.wait()
+    finally:
+        await process.end(grace)
+        for transport, output in outputs:
+            transport.close()
+            await output.closed.wait()
+        for pipe in process.pipes[len(outputs) :]:
+            if pipe is not None:
+                pipe.close()
+    ended = await process.wait()
+    out, err = (output for _, output in outputs)
+    if check and ended.code != 0:
+        words = bytes(err.kept or out.kept).decode(errors="replace").strip().splitlines()
+        said = one_line(words[-1], 300) if words else "it said nothing"
+        raise CommandFailed(f"{argv[0]!r} ended with {ended}: {said}", ended.code)
+    return Completed(
+        ended.code, bytes(out.kept), bytes(err.kept), out.cut, err.cut, ended.cpu, ended.memory
+    )
+
+
+async def _collect(
+    pipe: IO[bytes], output: _Output
+) -> tuple[asyncio.ReadTransport, _Output]:
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.connect_read_pipe(lambda: output, pipe)
+    return transport, output

@@ -1,0 +1,142 @@
+"""A component inside the process of the embedded server: no socket, no parser, no login.
+
+The dispatcher of a small site is attached like this.  What we write goes straight to the router as
+bytes, and what comes is read without a parser where it has the form that we write ourselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from xml.etree.ElementTree import Element, fromstring, tostring
+
+from spinal.protocols import Codec, Problem, Stanza
+
+from ..connection import ID_PREFIX, Connection, Listener
+from ..errors import CallError, NotConnected
+from ..server.embedded.server import Attachment, EmbeddedServer
+
+
+class AttachedConnection(Connection):
+    """A domain of an embedded server in this process.
+
+    It is connected as long as it is open and the server runs; the server outlives it.
+    """
+
+    def __init__(self, server: EmbeddedServer, domain: str) -> None:
+        self._server = server
+        self._domain = domain
+        self._listener: Listener | None = None
+        self._attachment: Attachment | None = None
+        self._asked: dict[str, asyncio.Future[Element | None]] = {}
+        self._number = 0
+        self._never: asyncio.Future[Exception] | None = None
+
+    @property
+    def address(self) -> str:
+        """Our domain."""
+        return self._domain
+
+    @property
+    def connected(self) -> bool:
+        """Whether we are attached."""
+        return self._attachment is not None
+
+    async def open(self, listener: Listener) -> None:
+        """Attach; see the contract."""
+        self._never = asyncio.get_running_loop().create_future()
+        self._listener = listener
+        self._attachment = self._server.attach(self._domain, self._receive)
+        listener.opened()
+
+    async def failed(self) -> Exception:
+        """Wait for ever: there is no stream that could break."""
+        assert self._never is not None
+        return await asyncio.shield(self._never)
+
+    async def close(self) -> None:
+        """Detach; see the contract."""
+        if self._attachment is not None:
+            self._attachment.close()
+            self._attachment = None
+        if self._never is not None:
+            self._never.cancel()
+        asked, self._asked = self._asked, {}
+        for answer in asked.values():
+            answer.cancel()
+
+    def send(self, stanza: Stanza) -> None:
+        """Hand a stanza to the router; see the contract."""
+        if self._attachment is None:
+            raise NotConnected("not attached to the embedded server")
+        if not stanza.to:
+            return  # A component has no initial presence (XEP-0114).
+        attributes = {"from": self._domain, "to": stanza.to}
+        if stanza.type:
+            attributes["type"] = stanza.type
+        if stanza.id:
+            attributes["id"] = stanza.id
+        self._attachment.deliver(stanza.kind, attributes, Codec.inner(stanza))
+
+    async def drain(self) -> None:
+        """Nothing waits here: the router bounds what it buffers for each receiver."""
+
+    async def ask(
+        self, kind: str, to: str, payload: Element, timeout: float = 10.0
+    ) -> Element | None:
+        """Ask a service of somebody else's; see the contract."""
+        if self._attachment is None:
+            raise CallError.of(Problem("no-answer", "not attached to the embedded server"))
+        self._number += 1
+        id = f"{ID_PREFIX}ask{self._number}"
+        answer: asyncio.Future[Element | None] = asyncio.get_running_loop().create_future()
+        self._asked[id] = answer
+        attributes = {"from": self._domain, "to": to, "type": kind, "id": id}
+        self._attachment.deliver("iq", attributes, tostring(payload))
+        try:
+            async with asyncio.timeout(timeout):
+                return await answer
+        except TimeoutError as exc:
+            raise CallError.of(
+                Problem("no-answer", f"no answer from {to} within {timeout:g} s")
+            ) from exc
+        finally:
+            self._asked.pop(id, None)
+
+    def _receive(self, kind: str, attributes: dict[str, str], inner: bytes) -> None:
+        assert self._listener is not None
+        type, id = attributes.get("type", ""), attributes.get("id", "")
+        answering = kind == "iq" and type in ("result", "error")
+        if answering and not id.startswith(ID_PREFIX):
+            return
+        body = Codec.body_of(inner)
+        if body is not None or not inner:
+            stanza = Stanza(
+                kind, type, attributes.get("to", ""), attributes.get("from", ""), id, body
+            )
+            element: Element | None = None
+        else:
+            element = fromstring(
+                b"<%b xmlns='jabber:client'>%b</%b>" % (kind.encode(), inner, kind.encode())
+            )
+            for name, value in attributes.items():
+                element.set(name, value)
+            stanza = Codec.decode(element)
+        if answering and (asked := self._asked.get(id)) is not None:
+            if not asked.done():
+                if stanza.type == "error":
+                    asked.set_exception(CallError.of(stanza.problem or Problem("failed")))
+                else:
+                    asked.set_result(element[0] if element is not None and len(element) else None)
+        elif answering or kind == "presence" or stanza.body is not None:
+            self._listener.received(stanza)
+        elif kind == "iq":
+            # Disco and the like: a component says what it is not rather than nothing.
+            self.send(
+                Stanza(
+                    "iq",
+                    "error",
+                    stanza.sender,
+                    id=id,
+                    problem=Problem("not-understood", "only urn:spinal:1 is understood here"),
+                )
+            )

@@ -1,0 +1,489 @@
+"""The default transport: slixmpp logs in and keeps the stream, our stanzas pass it by.
+
+slixmpp builds an object for every stanza and scans its list of handlers for each; that costs 160 us
+at the answering end and 300-590 at the asking one, and grows with the calls outstanding (measured).
+So stanzas of our namespace are taken between its parser and its stanza objects
+(``_spawn_event``), and leave as bytes (``send_raw``): 20 us at each end.  Everything else still
+goes through slixmpp.  ``_spawn_event`` is a private name, hence the pinned version range, and a
+contract test that fails when the override is no longer called.
+
+slixmpp does not reconnect, and keeps state between streams that is easy to get wrong, so each
+stream is a new slixmpp object and the pauses between them are ours (``reconnect.py``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree.ElementTree import Element, XMLPullParser, tostring
+
+import structlog
+from slixmpp import ClientXMPP, ComponentXMPP
+
+from spinal.protocols import TAG, Codec, Problem, Stanza
+from spinal.protocols import address as addresses
+
+from ..connection import ID_PREFIX, Connection, Listener
+from ..errors import (
+    AddressTaken,
+    BusError,
+    CallError,
+    CertificateRefused,
+    LoginRefused,
+    NotConnected,
+)
+from ..reconnect import Backoff
+
+log = structlog.get_logger()
+
+# What slixmpp reports on its own logger is translated into our errors; here it would be said twice.
+logging.getLogger("slixmpp").setLevel(logging.CRITICAL)
+
+#: Seconds for a stream from the first packet to the bound address.
+LOGIN_TIMEOUT = 20.0
+
+#: Bytes that may wait for the network before :meth:`drain` waits.
+HIGH_WATER = 1024 * 1024
+
+#: Never a password in clear, not even inside TLS.
+MECHANISMS = frozenset(
+    f"SCRAM-SHA-{size}{plus}" for size in ("1", "256", "512") for plus in ("", "-PLUS")
+)
+
+
+class _Parser(XMLPullParser):  # type: ignore[type-arg]  # generic in the stubs only
+    """Gives a tag that was split over two reads when it is complete.
+
+    expat 2.6 and later put off parsing an unfinished token until much more has come; on a socket
+    that is a hang (reproduced).  ``flush`` undoes it where it exists.
+    """
+
+    def feed(self, data: Any) -> None:
+        super().feed(data)
+        flush = getattr(self, "flush", None)
+        if flush is not None:
+            flush()
+
+
+class _Stream:
+    """What the client's and the component's stream have in common; mixed into slixmpp's classes."""
+
+    _owner: _SlixmppConnection
+    xml_depth: int
+    xml_root: Any
+    parser: Any
+    transport: Any
+
+    def init_parser(self) -> None:
+        self.xml_depth = 0
+        self.xml_root = None
+        self.parser = _Parser(("start", "end"))
+
+    def _spawn_event(self, xml: Element) -> None:
+        try:
+            if self._owner.take(xml):
+                return
+        except Exception:
+            # Out of here it would end up in the parser and end the stream.
+            log.exception("stanza_handler_failed", address=self._owner.address_or_none)
+            return
+        super()._spawn_event(xml)  # type: ignore[misc]  # pyright: ignore
+
+    def pause_writing(self) -> None:
+        self._owner.writable.clear()
+
+    def resume_writing(self) -> None:
+        self._owner.writable.set()
+
+
+class _ClientStream(_Stream, ClientXMPP):
+    def __init__(
+        self, owner: _SlixmppConnection, address: str, password: str, context: ssl.SSLContext
+    ) -> None:
+        self._owner = owner
+        ClientXMPP.__init__(self, address, password, ssl_context=context)
+        self.plugin["feature_mechanisms"].use_mechs = set(MECHANISMS)
+        self.enable_direct_tls = False
+        self.enable_plaintext = False
+        self.auto_authorize = None
+        self.auto_subscribe = False
+        self.register_plugin("xep_0030")
+        self.register_plugin("xep_0199")
+
+    def get_ssl_context(self) -> ssl.SSLContext:
+        return self.ssl_context
+
+
+class _ComponentStream(_Stream, ComponentXMPP):
+    def __init__(self, owner: _SlixmppConnection, domain: str, secret: str) -> None:
+        self._owner = owner
+        ComponentXMPP.__init__(self, domain, secret)  # type: ignore[no-untyped-call]
+        self.register_plugin("xep_0030")
+        self.register_plugin("xep_0199")
+
+
+class _SlixmppConnection(Connection):
+    """The parts that do not depend on how the stream logs in."""
+
+    #: Address stamped on what we send; servers do it for clients, components do it themselves.
+    _stamp = ""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._host = host
+        self._port = port
+        self._address = ""
+        self._listener: Listener | None = None
+        self._stream: Any = None
+        self._ready = False
+        self._task: asyncio.Task[None] | None = None
+        self._failed: asyncio.Future[Exception] | None = None
+        self._asked: dict[str, tuple[str, asyncio.Future[Element | None]]] = {}
+        self._number = 0
+        self._backoff = Backoff()
+        self.writable = asyncio.Event()
+        self.writable.set()
+
+    def _make(self) -> Any:
+        raise NotImplementedError
+
+    @property
+    def address(self) -> str:
+        """Full address, or a component's domain."""
+        if not self._address:
+            raise NotConnected("not logged in yet")
+        return self._address
+
+    @property
+    def address_or_none(self) -> str | None:
+        """The address, if we have one yet."""
+        return self._address or None
+
+    @property
+    def connected(self) -> bool:
+        """Whether a stream is ready now."""
+        return self._ready
+
+    async def open(self, listener: Listener) -> None:
+        """Log in; see the contract."""
+        self._listener = listener
+        self._failed = asyncio.get_running_loop().create_future()
+        ended = await self._log_in()
+        self._task = asyncio.get_running_loop().create_task(
+            self._keep(ended), name=f"stream {self._address}"
+        )
+
+    async def failed(self) -> Exception:
+        """See the contract."""
+        assert self._failed is not None
+        return await asyncio.shield(self._failed)
+
+    async def _log_in(self) -> asyncio.Future[Exception | str]:
+        """Make one stream.  Gives what ends when the stream ends: an error to give up on, or why.
+
+        Raises what :meth:`Connection.open` does.
+        """
+        assert self._listener is not None
+        loop = asyncio.get_running_loop()
+        stream = self._make()
+        ready: asyncio.Future[None] = loop.create_future()
+        ended: asyncio.Future[Exception | str] = loop.create_future()
+        trouble: list[Exception] = []
+
+        def refuse(error: Exception) -> None:
+            trouble.append(error)
+            if not ready.done():
+                ready.set_exception(error)
+
+        def on_start(_: object) -> None:
+            if not ready.done():
+                ready.set_result(None)
+
+        def on_stream_error(error: Any) -> None:
+            condition = error["condition"]
+            if condition == "conflict":
+                refuse(AddressTaken(f"another program logged in as {self._address}"))
+            elif condition == "not-authorized":
+                refuse(LoginRefused(f"{self._who()} was refused: wrong secret"))
+
+        def on_end(reason: object) -> None:
+            if not ended.done():
+                ended.set_result(trouble[0] if trouble else str(reason or "stream closed"))
+            if not ready.done():
+                ready.set_exception(
+                    BusError(
+                        f"{self._host}:{self._port} closed the stream: {reason or 'no reason'}"
+                    )
+                )
+
+        for event, handler in (
+            ("session_start", on_start),
+            ("stream_error", on_stream_error),
+            ("disconnected", on_end),
+            (
+                "failed_all_auth",
+                lambda _: refuse(
+                    LoginRefused(f"{self._who()} was refused: unknown account or wrong password")
+                ),
+            ),
+            (
+                "ssl_invalid_chain",
+                lambda error: refuse(
+                    CertificateRefused(
+                        f"{self._host}:{self._port} shows a certificate that our CA does not vouch "
+                        f"for ({_verify_text(error)}): check SPINAL_CA or the home"
+                    )
+                ),
+            ),
+            (
+                "connection_failed",
+                lambda error: refuse(
+                    BusError(
+                        f"nobody answers at {self._host}:{self._port} ({error}): is `spinal up` "
+                        "running?"
+                    )
+                ),
+            ),
+        ):
+            stream.add_event_handler(event, handler)
+        stream.connect(self._host, self._port)
+        self._stream = stream
+        try:
+            async with asyncio.timeout(LOGIN_TIMEOUT):
+                await ready
+        except TimeoutError as exc:
+            await self._end(stream)
+            raise BusError(
+                f"{self._host}:{self._port} did not finish the login within {LOGIN_TIMEOUT:g} s"
+            ) from exc
+        except BaseException:
+            await self._end(stream)
+            raise
+        self._address = self._bound(stream)
+        self._began = loop.time()
+        stream.transport.set_write_buffer_limits(high=HIGH_WATER)
+        self.writable.set()
+        self._ready = True
+        self._listener.opened()
+        return ended
+
+    async def _keep(self, ended: asyncio.Future[Exception | str]) -> None:
+        """Replace the stream whenever it breaks, until closed or refused."""
+        assert self._listener is not None and self._failed is not None
+        loop = asyncio.get_running_loop()
+        while True:
+            why = await ended
+            self._ready = False
+            self.writable.set()
+            self._backoff.ended(loop.time() - self._began)
+            await self._end(self._stream)
+            self._break(str(why))
+            self._listener.closed(str(why))
+            if isinstance(why, Exception):
+                self._failed.set_result(why)
+                return
+            while True:
+                await asyncio.sleep(self._backoff.pause())
+                if (endpoint := self._look_up()) is not None:
+                    self._host, self._port = endpoint
+                try:
+                    ended = await self._log_in()
+                    break
+                except (LoginRefused, CertificateRefused, AddressTaken) as exc:
+                    self._failed.set_result(exc)
+                    return
+                except BusError as exc:
+                    log.debug("reconnect_failed", address=self._address, problem=str(exc))
+
+    def _look_up(self) -> tuple[str, int] | None:
+        return None
+
+    def _break(self, why: str) -> None:
+        asked, self._asked = self._asked, {}
+        for _, answer in asked.values():
+            if not answer.done():
+                answer.set_exception(CallError.of(Problem("no-answer", f"the stream broke: {why}")))
+
+    @staticmethod
+    async def _end(stream: Any) -> None:
+        """Take a slixmpp object down for good, with the tasks it started."""
+        stream.cancel_connection_attempt()
+        if stream.transport is not None:
+            stream.abort()
+        filters: asyncio.Future[Any] | None = stream._run_out_filters
+        if filters is not None:
+            filters.cancel()
+            await asyncio.wait([filters])
+
+    async def close(self) -> None:
+        """End the stream; see the contract."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+            self._task = None
+        stream, self._stream = self._stream, None
+        was_ready, self._ready = self._ready, False
+        if stream is not None:
+            if was_ready and stream.transport is not None:
+                stream.send_raw("<presence type='unavailable'/>" if not self._stamp else "")
+                await stream.disconnect(wait=1.0)
+            await self._end(stream)
+        self._break("closed")
+        if self._failed is not None and not self._failed.done():
+            self._failed.cancel()
+
+    def send(self, stanza: Stanza) -> None:
+        """Write a stanza; see the contract."""
+        if not self._ready or (self._stamp and stanza.kind == "presence" and not stanza.to):
+            if not self._ready:
+                raise NotConnected("there is no stream to the server now")
+            return  # A component has no initial presence (XEP-0114).
+        self._stream.send_raw(Codec.encode(stanza, self._stamp))
+
+    async def drain(self) -> None:
+        """Wait for a slow network; see the contract."""
+        await self.writable.wait()
+
+    async def ask(
+        self, kind: str, to: str, payload: Element, timeout: float = 10.0
+    ) -> Element | None:
+        """Ask a service of somebody else's; see the contract."""
+        if not self._ready:
+            raise CallError.of(Problem("no-answer", "there is no stream to the server now"))
+        self._number += 1
+        id = f"{ID_PREFIX}ask{self._number}"
+        answer: asyncio.Future[Element | None] = asyncio.get_running_loop().create_future()
+        self._asked[id] = (to, answer)
+        head = Codec.encode(Stanza("iq", kind, to, id=id), self._stamp)
+        self._stream.send_raw(head[:-2] + b">" + tostring(payload) + b"</iq>")
+        try:
+            async with asyncio.timeout(timeout):
+                return await answer
+        except TimeoutError as exc:
+            raise CallError.of(
+                Problem("no-answer", f"no answer from {to} within {timeout:g} s")
+            ) from exc
+        finally:
+            self._asked.pop(id, None)
+
+    # -- for the stream
+
+    def take(self, xml: Element) -> bool:
+        """Take a parsed stanza if it is ours; false leaves it to slixmpp."""
+        kind = xml.tag.rpartition("}")[2]
+        if not self._ready or self._listener is None:
+            return False
+        if kind == "iq":
+            if xml.get("type") in ("result", "error"):
+                id = xml.get("id", "")
+                if not id.startswith(ID_PREFIX):
+                    return False
+                asked = self._asked.get(id)
+                if asked is not None:
+                    self._answer(xml, *asked)
+                else:
+                    self._listener.received(Codec.decode(xml))
+                return True
+            if len(xml) == 0 or xml[0].tag != TAG:
+                return False
+        elif kind == "message":
+            if xml.find(TAG) is None:
+                return False
+        elif kind != "presence":
+            return False
+        self._listener.received(Codec.decode(xml))
+        return True
+
+    @staticmethod
+    def _answer(xml: Element, to: str, answer: asyncio.Future[Element | None]) -> None:
+        sender = xml.get("from", "")
+        # A server may leave out its own address when it answers for itself (RFC 6120, 8.1.2.1).
+        if answer.done() or (sender and sender != to):
+            return
+        if xml.get("type") == "error":
+            problem = Codec.decode(xml).problem or Problem("failed")
+            answer.set_exception(CallError.of(problem))
+        else:
+            answer.set_result(xml[0] if len(xml) else None)
+
+    def _who(self) -> str:
+        raise NotImplementedError
+
+    def _bound(self, stream: Any) -> str:
+        raise NotImplementedError
+
+
+def _verify_text(error: object) -> str:
+    return getattr(error, "verify_message", "") or str(error)
+
+
+class ClientConnection(_SlixmppConnection):
+    """An account of the server: SCRAM inside verified TLS.
+
+    Args:
+        address: ``user@domain`` or ``user@domain/resource``; without a resource the server
+            chooses one, which is then kept over reconnects.
+        password: the account's.
+        host, port: where the server listens for clients.
+        ca: certificate authority (PEM) to trust; the system's if none.
+        look_up: asked before each reconnect for the present host and port, because a home may
+            have been started with others.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        password: str,
+        host: str,
+        port: int,
+        ca: Path | None = None,
+        look_up: Callable[[], tuple[str, int] | None] = lambda: None,
+    ) -> None:
+        super().__init__(host, port)
+        self._login = addresses.check(address)
+        self._password = password
+        self._look_up = look_up  # type: ignore[method-assign]
+        self._ca = ca
+
+    def _context(self) -> ssl.SSLContext:
+        try:
+            context = ssl.create_default_context(cafile=self._ca)
+        except (OSError, ssl.SSLError) as exc:
+            raise CertificateRefused(
+                f"cannot read the certificate authority {self._ca}: {exc}"
+            ) from exc
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        return context
+
+    def _make(self) -> Any:
+        return _ClientStream(self, self._address or self._login, self._password, self._context())
+
+    def _who(self) -> str:
+        return addresses.bare(self._login)
+
+    def _bound(self, stream: Any) -> str:
+        return str(stream.boundjid.full)
+
+
+class ComponentConnection(_SlixmppConnection):
+    """A component of the server (XEP-0114), on loopback: the domain is the address.
+
+    Components have no stream management; acknowledgement and resend are the session's, as for all.
+    """
+
+    def __init__(self, domain: str, secret: str, host: str, port: int) -> None:
+        super().__init__(host, port)
+        self._domain = self._stamp = addresses.check(domain)
+        self._secret = secret
+
+    def _make(self) -> Any:
+        return _ComponentStream(self, self._domain, self._secret)
+
+    def _who(self) -> str:
+        return self._domain
+
+    def _bound(self, stream: Any) -> str:
+        return self._domain

@@ -1,0 +1,311 @@
+"""Who can do a call now, who is best, and why not the others: eligible -> ranked -> reasons.
+
+Pure: agents, demand and context in, answer out.  :func:`resolve` explains everybody; :func:`choose`
+gives only the first of the same order, without writing a word, because it runs for every call.
+Both read the same table of rules and the same keys (a property test holds them equal).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from spinal.protocols import Want
+from spinal.protocols.path import places_match, related
+
+from .agent import AgentState, KnownAgent
+from .policies import POLICY_KEYS, Context
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a call asks of the agent that is to do it.  Calls with equal demands wait together."""
+
+    op: str
+    place: tuple[tuple[str, str], ...] = ()
+    tags: frozenset[str] = frozenset()
+    policy: str = "least-loaded"
+    sticky: str = ""
+    #: Agents that said that they cannot do this call.
+    exclude: frozenset[str] = frozenset()
+    #: The one agent that will do, if it is settled.
+    only: str = ""
+
+    @staticmethod
+    def of(op: str, want: Want | None) -> Demand:
+        """Read what a caller asked for."""
+        if want is None:
+            return _plain(op)
+        place = tuple(sorted(want.place.items()))
+        return Demand(op, place, frozenset(want.tags), want.policy, want.sticky)
+
+
+@lru_cache(maxsize=4096)
+def _plain(op: str) -> Demand:
+    return Demand(op)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An agent that can start the call now."""
+
+    agent: KnownAgent
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """An agent that cannot start the call now."""
+
+    agent: KnownAgent
+    reason: str
+    #: Name of the rule that rejected it.
+    rule: str
+    #: Whether time alone may change it; then the call may wait for it.
+    later: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """Everybody who was looked at: candidates best first, the others with the reason."""
+
+    candidates: tuple[Candidate, ...]
+    rejected: tuple[Rejected, ...]
+
+    @property
+    def later(self) -> bool:
+        """Whether somebody may be able to do it later."""
+        return any(rejected.later for rejected in self.rejected)
+
+    def counts(self) -> Mapping[str, int]:
+        """Count the rejected by rule."""
+        return Counter(rejected.rule for rejected in self.rejected)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The first of a resolution, without reasons."""
+
+    agent: KnownAgent | None
+    #: Nobody can start it now, but somebody may later.
+    later: bool = False
+    #: The agent that ``sticky`` waits for.
+    only: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    name: str
+    later: bool
+    fails: Callable[[KnownAgent, Demand, Context], bool]
+    text: Callable[[KnownAgent, Demand, Context], str]
+
+
+def _elsewhere(agent: KnownAgent, demand: Demand, context: Context) -> bool:
+    return bool(demand.place) and not places_match(dict(demand.place), agent.advertisement.place)
+
+
+def _where(agent: KnownAgent, demand: Demand, context: Context) -> str:
+    offered = agent.advertisement.place
+    for key, wanted in demand.place:
+        if key not in offered:
+            return f"place {key}={wanted}: it says no {key}"
+        if not related(wanted, offered[key]):
+            return f"place {key}={wanted}: it is at {offered[key]}"
+    return "another place"
+
+
+def _untagged(agent: KnownAgent, demand: Demand, context: Context) -> bool:
+    return bool(demand.tags) and not demand.tags.issubset(agent.advertisement.tags)
+
+
+def _missing_tags(agent: KnownAgent, demand: Demand, context: Context) -> str:
+    missing = sorted(demand.tags.difference(agent.advertisement.tags))
+    return f"lacks tag {', '.join(missing)}"
+
+
+def has_room(agent: KnownAgent, op: str) -> bool:
+    """Tell whether it may be sent one more call of an operation."""
+    return agent.busy < agent.slots or (
+        agent.slots > 0 and agent.busy < agent.slots + agent.prefetch(op)
+    )
+
+
+#: In this order: what never changes by waiting comes first, so that ``later`` means what it says.
+RULES: tuple[_Rule, ...] = (
+    _Rule(
+        "description",
+        True,
+        lambda agent, demand, context: agent.capabilities is None,
+        lambda agent, demand, context: "its description has not come yet",
+    ),
+    _Rule(
+        "operation",
+        False,
+        lambda agent, demand, context: demand.op not in agent.operations,
+        lambda agent, demand, context: f"does not offer {demand.op}",
+    ),
+    _Rule(
+        "target",
+        False,
+        lambda agent, demand, context: demand.only not in ("", agent.address),
+        lambda agent, demand, context: f"the call is for {demand.only}",
+    ),
+    _Rule(
+        "unable",
+        False,
+        lambda agent, demand, context: agent.address in demand.exclude,
+        lambda agent, demand, context: "it said that it cannot do this call",
+    ),
+    _Rule("place", False, _elsewhere, _where),
+    _Rule("tags", False, _untagged, _missing_tags),
+    _Rule(
+        "gone",
+        True,
+        lambda agent, demand, context: agent.gone_at is not None,
+        lambda agent, demand, context: (
+            f"gone: offline for {context.now - (agent.gone_at or 0.0):.0f} s"
+        ),
+    ),
+    _Rule(
+        "suspect",
+        True,
+        lambda agent, demand, context: agent.state(context.now) is AgentState.SUSPECT,
+        lambda agent, demand, context: (
+            f"suspect: no report for {context.now - agent.last_seen:.0f} s"
+        ),
+    ),
+    _Rule(
+        "state",
+        True,
+        lambda agent, demand, context: agent.advertisement.state != "available",
+        lambda agent, demand, context: agent.advertisement.state,
+    ),
+    _Rule(
+        "busy",
+        True,
+        lambda agent, demand, context: not has_room(agent, demand.op),
+        lambda agent, demand, context: f"busy {agent.busy}/{agent.slots}",
+    ),
+)
+
+
+def rejection(agent: KnownAgent, demand: Demand, context: Context) -> _Rule | None:
+    """Give the first rule that an agent fails, or nothing if it can start the call now."""
+    for rule in RULES:
+        if rule.fails(agent, demand, context):
+            return rule
+    return None
+
+
+def order(agent: KnownAgent, demand: Demand, context: Context, avoid: frozenset[str]) -> Any:
+    """Give an agent's place in the order of those that can start the call now.
+
+    Before the policy come: not one on which this call was lost before, not the caller itself (it
+    would take a slot from itself while it waits), and a free slot before waiting at the agent.
+    Both of the first two are last resorts rather than excluded, so that one worker alone does what
+    twenty would do.
+    """
+    return (
+        agent.address in avoid,
+        agent.address == context.caller,
+        agent.busy >= agent.slots,
+        POLICY_KEYS[demand.policy](agent, demand.op, demand.sticky, context),
+    )
+
+
+def choose(
+    agents: Iterable[KnownAgent],
+    demand: Demand,
+    context: Context,
+    avoid: frozenset[str] = frozenset(),
+) -> Choice:
+    """Give the agent that :func:`resolve` ranks first."""
+    able: list[KnownAgent] = []
+    busy: list[KnownAgent] = []
+    later = False
+    for agent in agents:
+        rule = rejection(agent, demand, context)
+        if rule is None:
+            able.append(agent)
+        elif rule.later:
+            later = True
+            if rule.name == "busy":
+                busy.append(agent)
+    if demand.policy == "sticky" and (able or busy):
+        held = _holder(able, busy, demand, context, avoid)
+        if held is not None:
+            return Choice(None, True, held.address)
+    if not able:
+        return Choice(None, later)
+    if len(able) == 1 and demand.policy != "random":
+        return Choice(able[0])
+    return Choice(min(able, key=lambda agent: order(agent, demand, context, avoid)))
+
+
+def _holder(
+    able: list[KnownAgent],
+    busy: list[KnownAgent],
+    demand: Demand,
+    context: Context,
+    avoid: frozenset[str],
+) -> KnownAgent | None:
+    """Give the agent to which a sticky call belongs if that one is busy: the call waits for it."""
+
+    def key(agent: KnownAgent) -> Any:
+        last_resort, own, _, policy = order(agent, demand, context, avoid)
+        return (last_resort, own, policy)
+
+    first = min((*able, *busy), key=key)
+    return first if first in busy else None
+
+
+def resolve(
+    agents: Iterable[KnownAgent],
+    demand: Demand,
+    context: Context,
+    avoid: frozenset[str] = frozenset(),
+) -> Resolution:
+    """Rank the agents that can start a call now, and say of every agent why or why not."""
+    able: list[KnownAgent] = []
+    busy: list[KnownAgent] = []
+    rejected: list[Rejected] = []
+    for agent in agents:
+        rule = rejection(agent, demand, context)
+        if rule is None:
+            able.append(agent)
+        else:
+            if rule.name == "busy":
+                busy.append(agent)
+            text = rule.text(agent, demand, context)
+            rejected.append(Rejected(agent, text, rule.name, rule.later))
+    if demand.policy == "sticky" and (able or busy):
+        held = _holder(able, busy, demand, context, avoid)
+        if held is not None:
+            text = f"sticky: the call belongs to {held.address}, which is busy"
+            rejected.extend(Rejected(agent, text, "sticky", True) for agent in able)
+            able = []
+    able.sort(key=lambda agent: order(agent, demand, context, avoid))
+    return Resolution(
+        tuple(Candidate(agent, _reasons(agent, context, avoid)) for agent in able),
+        tuple(rejected),
+    )
+
+
+def _reasons(agent: KnownAgent, context: Context, avoid: frozenset[str]) -> tuple[str, ...]:
+    cost = agent.advertisement.cost
+    reasons = [
+        f"{agent.busy} of {agent.slots} slots busy",
+        f"load {agent.advertisement.load:.2f}",
+        f"cost {cost:g}/h" if cost else "cost unknown",
+    ]
+    if agent.busy >= agent.slots:
+        reasons.append("waits there for a slot: its calls are short")
+    if agent.address == context.caller:
+        reasons.append("is the caller itself: only if nobody else can")
+    if agent.address in avoid:
+        reasons.append("this call was lost there before: only if nobody else can")
+    return tuple(reasons)

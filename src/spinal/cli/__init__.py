@@ -1,0 +1,86 @@
+"""The command line: one module a verb, each imported when it is used.
+
+``spinal --help`` imports click and nothing else, so that it is there at once.  What all verbs have
+in common (``--home``, ``--json``, how errors end) is here and in :mod:`spinal.cli.common`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Final, NoReturn
+
+import click
+
+from spinal import __version__
+
+from .common import CONTEXT, Ended, report, show_home
+
+#: Verb -> where its command is, and what it is for.
+VERBS: Final = {
+    "up": ("spinal.cli.up:up", "Start the platform: server and dispatcher, in the foreground."),
+    "demo": ("spinal.cli.demo:demo", "See it at work on photographs."),
+    "account": ("spinal.cli.account:account", "Add, list and remove accounts."),
+    "agent": ("spinal.cli.agent:agent", "Run an agent."),
+    "call": ("spinal.cli.call:call", "Call an operation and print its value."),
+    "map": ("spinal.cli.map:map_command", "Call an operation once for each of many files."),
+    "agents": ("spinal.cli.agents:agents", "List the agents and how busy they are."),
+    "ops": ("spinal.cli.ops:ops", "List the operations and what they take."),
+    "resolve": ("spinal.cli.resolve:resolve", "Show who could do an operation, and why."),
+    "tap": ("spinal.cli.tap:tap", "Watch the calls on the bus."),
+}
+
+
+class _Verbs(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        module, _, name = VERBS[cmd_name][0].partition(":")
+        command = getattr(import_module(module), name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(verb, about) for verb, (_, about) in VERBS.items()])
+
+
+@click.group(cls=_Verbs, context_settings=CONTEXT)
+@click.version_option(__version__, prog_name="spinal", message="%(prog)s %(version)s")
+@show_home
+def cli() -> None:
+    """Spinal: a message bus for automation.
+
+    Start with `spinal up` in one terminal and `spinal agent run FILE.py` in another; then `spinal
+    ops` shows what can be called.
+
+    Exit codes: 0 done, 1 the operation failed, 2 usage, 3 no agent can do it, 4 not reached or
+    timed out, 5 not allowed. An error is one line on stderr; with --json it is on stdout too, as
+    {"error": {"text", "exit", ...}}. SPINAL_DEBUG=1 shows tracebacks, SPINAL_LOG=debug more log.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit with its code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        status = cli.main(words, prog_name="spinal", standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read our output has seen enough.  Python would complain at exit when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except (Ended, click.exceptions.Exit) as ended:
+        sys.exit(ended.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit(130)
+    except Exception as error:
+        if os.environ.get("SPINAL_DEBUG"):
+            raise
+        sys.exit(report(error, as_json="--json" in words))
+    sys.exit(status if isinstance(status, int) else 0)

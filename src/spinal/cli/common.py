@@ -1,0 +1,213 @@
+"""What all verbs have in common: options, how values are shown, how errors end."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from spinal.protocols import Json, SpinalError
+
+if TYPE_CHECKING:
+    from spinal.bus.home import Home
+
+T = TypeVar("T")
+
+CONTEXT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+_HOME: Final = "spinal.home"
+
+
+class Ended(Exception):
+    """A verb has said all there is to say, and ends with this exit code."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(exit_code)
+        self.exit_code = exit_code
+
+
+# Options.
+
+
+def _keep_home(ctx: click.Context, _: click.Parameter, given: Path | None) -> None:
+    if given is not None:
+        ctx.meta[_HOME] = given
+
+
+#: Option ``--home``; taken by ``spinal`` itself and by every verb, the inner one counts.
+show_home = click.option(
+    "--home",
+    type=click.Path(path_type=Path),
+    expose_value=False,
+    is_eager=True,
+    callback=_keep_home,
+    metavar="DIR",
+    help="The home folder; else $SPINAL_HOME, else the XDG data folder.",
+)
+
+#: Option ``--json``; gives ``as_json`` to the verb.
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON on stdout, errors too."
+)
+
+
+def home_path() -> Path | None:
+    """Give the folder that was named with ``--home``."""
+    found: Path | None = click.get_current_context().meta.get(_HOME)
+    return found
+
+
+def home() -> Home:
+    """Open the home; raises :class:`~spinal.bus.errors.HomeError`."""
+    from spinal.bus.home import Home
+
+    return Home.find(home_path())
+
+
+def duration(text: str) -> float:
+    """Read ``30``, ``30s``, ``500ms``, ``5m``, ``2h`` or ``1d`` as seconds.
+
+    Raises :class:`click.BadParameter`.
+    """
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)?", text)
+    seconds = float(found[1]) * _UNITS[found[2] or "s"] if found else 0.0
+    if not 0 < seconds <= 366 * 86400:
+        raise click.BadParameter(f"{text!r} is no duration: write 30s, 5m, 2h or 500ms")
+    return seconds
+
+
+_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def _keep_timeout(ctx: click.Context, param: click.Parameter, given: str | None) -> float | None:
+    return None if given is None else duration(given)
+
+
+#: Option ``--timeout``; gives ``timeout`` to the verb, in seconds.
+timeout_option = click.option(
+    "--timeout",
+    metavar="30s",
+    callback=_keep_timeout,
+    help="Give up after this time (default: what the operation says).",
+)
+
+
+def places(words: tuple[str, ...]) -> dict[str, str]:
+    """Read ``key=/path`` or ``/path`` words as keyed places.
+
+    Raises :class:`~spinal.protocols.LocalProtocolError` for one that is no path.
+    """
+    from spinal.protocols import path
+
+    keyed = dict(_keyed(word, path.DEFAULT_KEY) for word in words)
+    return path.check_places(keyed)
+
+
+def _keyed(word: str, default: str) -> tuple[str, str]:
+    key, equals, place = word.partition("=")
+    return (key, place) if equals else (default, word)
+
+
+place_option = click.option(
+    "--place",
+    "place",
+    multiple=True,
+    metavar="KEY=/PATH",
+    help="Only agents at this place; may be given for several keys.",
+)
+tag_option = click.option("--tag", "tag", multiple=True, help="Only agents with this tag.")
+
+
+# Running.
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a verb's coroutine.  Ctrl-C cancels it, waits for its cleaning up, and ends with 130."""
+    import asyncio
+
+    from spinal import logs
+
+    try:
+        logs.configure()
+    except ValueError as error:
+        work.close()
+        raise click.UsageError(str(error)) from error
+    return asyncio.run(work)
+
+
+# Output.
+
+
+def print_json(value: Json) -> None:
+    """Print one JSON value as a line on stdout, at once."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def say(text: str) -> None:
+    """Print a line for people on stderr."""
+    click.echo(text, err=True)
+
+
+def size(count: float) -> str:
+    """Write a number of bytes for people."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def table(rows: Sequence[Sequence[str]], headings: Sequence[str], empty: str) -> None:
+    """Print a table on stdout: drawn on a terminal, tab-separated elsewhere."""
+    if not rows:
+        say(empty)
+    elif not sys.stdout.isatty():
+        for row in rows:
+            click.echo("\t".join(row))
+    else:
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        drawn = Table(*headings, box=box.SIMPLE_HEAD, pad_edge=False)
+        for row in rows:
+            drawn.add_row(*(Text(cell) for cell in row))
+        Console().print(drawn)
+
+
+# Errors.
+
+
+def report(error: Exception, *, as_json: bool = False) -> int:
+    """Say in one line what went wrong and what to do next, and give the exit code."""
+    text, code = _told(error)
+    line = " ".join(text.split())
+    say(f"spinal: {line}")
+    if as_json:
+        detail: dict[str, Json] = {"text": line, "exit": code}
+        problem = getattr(error, "problem", None)
+        if problem is not None:
+            detail = {**problem.to_json(), **detail}
+        agent = getattr(error, "agent", None)
+        if agent:
+            detail["agent"] = agent
+        print_json({"error": detail})
+    return code
+
+
+def _told(error: Exception) -> tuple[str, int]:
+    if isinstance(error, SpinalError):
+        return str(error), error.exit_code
+    if isinstance(error, click.ClickException):
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "spinal"
+        return f"{error.format_message()} (see `{command} --help`)", 2
+    line = f"unexpected {type(error).__name__}: {error}; this is a bug: run it again with"
+    return f"{line} SPINAL_DEBUG=1 and report the traceback", 1

@@ -1,0 +1,340 @@
+"""Keeping parts of the platform running: starting, watching, restarting with back-off.
+
+A part is a server or a child process.  It is watched for two things: that it ends, and that it
+hangs, because a part that hangs ends no job either.  A child of ours proves that it lives by a
+beat a second on a socket that it inherited, written by its event loop; the end of that socket
+tells the child, in turn, that we are gone (:mod:`spinal.dispatcher.supervised` is its side).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+import structlog
+
+from spinal.bus.errors import BusError, HomeError, LoginRefused
+from spinal.bus.server import Server, ServerConfig, ServerError, launch
+from spinal.protocols import SpinalError
+
+log = structlog.get_logger()
+
+#: A child that is silent for longer has hung; it beats once a second.
+SILENCE: Final = 5.0
+#: How long a child may take until it is ready, and to end when it is asked to.
+START_WITHIN: Final = 30.0
+STOP_WITHIN: Final = 8.0
+#: How often a server of somebody else's make is asked whether it answers, and how long it may take.
+PROBE_EVERY: Final = 2.0
+PROBE_WITHIN: Final = 5.0
+#: A part that lived so long has recovered: the next restart is quick again.
+STEADY: Final = 30.0
+#: Restarts in a row after which it is called a crash loop.
+LOOP: Final = 5
+
+Report = Callable[[str, Mapping[str, object]], None]
+
+
+class Part(Protocol):
+    """Something that is kept running."""
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        ...
+
+    async def start(self) -> None:
+        """Start it and return when it is ready; nothing is left running if that fails."""
+        ...
+
+    async def ended(self) -> str:
+        """Return why it has to be restarted, once it has."""
+        ...
+
+    async def stop(self) -> None:
+        """End it, and wait for that, in bounded time; may be called when it does not run."""
+        ...
+
+
+@dataclass(slots=True)
+class Backoff:
+    """How long to wait before the next start; pure but for the dice."""
+
+    first: float = 0.2
+    longest: float = 10.0
+    #: Restarts in a row of a part that did not live for :data:`STEADY` seconds.
+    failures: int = 0
+    dice: Callable[[float, float], float] = random.uniform
+
+    def after(self, lived: float) -> float:
+        """Give the pause after a life of so many seconds."""
+        self.failures = 1 if lived >= STEADY else self.failures + 1
+        ceiling = min(self.longest, self.first * 2 ** min(self.failures - 1, 20))
+        return self.dice(ceiling / 2, ceiling)
+
+    @property
+    def looping(self) -> bool:
+        """Whether it keeps dying at once."""
+        return self.failures >= LOOP
+
+
+async def keep(part: Part, report: Report) -> None:
+    """Watch a part that was started, and start it again whenever it ends; runs until cancelled."""
+    backoff = Backoff()
+    while True:
+        begun = time.monotonic()
+        why = await part.ended()
+        await part.stop()
+        report("died", {"part": part.name, "reason": why})
+        while True:
+            pause = backoff.after(time.monotonic() - begun)
+            if backoff.looping:
+                log.error("part_keeps_dying", part=part.name, reason=why, pause=round(pause, 1))
+                report(
+                    "crash-loop",
+                    {"part": part.name, "reason": why, "restarts": backoff.failures},
+                )
+            await asyncio.sleep(pause)
+            begun = time.monotonic()
+            try:
+                await part.start()
+                break
+            except SpinalError as error:
+                why = str(error)
+                log.error("part_did_not_start", part=part.name, reason=why)
+        report("restarted", {"part": part.name})
+
+
+class ChildProcess:
+    """A part that is a child process of ours, which beats."""
+
+    def __init__(self, name: str, argv: Sequence[str], env: Mapping[str, str]) -> None:
+        self._name = name
+        self._argv = argv
+        self._env = env
+        self._process: asyncio.subprocess.Process | None = None
+        self._reader: asyncio.StreamReader | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._hung = False
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return self._name
+
+    @property
+    def pid(self) -> int | None:
+        """Its process, if it runs."""
+        return None if self._process is None else self._process.pid
+
+    async def start(self) -> None:
+        """Start it and wait until it says that it is ready.
+
+        Raises :class:`SpinalError` in the child's own words if it cannot.
+        """
+        self._hung = False
+        ours, theirs = socket.socketpair()
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._argv,
+                "--supervisor",
+                str(theirs.fileno()),
+                pass_fds=[theirs.fileno()],
+                env=dict(self._env),
+                stdin=subprocess.DEVNULL,
+                # Ours is for what we have to say; the child may only log.
+                stdout=sys.stderr,
+                # Ctrl-C in a terminal is for us, and we stop it in good order.
+                start_new_session=True,
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        try:
+            self._reader, self._writer = await asyncio.open_connection(sock=ours)
+            async with asyncio.timeout(START_WITHIN):
+                await self._ready(self._reader)
+        except TimeoutError:
+            self._hung = True
+            await self.stop()
+            raise BusError(
+                f"the {self._name} was not ready within {START_WITHIN:g} s: look at its log above"
+            ) from None
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _ready(self, reader: asyncio.StreamReader) -> None:
+        while line := await reader.readline():
+            word, _, rest = line.decode(errors="replace").strip().partition(" ")
+            if word == "ready":
+                return
+            if word == "failed":
+                code, _, text = rest.partition(" ")
+                raise _error(code)(text)
+        assert self._process is not None
+        status = await self._process.wait()
+        raise BusError(f"the {self._name} ended at start ({told(status)}): look at its log above")
+
+    async def ended(self) -> str:
+        """Return when the process has ended or hangs."""
+        assert self._process is not None and self._reader is not None
+        loop = asyncio.get_running_loop()
+        while True:
+            asked = loop.time()
+            try:
+                async with asyncio.timeout(SILENCE):
+                    line = await self._reader.readline()
+            except TimeoutError:
+                if loop.time() - asked > SILENCE + 1:
+                    continue  # It was us who slept: the machine was suspended, or we were stopped.
+                self._hung = True
+                return f"it hung: nothing was heard of it for {SILENCE:g} s"
+            except ConnectionError:
+                line = b""
+            if not line:
+                return told(await self._process.wait())
+
+    async def stop(self) -> None:
+        """End it, by force if it hangs or takes longer than it may."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        try:
+            if process.returncode is None and not self._hung:
+                with suppress(ProcessLookupError):
+                    process.send_signal(signal.SIGTERM)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(STOP_WITHIN):
+                        await process.wait()
+        finally:
+            if process.returncode is None:
+                with suppress(ProcessLookupError):
+                    process.kill()
+            if self._writer is not None:
+                self._writer.transport.abort()
+                self._reader = self._writer = None
+            await process.wait()
+
+
+class ManagedServer:
+    """A part that is an XMPP server of somebody else's make."""
+
+    def __init__(
+        self, kind: str, config: ServerConfig, accounts: Callable[[], Mapping[str, str]]
+    ) -> None:
+        self._kind = kind
+        self._config = config
+        self._accounts = accounts
+        self._server: Server | None = None
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return self._kind
+
+    async def start(self) -> None:
+        """Start it and tell it all accounts; raises :class:`ServerError`."""
+        self._server = await launch(self._kind, self._config)
+        try:
+            for name, password in self._accounts().items():
+                await self._server.add_account(name, password)
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def ended(self) -> str:
+        """Return when it has ended, or has not answered twice in a row."""
+        assert self._server is not None
+        ended = asyncio.ensure_future(self._server.wait())
+        misses = 0
+        try:
+            while True:
+                done, _ = await asyncio.wait([ended], timeout=PROBE_EVERY)
+                if done:
+                    return told(ended.result())
+                try:
+                    await self._server.probe(PROBE_WITHIN)
+                    misses = 0
+                except ServerError as error:
+                    misses += 1
+                    if misses == 2:
+                        return f"it hung: {error}"
+        finally:
+            ended.cancel()
+
+    async def stop(self) -> None:
+        """End it; the launcher bounds how long that takes."""
+        server, self._server = self._server, None
+        if server is not None:
+            await server.stop()
+
+
+@dataclass(slots=True)
+class Platform:
+    """Parts that are started one after the other and stopped in the opposite order."""
+
+    parts: Sequence[Part]
+    report: Report
+    _started: list[Part] = field(default_factory=list[Part])
+    _keepers: list[asyncio.Task[None]] = field(default_factory=list[asyncio.Task[None]])
+
+    async def start(self) -> None:
+        """Start all of them.  Raises what the first one raises that cannot be started."""
+        for part in self.parts:
+            await part.start()
+            self._started.append(part)
+
+    async def watch(self) -> None:
+        """Restart what ends; runs until cancelled."""
+        self._keepers = [
+            asyncio.create_task(keep(part, self.report), name=part.name) for part in self.parts
+        ]
+        try:
+            await asyncio.gather(*self._keepers)
+        finally:
+            for keeper in self._keepers:
+                keeper.cancel()
+            await asyncio.wait(self._keepers)
+
+    async def stop(self) -> None:
+        """Stop what was started; every part gets its turn whatever happens to the others."""
+        for part in reversed(self._started):
+            try:
+                await part.stop()
+            except SpinalError as error:
+                log.error("part_did_not_stop", part=part.name, reason=str(error))
+        self._started.clear()
+
+
+def told(status: int) -> str:
+    """Say in words how a process ended."""
+    if status >= 0:
+        return f"it ended with status {status}"
+    try:
+        return f"it was killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"it was killed by signal {-status}"
+
+
+_ERRORS: Final[Mapping[str, type[SpinalError]]] = {
+    "1": SpinalError,
+    "2": HomeError,
+    "4": BusError,
+    "5": LoginRefused,
+}
+
+
+def _error(code: str) -> type[SpinalError]:
+    return _ERRORS.get(code, SpinalError)

@@ -1,0 +1,223 @@
+"""``spinal up``: server and dispatcher in the foreground, kept running."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from spinal import __version__
+
+from .common import CONTEXT, home_path, json_option, print_json, say, show_home
+
+if TYPE_CHECKING:
+    from spinal.bus.home import Home
+
+    from .supervisor import Part
+
+
+@click.command(context_settings=CONTEXT)
+@click.option(
+    "--server",
+    metavar="KIND",
+    help="embedded (default), prosody, ejabberd, or HOST[:PORT] of a server that runs already.",
+)
+@click.option("--listen", metavar="ADDR", help="Address to listen on (default 127.0.0.1).")
+@click.option("--domain", metavar="D", help="Domain of the bus; chosen once per home.")
+@click.option(
+    "--ca",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Certificate authority of a server that runs already, if the system does not know it.",
+)
+@json_option
+@show_home
+def up(
+    server: str | None, listen: str | None, domain: str | None, ca: Path | None, as_json: bool
+) -> None:
+    """Start the platform and keep it running until Ctrl-C.
+
+    Makes the home if there is none. A part that dies or hangs is started again. Given again with
+    another --server or --listen, the home changes to it; accounts and ports stay.
+
+    With --json: one object per line, the first {"event": "ready", "domain", "xmpp", "home"}, then
+    "died", "restarted", "crash-loop" with "part", and "stopped". Logs go to stderr.
+    """
+    from spinal import logs
+    from spinal.bus.home import Home, NoHome
+
+    try:
+        logs.configure("info" if as_json or not sys.stderr.isatty() else "warning")
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    place = home_path()
+    wanted = {"server": server, "listen": listen, "domain": domain}
+    try:
+        home = Home.find(place)
+    except NoHome:
+        home = Home.create(place, **_fresh(wanted), authority=ca)
+    else:
+        home = adapted(home, wanted, ca)
+    with home.hold():
+        asyncio.run(_up(home, as_json))
+
+
+def _fresh(wanted: Mapping[str, str | None]) -> dict[str, Any]:
+    """Give what a new home is made with."""
+    from spinal.bus.errors import HomeError
+    from spinal.bus.home import MANAGED, split_endpoint
+
+    given = {key: text for key, text in wanted.items() if text is not None}
+    server = given.get("server")
+    if server is not None and server not in MANAGED and "domain" not in given:
+        host, _ = split_endpoint(server, "--server: ")
+        if host.replace(".", "").isdigit() or ":" in host or "." not in host:
+            raise HomeError(
+                f"--server {server} is no kind ({', '.join(MANAGED)}) and no domain: give the "
+                f"domain that this server serves with --domain"
+            )
+        given["domain"] = host
+    return given
+
+
+def adapted(home: Home, wanted: Mapping[str, str | None], ca: Path | None) -> Home:
+    """Bring a home that exists to what was asked for now.
+
+    Raises :class:`~spinal.bus.errors.HomeError` for what cannot be changed.
+    """
+    from spinal.bus.errors import HomeError
+    from spinal.bus.home import MANAGED, split_endpoint
+
+    domain, server, listen = wanted["domain"], wanted["server"], wanted["listen"]
+    if domain is not None and domain != home.domain:
+        raise HomeError(
+            f"the home {home.path} has the domain {home.domain} and keeps it: choose another "
+            f"--home for {domain}"
+        )
+    if server not in (None, home.server) or listen not in (None, home.listen):
+        pid = home.holder()
+        if pid is not None:
+            raise HomeError(f"{home.path} is up (pid {pid}): stop it before you change it")
+        if server is not None and server not in MANAGED:
+            split_endpoint(server, "--server: ")
+        home = home.changed(server=server, listen=listen)
+    return home if ca is None else home.with_authority(ca)
+
+
+async def _up(home: Home, as_json: bool) -> None:
+    from .supervisor import Platform
+
+    emit: Callable[[str, Mapping[str, object]], None]
+    emit = _emit_json if as_json else _emit_text
+    platform = Platform(parts(home), emit)
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, stopped.set)
+    try:
+        if await _until(stopped, _start(home, platform)):
+            host, port = home.endpoint
+            emit(
+                "ready",
+                {"domain": home.domain, "xmpp": f"{host}:{port}", "home": str(home.path)},
+            )
+            if not as_json:
+                click.echo(welcome(home))
+            await _until(stopped, platform.watch())
+        if not as_json and sys.stderr.isatty():
+            say("stopping ...")
+    finally:
+        await platform.stop()
+    emit("stopped", {})
+
+
+async def _until(stopped: asyncio.Event, work: Any) -> bool:
+    """Run the work until it ends or we are to stop; tells whether it ended.
+
+    Raises what the work raises.
+    """
+    waiting = asyncio.ensure_future(stopped.wait())
+    working = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait([waiting, working], return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+            return True
+        return False
+    finally:
+        for task in (waiting, working):
+            task.cancel()
+        await asyncio.gather(waiting, working, return_exceptions=True)
+
+
+async def _start(home: Home, platform: Any) -> None:
+    from spinal.bus import Client
+
+    await platform.start()
+    # Ready means that somebody else can use it, so we try as somebody else does.
+    async with Client(home=home.path) as bus:
+        await bus.options(timeout=10).call("/spinal/agents")
+
+
+def parts(home: Home) -> list[Part]:
+    """Say what has to run for a home.
+
+    Raises :class:`~spinal.bus.errors.HomeError` if a server that runs elsewhere needs accounts
+    that nobody has put in yet.
+    """
+    from .supervisor import ChildProcess, ManagedServer
+
+    for name, role in () if home.managed else (("dispatcher", "dispatcher"), ("owner", "owner")):
+        home.credentials(name)  # Says how to put it in.
+        assert home.accounts()[name] == role
+    dispatcher = ChildProcess(
+        "dispatcher",
+        [sys.executable, "-m", "spinal.dispatcher", "--home", str(home.path)],
+        os.environ,
+    )
+    if home.server in ("prosody", "ejabberd"):
+        server = ManagedServer(
+            home.server,
+            home.server_config(),
+            lambda: {name: home.password(name) for name in home.accounts()},
+        )
+        return [server, dispatcher]
+    return [dispatcher]
+
+
+def _emit_json(event: str, detail: Mapping[str, object]) -> None:
+    print_json({"event": event, **detail})
+
+
+def _emit_text(event: str, detail: Mapping[str, object]) -> None:
+    if event in ("died", "crash-loop"):
+        word = "keeps dying" if event == "crash-loop" else "is started again"
+        say(f"spinal: the {detail['part']} {word}: {detail['reason']}")
+    elif event == "restarted":
+        say(f"spinal: the {detail['part']} is back")
+
+
+def welcome(home: Home) -> str:
+    """Say that it is up and what to try next."""
+    host, port = home.endpoint
+    other = "" if home.path == type(home).locate() else f" --home {home.path}"
+    width = max(27, 18 + len(other))
+    rows = (
+        (f"spinal{other} agent run FILE.py", "serve operations"),
+        (f"spinal{other} ops", "see what can be called"),
+        (f"spinal{other} call /op key=value", "call it"),
+    )
+    lines = [
+        f"Spinal {__version__} is up: {home.domain} at {host}:{port} ({home.server})",
+        f"Home: {home.path}",
+        "Try in another terminal:",
+        *(f"  {command:{width}}  {about}" for command, about in rows),
+        "Ctrl-C stops it.",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,23 @@
+"""Everything that answers operations: the agent kit, and the agents that ship."""
+
+from spinal.bus.blob import Blob
+
+from .agent import Agent
+from .errors import AgentError, CommandFailed, Refused, RoleRefused
+from .job import Job, PlainJob
+from .operation import Effects, Operation
+from .process import Completed
+
+__all__ = [
+    "Agent",
+    "AgentError",
+    "Blob",
+    "CommandFailed",
+    "Completed",
+    "Effects",
+    "Job",
+    "Operation",
+    "PlainJob",
+    "Refused",
+    "RoleRefused",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spinal.bus.errors import CallError
+from spinal.bus.errors import BlobError
 from spinal.protocols import Exit, Problem, SpinalError
 
 
@@ -53,7 +53,7 @@ def problem_of(error: Exception) -> Problem:
     match error:
         case Refused():
             return Problem("refused", one_line(str(error)))
-        case CallError():
-            return error.problem
+        case BlobError():
+            return Problem("blob", one_line(str(error)))
         case _:
             return Problem("failed", describe(error))

@@ -65,7 +65,9 @@ def _place(error: BaseException, path: Path) -> str:
 
 def agents_in(module: ModuleType) -> list[Agent]:
     """Give the agents at the top of a module, each once, in order."""
-    return list({id(item): item for item in vars(module).values() if isinstance(item, Agent)}.values())
+    return list(
+        {id(item): item for item in vars(module).values() if isinstance(item, Agent)}.values()
+    )
 
 
 def load_file(path: Path | str) -> Agent:
@@ -83,4 +85,4 @@ def load_file(path: Path | str) -> Agent:
         return found[0]
     if found:
         raise AgentError(f"{path} has {len(found)} agents: name the one to run 'agent'")
-    raise AgentError(f"{path} has no agent: put \"agent = Agent()\" at the top of it")
+    raise AgentError(f'{path} has no agent: put "agent = Agent()" at the top of it')

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, Protocol
 
+from spinal.bus.blob import Blob, Store
 from spinal.protocols import Json
 
-from . import process
-from .blob import Blob, Store
+from . import process, results
 from .process import Completed
 
 #: Longest line that goes to the caller's log.
@@ -106,15 +106,15 @@ class Job:
         """Send a line to the caller; may be lost."""
         self._channel.log(text[:MAX_LINE], level)
 
-    async def data(self, value: Json) -> None:
+    async def data(self, value: object) -> None:
         """Send a piece of the result ahead of it; waits while the reader is slower than we are.
 
         Dropped when the caller takes no stream.
 
         Raises:
-            LocalProtocolError: the value is not I-JSON, or larger than 32 KiB: store a blob.
+            CallError: the value has no JSON form, or more than 32 KiB: give a blob.
         """
-        await self._channel.data(value)
+        await self._channel.data(await results.pack(value, self._store, "piece of data"))
 
     async def fetch(self, blob: Blob) -> bytes:
         """Fetch a blob and check its hash; the same as ``await blob.read()``."""
@@ -190,19 +190,19 @@ class PlainJob(Job):
     ``finally`` cleans up; 5 seconds later its process is killed with all that it started.
     """
 
-    def __init__(self, facts: Facts, channel: Channel, send: Callable[[Json], None]) -> None:
+    def __init__(self, facts: Facts, channel: Channel, send: Callable[[object], None]) -> None:
         super().__init__(facts, channel)
         self._send = send
 
-    def send(self, value: Json) -> None:
+    def send(self, value: object) -> None:
         """Send a piece of the result ahead of it; waits while the reader is slower than we are.
 
         Raises:
-            LocalProtocolError: the value is not I-JSON.
+            CallError: the value has no JSON form, or more than 32 KiB.
         """
         self._send(value)
 
-    def data(self, value: Json) -> NoReturn:
+    def data(self, value: object) -> NoReturn:
         """Say what to use in a plain function."""
         raise TypeError("job.data() is for async operations; a plain function has job.send(value)")
 

@@ -332,9 +332,7 @@ async def run(
     )
 
 
-async def _collect(
-    pipe: IO[bytes], output: _Output
-) -> tuple[asyncio.ReadTransport, _Output]:
+async def _collect(pipe: IO[bytes], output: _Output) -> tuple[asyncio.ReadTransport, _Output]:
     loop = asyncio.get_running_loop()
     transport, _ = await loop.connect_read_pipe(lambda: output, pipe)
     return transport, output

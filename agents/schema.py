@@ -16,7 +16,6 @@ import difflib
 import functools
 import inspect
 import re
-import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from typing import Any, Final
 
 import msgspec
 
+from spinal.bus.blob import Blob
 from spinal.bus.errors import CallError
 from spinal.protocols import (
     LIMITS,
@@ -36,8 +36,7 @@ from spinal.protocols import (
 )
 
 from . import docstring
-from .blob import Blob
-from .errors import describe, one_line
+from .errors import one_line
 from .job import Job
 
 #: What a schema of ours may say.
@@ -158,9 +157,7 @@ class Signature:
         except msgspec.ValidationError as exc:
             raise self._explain(str(exc), args) from exc
         return {
-            name: value
-            for name in names
-            if (value := getattr(made, name)) is not msgspec.UNSET
+            name: value for name in names if (value := getattr(made, name)) is not msgspec.UNSET
         }
 
     def _explain(self, said: str, args: Mapping[str, Json]) -> CallError:
@@ -297,55 +294,3 @@ def _default(value: Any, about: str) -> Json:
     except (TypeError, ValueError) as exc:
         raise TypeError(f"{about}: its default {value!r:.60} has no JSON form ({exc})") from exc
     return found
-
-
-# -- results
-
-
-def plain(value: Any) -> tuple[Json, bool]:
-    """Bring a result into JSON types; its blobs stay, and the flag says whether there are any.
-
-    Raises:
-        TypeError: something in it has no JSON form.
-    """
-    found = False
-
-    def hook(item: Any) -> Any:
-        nonlocal found
-        if isinstance(item, Blob):
-            found = True
-            return None
-        if isinstance(item, types.GeneratorType):
-            raise TypeError("a generator is not a JSON value: return a list")
-        raise TypeError(f"{type(item).__name__} is not a JSON value")
-
-    out = msgspec.to_builtins(value, enc_hook=hook, str_keys=True)
-    if found:
-        out = msgspec.to_builtins(value, str_keys=True, builtin_types=(Blob,))
-    return out, found
-
-
-def check_result(value: Json, what: str = "result") -> None:
-    """Make sure that a value without blobs may be sent.
-
-    Raises:
-        CallError: ``too-large``, or ``failed`` for what is not I-JSON.
-    """
-    try:
-        values.check(value, LIMITS, LocalProtocolError, what)
-    except LocalProtocolError as exc:
-        raise CallError.of(Problem("failed", one_line(str(exc)))) from exc
-    size = len(values.escape(msgspec.json.encode(value)))
-    if size > LIMITS.inline:
-        raise CallError.of(
-            Problem(
-                "too-large",
-                f"the {what} has {size} bytes and {LIMITS.inline} fit into an answer: "
-                "return a Blob",
-            )
-        )
-
-
-def explain_result(error: TypeError) -> Problem:
-    """Say that a result has no JSON form."""
-    return Problem("failed", f"the result cannot be sent: {describe(error)}")

@@ -1,11 +1,10 @@
-"""The two sides of one call in a running program: what the caller holds, what the handler gets."""
+"""One call that we made, as the caller holds it."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from spinal.protocols import (
@@ -18,13 +17,12 @@ from spinal.protocols import (
     Problem,
     Progress,
     Speaker,
-    State,
 )
 
 from .errors import CallError
 
 if TYPE_CHECKING:
-    from .session import Session
+    from .calls import Calls
 
 #: What comes before the end of a call.
 Item = Progress | Data | Log
@@ -40,9 +38,19 @@ class Call:
     await :meth:`result`.  Made by :meth:`Session.call`.
     """
 
-    def __init__(self, session: Session, to: str, op: Op, deadline: float, patience: float) -> None:
+    def __init__(
+        self,
+        table: Calls,
+        to: str,
+        op: Op,
+        deadline: float,
+        patience: float,
+        acknowledge: bool = True,
+    ) -> None:
         self.to = to
         self.op = op
+        #: Acknowledge the final when it comes; else whoever keeps it does, once it is safe.
+        self.acknowledge = acknowledge
         #: ``loop.time()`` at which we give up.
         self.deadline = deadline
         #: Seconds that the peer may be gone before the call counts as lost.
@@ -53,7 +61,7 @@ class Call:
         #: The peer said that it has it.
         self.heard = False
         self.final: Final | None = None
-        self._session = session
+        self._table = table
         self._ended: asyncio.Future[Final] = asyncio.get_running_loop().create_future()
         self._items: deque[tuple[Item, Callable[[], None] | None]] = deque()
         self._early: dict[int, tuple[Data, Callable[[], None]]] = {}
@@ -85,7 +93,7 @@ class Call:
             return await asyncio.shield(self._ended)
         except asyncio.CancelledError:
             if not self._ended.done():
-                self._session.abandon(self)
+                self._table.abandon(self)
             raise
 
     async def result(self) -> Json:
@@ -115,7 +123,7 @@ class Call:
         finally:
             if not self._ended.done():
                 # Left early: by cancellation, or because the reader has enough.
-                self._session.abandon(self)
+                self._table.abandon(self)
                 self._drop()
 
     async def cancel(self) -> str:
@@ -123,7 +131,7 @@ class Call:
 
         The call still ends by itself, with reason ``cancelled`` where it was stopped.
         """
-        return await self._session.cancel(self)
+        return await self._table.cancel(self)
 
     # -- for the session
 
@@ -185,89 +193,3 @@ class Call:
 
 def _nothing() -> None:
     pass
-
-
-@dataclass(slots=True, eq=False)
-class Request:
-    """One op that came in, as its handler sees it."""
-
-    op: Op
-    #: Full address that the server stamped on the stanza.
-    sender: str
-    #: On whose behalf: the op's ``caller`` if a dispatcher of ours sent it, else the sender.
-    caller: str
-    #: ``loop.time()`` at which the caller gives up.
-    deadline: float
-    session: Session = field(repr=False)
-    exchange: Exchange = field(default_factory=lambda: Exchange(Speaker.AGENT))
-    task: asyncio.Task[None] | None = None
-    #: Why it is being stopped, once it is.
-    stopping: Problem | None = None
-    began: float = 0.0
-    #: The end, kept until it is acknowledged, and written.
-    final: Final | None = None
-    written: bytes = b""
-    #: When to say the final again, and the pause after that.
-    due: float = 0.0
-    pause: float = 2.0
-    sequence: int = 0
-    #: Pieces of the stream that the reader has not taken, by number, written.
-    untaken: dict[int, bytes] = field(default_factory=dict[int, bytes])
-    credit: asyncio.Event | None = None
-
-    @property
-    def remaining(self) -> float:
-        """Seconds until the caller gives up; never negative."""
-        return max(0.0, self.deadline - asyncio.get_running_loop().time())
-
-    @property
-    def running(self) -> bool:
-        """Whether its handler has not ended."""
-        return self.final is None and not self.exchange.state.over
-
-    @property
-    def accepted(self) -> bool:
-        """Whether the caller was told that we have it."""
-        return self.exchange.state is not State.ASKED
-
-    def progress(
-        self, done: float | None = None, total: float | None = None, note: str = ""
-    ) -> None:
-        """Tell the caller how far it is; may be lost on the way."""
-        self.session.tell(
-            self, Progress(self.op.id, self.op.attempt, done=done, total=total, note=note)
-        )
-
-    def log(self, text: str, level: str = "info") -> None:
-        """Send a log line to the caller; may be lost on the way."""
-        self.session.tell(self, Log(self.op.id, self.op.attempt, text=text[:16_000], level=level))
-
-    async def data(self, value: Json) -> None:
-        """Send a numbered piece of the stream, waiting while the window is full.
-
-        Dropped when the caller takes no stream.  Returns when the piece was written, not when it
-        was read.
-
-        Raises:
-            LocalProtocolError: the value is not I-JSON or above the inline limit.
-        """
-        if self.op.window == 0:
-            return
-        while len(self.untaken) >= self.op.window:
-            self.credit = asyncio.Event()
-            await self.credit.wait()
-        event = Data(self.op.id, self.op.attempt, seq=self.sequence, value=value)
-        self.session.send_data(self, event)
-        self.sequence += 1
-
-    async def settled(self) -> None:
-        """Wait until every piece of data was taken by the reader."""
-        while self.untaken:
-            self.credit = asyncio.Event()
-            await self.credit.wait()
-
-    def taken(self, seq: int) -> None:
-        """The reader has this piece."""
-        self.untaken.pop(seq, None)
-        if self.credit is not None:
-            self.credit.set()

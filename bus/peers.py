@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from spinal.protocols import Ack, Advertisement, Hello
+
+if TYPE_CHECKING:
+    from .call import Call
 
 
 @dataclass(slots=True)
@@ -18,13 +22,17 @@ class Peer:
     present: bool = False
     #: We directed presence at it in this stream, so that it learns when we go.
     introduced: bool = False
+    #: We have called it, so it may answer.
+    called: bool = False
     #: Number of its present life, if it told us.
     epoch: int | None = None
     #: Bytes of JSON text it reads in one stanza.
     stanza: int = 60 * 1024
     features: Sequence[str] = ()
-    #: Events that leave in the next stanza, written, and what they belong to.
-    outbox: list[tuple[bytes, object]] = field(default_factory=list[tuple[bytes, object]])
+    #: Events that leave in the next stanza, written; with the call where one is an op.
+    outbox: list[tuple[bytes, Call | None]] = field(
+        default_factory=lambda: list[tuple[bytes, "Call | None"]]()
+    )
     flushing: bool = False
     #: Acknowledgements that wait for a stanza to ride on.
     acks: list[Ack] = field(default_factory=list[Ack])

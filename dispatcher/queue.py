@@ -233,7 +233,7 @@ class Queue(Generic[T]):
             ]
             heapify(heap)
         while True:
-            turn, number, caller = heap[0]
+            caller = heap[0][2]
             entries = level.callers.get(caller)
             if entries is None:
                 heappop(heap)

@@ -77,10 +77,12 @@ class Registry:
         known = self._agents.get(address)
         if known is not None and known.epoch == advertisement.epoch:
             returned = known.state(self.time(now)) is AgentState.GONE
-            if known.advertisement.hash != advertisement.hash:
+            former = known.advertisement.hash
+            if former != advertisement.hash:
                 self._unlink(known)
                 known.report(advertisement, now)
                 self._link(known)
+                self._release(former)
             else:
                 known.report(advertisement, now)
             return News(known, Arrival.RETURNED if returned else Arrival.RENEWED)
@@ -94,6 +96,8 @@ class Registry:
             )
         fresh = self._agents[address] = KnownAgent(address, advertisement, now)
         self._link(fresh)
+        if known is not None:
+            self._release(known.advertisement.hash)
         return News(fresh, Arrival.JOINED if known is None else Arrival.RESTARTED, lost)
 
     def described(self, capabilities: Capabilities) -> Sequence[KnownAgent]:
@@ -127,6 +131,7 @@ class Registry:
         over = [agent for agent in self._agents.values() if agent.lease_over(now)]
         for agent in over:
             self._unlink(agent)
+            self._release(agent.advertisement.hash)
             del self._agents[agent.address]
         return over
 
@@ -189,8 +194,10 @@ class Registry:
             del offering[agent.address]
             if not offering:
                 del self._by_op[op]
-        users = self._users[hash]
-        del users[agent.address]
-        if not users:
+        del self._users[hash][agent.address]
+
+    def _release(self, hash: str) -> None:
+        """Drop a description that nobody has any more; after linking, because they may be one."""
+        if not self._users.get(hash, True):
             del self._users[hash]
             self._descriptions.pop(hash, None)

@@ -6,11 +6,15 @@ gave us with what a server gave us.
 
 from __future__ import annotations
 
+import re
+
 from .errors import LocalProtocolError
 
 #: Longest full address in bytes: three parts of 1023 and two separators (RFC 7622, 3).
 MAX_ADDRESS = 3071
 
+#: Control characters, and what XML cannot hold.
+_FORBIDDEN = re.compile("[\x00-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 _FORBIDDEN_LOCAL = frozenset("\"&'/:<>@ ")
 
 
@@ -50,8 +54,8 @@ def check(address: str) -> str:
         not host
         or (slash and not tail)
         or (at and (not user or _FORBIDDEN_LOCAL & set(user)))
-        or any(ord(c) <= 32 or ord(c) == 127 for c in head)
-        or any(ord(c) < 32 or ord(c) == 127 for c in tail)
+        or " " in head
+        or _FORBIDDEN.search(address)
     ):
         raise LocalProtocolError(
             f"not an address: {address[:60]!r} (expected user@domain/resource)"

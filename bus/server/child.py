@@ -175,7 +175,7 @@ class Child:
             file.seek(max(0, self._output.stat().st_size - 16_384))
             text = file.read().decode(errors="replace")
         lines = [line.strip() for line in text.splitlines() if line.strip()]
-        words = ("critical", "error", "fatal", "cannot", "failed", "unable")
+        words = ("critical", "error", "fatal", "cannot", "failed")
         telling = [one for one in lines if any(word in one.lower() for word in words)]
         return (telling or lines or ["it said nothing"])[-1][:500]
 
@@ -187,7 +187,8 @@ class Child:
             family = [] if self.ended else descendants(self.pid)
             try:
                 if not self.ended and grace > 0:
-                    self._process.terminate()
+                    with suppress(ProcessLookupError):
+                        self._process.terminate()
                     with suppress(TimeoutError):
                         async with asyncio.timeout(grace):
                             await self._process.wait()

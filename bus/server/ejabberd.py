@@ -242,6 +242,9 @@ def configuration(config: ServerConfig, base: str) -> dict[str, Any]:
         "auth_scram_hash": "sha256",
         "disable_sasl_mechanisms": ["X-OAUTH2"],
         "cache_size": 100_000,
+        # No traffic shaper on the bus; and one account may run many agents.
+        "shaper": {},
+        "shaper_rules": {"max_user_sessions": 20_000},
         "registration_timeout": "infinity",
         "acme": {"auto": False},
         "modules": modules,

@@ -212,7 +212,9 @@ class ManagedServer(ABC):
                     f"{self.name} ended at start (status {status}): {self._child.last_words()}"
                 )
             try:
-                for _, host, port in ports.endpoints(self.config):
+                for what, host, port in ports.endpoints(self.config):
+                    if what == "components" and not self.config.components:
+                        continue  # Where none may come, nobody listens.
                     _, writer = await asyncio.open_connection(ports.reachable(host), port)
                     writer.transport.abort()
                 if self.admin_socket(self.config).exists():

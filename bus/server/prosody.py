@@ -216,17 +216,13 @@ def lua(value: Value) -> str:
             return str(value)
         case str():
             plain = (
-                chr(b) if 32 <= b < 127 and b not in b'"\\' else f"\\{b:03}" for b in _utf8(value)
+                chr(b) if 32 <= b < 127 and b not in b'"\\' else f"\\{b:03}" for b in value.encode()
             )
             return '"' + "".join(plain) + '"'
         case Mapping():
             return "{ " + "; ".join(f"[{lua(k)}] = {lua(v)}" for k, v in value.items()) + " }"
         case _:
             return "{ " + "; ".join(lua(one) for one in value) + " }"
-
-
-def _utf8(text: str) -> bytes:
-    return text.encode()
 
 
 def _bracketed(host: str) -> str:

@@ -198,6 +198,14 @@ class _SlixmppConnection(Connection):
             if not ready.done():
                 ready.set_exception(error)
 
+        def refuse_certificate(error: object) -> None:
+            refuse(
+                CertificateRefused(
+                    f"{self._host}:{self._port} shows a certificate that our authority does not "
+                    f"vouch for ({_verify_text(error)}): check SPINAL_CA or the home"
+                )
+            )
+
         def on_start(_: object) -> None:
             if not ready.done():
                 ready.set_result(None)
@@ -210,6 +218,8 @@ class _SlixmppConnection(Connection):
                 refuse(LoginRefused(f"{self._who()} was refused: wrong secret"))
 
         def on_end(reason: object) -> None:
+            if isinstance(reason, ssl.SSLError):
+                refuse_certificate(reason)
             if not ended.done():
                 ended.set_result(trouble[0] if trouble else str(reason or "stream closed"))
             if not ready.done():
@@ -229,15 +239,7 @@ class _SlixmppConnection(Connection):
                     LoginRefused(f"{self._who()} was refused: unknown account or wrong password")
                 ),
             ),
-            (
-                "ssl_invalid_chain",
-                lambda error: refuse(
-                    CertificateRefused(
-                        f"{self._host}:{self._port} shows a certificate that our CA does not vouch "
-                        f"for ({_verify_text(error)}): check SPINAL_CA or the home"
-                    )
-                ),
-            ),
+            ("ssl_invalid_chain", refuse_certificate),
             (
                 "connection_failed",
                 lambda error: refuse(

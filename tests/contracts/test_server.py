@@ -16,8 +16,9 @@ import sys
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import aiohttp
 import psutil
@@ -25,7 +26,6 @@ import pytest
 import pytest_asyncio
 from slixmpp import JID, ClientXMPP
 from slixmpp.componentxmpp import ComponentXMPP
-from slixmpp.xmlstream import XMLStream
 
 from spinal.bus.server import (
     KINDS,
@@ -42,6 +42,10 @@ from spinal.bus.server import (
 from spinal.bus.server.certificates import ensure
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+#: A slixmpp stream; the types that it declares are too loose to check anything against.
+Stream: TypeAlias = Any
+Stanza: TypeAlias = Any
 
 DOMAIN = "bus.test"
 COMPONENT = "disp.bus.test"
@@ -78,16 +82,16 @@ def config_in(folder: Path) -> ServerConfig:
     return ServerConfig(folder, DOMAIN, free_ports(), components={COMPONENT: SECRET})
 
 
-async def outcome(stream: XMLStream[Any], good: str, bad: tuple[str, ...], port: int) -> None:
+async def outcome(stream: Stream, good: str, bad: tuple[str, ...], port: int) -> None:
     """Connect and wait for one of the events."""
     ended: asyncio.Future[tuple[str, object]] = asyncio.get_running_loop().create_future()
 
-    def note(event: str, data: object) -> None:
+    def note(event: str, data: object = None) -> None:
         if not ended.done():
             ended.set_result((event, data))
 
     for event in (good, *bad):
-        stream.add_event_handler(event, lambda data=None, event=event: note(event, data))
+        stream.add_event_handler(event, partial(note, event))
     stream.connect("127.0.0.1", port)
     async with asyncio.timeout(SOON):
         event, data = await ended
@@ -95,7 +99,7 @@ async def outcome(stream: XMLStream[Any], good: str, bad: tuple[str, ...], port:
         raise Refused(f"{event}: {data!r}")
 
 
-async def close(stream: XMLStream[Any]) -> None:
+async def close(stream: Stream) -> None:
     if stream.transport is not None:
         gone = end_of(stream)
         stream.abort()
@@ -104,17 +108,29 @@ async def close(stream: XMLStream[Any]) -> None:
     stream.cancel_connection_attempt()
 
 
-def end_of(stream: XMLStream[Any]) -> asyncio.Event:
+def end_of(stream: Stream) -> asyncio.Event:
     gone = asyncio.Event()
-    stream.add_event_handler("disconnected", lambda _: gone.set())
+
+    def note(_: object) -> None:
+        gone.set()
+
+    stream.add_event_handler("disconnected", note)
     return gone
+
+
+def inbox(stream: Stream, *events: str) -> asyncio.Queue[Stanza]:
+    """What comes in from now on."""
+    queue: asyncio.Queue[Stanza] = asyncio.Queue()
+    for event in events:
+        stream.add_event_handler(event, queue.put_nowait)
+    return queue
 
 
 @asynccontextmanager
 async def client(
     server: Server, name: str, password: str = PASSWORD, ca: Path | None = None
-) -> AsyncGenerator[ClientXMPP]:
-    stream = ClientXMPP(f"{name}@{DOMAIN}/{secrets.token_hex(4)}", password)
+) -> AsyncGenerator[Stream]:
+    stream: Stream = ClientXMPP(f"{name}@{DOMAIN}/{secrets.token_hex(4)}", password)
     stream.ca_certs = ca or server.ca
     stream.enable_direct_tls = stream.enable_plaintext = False
     stream.ssl_context.verify_flags |= ssl.VERIFY_X509_STRICT
@@ -129,14 +145,22 @@ async def client(
 
 
 @asynccontextmanager
-async def component(server: Server, secret: str) -> AsyncGenerator[ComponentXMPP]:
-    stream = ComponentXMPP(COMPONENT, secret)
+async def component(server: Server, secret: str) -> AsyncGenerator[Stream]:
+    make: Any = ComponentXMPP
+    stream: Stream = make(COMPONENT, secret)
     try:
         bad = ("connection_failed", "disconnected")
         await outcome(stream, "session_start", bad, server.config.ports.component)
         yield stream
     finally:
         await close(stream)
+
+
+async def from_peer(came: asyncio.Queue[Stanza], kind: str, sender: JID) -> None:
+    """Wait for presence of this kind and sender, and skip what else comes."""
+    stanza = await came.get()
+    while (stanza["type"], stanza["from"]) != (kind, sender):
+        stanza = await came.get()
 
 
 async def test_a_new_stream_is_answered(server: Server) -> None:
@@ -201,42 +225,43 @@ async def test_two_clients_exchange_an_iq(server: Server) -> None:
 
 async def test_a_crash_is_told_to_whom_presence_was_directed(server: Server) -> None:
     async with client(server, "alice") as alice, client(server, "bob") as bob:
-        came: asyncio.Queue[tuple[str, JID]] = asyncio.Queue()
-        for event in ("presence_available", "presence_unavailable"):
-            bob.add_event_handler(
-                event,
-                lambda stanza: came.put_nowait((stanza["type"], stanza["from"])),
-            )
+        came = inbox(bob, "presence_available", "presence_unavailable")
         bob.send_presence()
         alice.send_presence()
         alice.send_presence(pto=bob.boundjid)
         async with asyncio.timeout(SOON):
-            while await came.get() != ("available", alice.boundjid):
-                pass
+            await from_peer(came, "available", alice.boundjid)
         assert alice.transport is not None
         alice.transport.abort()
         async with asyncio.timeout(1.0):
-            while await came.get() != ("unavailable", alice.boundjid):
-                pass
+            await from_peer(came, "unavailable", alice.boundjid)
 
 
 async def test_a_large_stanza_arrives_whole(server: Server) -> None:
     size = server.config.max_stanza * 3 // 4
     async with client(server, "alice") as alice, client(server, "bob") as bob:
-        came: asyncio.Queue[str] = asyncio.Queue()
-        bob.add_event_handler("message", lambda stanza: came.put_nowait(stanza["body"]))
+        came = inbox(bob, "message")
         alice.send_message(mto=bob.boundjid, mbody="x" * size)
         async with asyncio.timeout(SOON):
-            assert len(await came.get()) == size
+            assert len((await came.get())["body"]) == size
+
+
+async def test_a_stanza_above_the_limit_ends_the_stream_of_its_sender(server: Server) -> None:
+    async with client(server, "alice") as alice, client(server, "bob") as bob:
+        gone = end_of(alice)
+        alice.send_message(mto=bob.boundjid, mbody="x" * (server.config.max_stanza + 4096))
+        async with asyncio.timeout(SOON):
+            await gone.wait()
+        async with client(server, "alice") as again:
+            await again.plugin["xep_0199"].send_ping(bob.boundjid, timeout=SOON)
 
 
 async def test_a_component_joins_with_its_secret(server: Server) -> None:
     async with component(server, SECRET) as dispatcher, client(server, "alice") as alice:
-        came: asyncio.Queue[str] = asyncio.Queue()
-        dispatcher.add_event_handler("message", lambda stanza: came.put_nowait(stanza["body"]))
+        came = inbox(dispatcher, "message")
         alice.send_message(mto=f"{COMPONENT}/d", mbody="hello")
         async with asyncio.timeout(SOON):
-            assert await came.get() == "hello"
+            assert (await came.get())["body"] == "hello"
 
 
 async def test_a_component_with_a_wrong_secret_is_refused(server: Server) -> None:
@@ -343,6 +368,16 @@ async def test_accounts_and_authority_outlive_a_restart(kind: str, tmp_path: Pat
             pass
     finally:
         await second.stop()
+
+
+async def test_a_server_without_components_starts(kind: str, tmp_path: Path) -> None:
+    server = await launch(kind, replace(config_in(tmp_path), components={}))
+    try:
+        with pytest.raises(Refused):
+            async with component(server, ""):
+                pass
+    finally:
+        await server.stop()
 
 
 @pytest.mark.parametrize("which", ["c2s", "component", "upload"])

@@ -16,8 +16,8 @@ from spinal.protocols import (
     LocalProtocolError,
     Operation,
     RemoteProtocolError,
+    values,
 )
-from spinal.protocols import values
 from spinal.protocols.capabilities import MAX_OPERATIONS
 
 SCHEMA = st.dictionaries(
@@ -96,7 +96,7 @@ def test_what_is_not_a_description_is_refused(text: str) -> None:
 
 
 def test_more_operations_than_a_peer_reads_are_refused_on_both_sides() -> None:
-    many = {f"/op/{number}": {} for number in range(MAX_OPERATIONS + 1)}
+    many: dict[str, Json] = {f"/op/{number}": {} for number in range(MAX_OPERATIONS + 1)}
     text = json.dumps({"ops": many})
 
     with pytest.raises(RemoteProtocolError, match="operations"):

@@ -19,13 +19,30 @@ from spinal.protocols import (
 from spinal.protocols.errors import CONDITIONS, MAX_TEXT, TYPES
 
 #: RFC 6120, 8.3.3.1 to 8.3.3.22, typed in from there.
-RFC_CONDITIONS = """
-    bad-request conflict feature-not-implemented forbidden gone internal-server-error
-    item-not-found jid-malformed not-acceptable not-allowed not-authorized policy-violation
-    recipient-unavailable redirect registration-required remote-server-not-found
-    remote-server-timeout resource-constraint service-unavailable subscription-required
-    undefined-condition unexpected-request
-""".split()
+RFC_CONDITIONS = [
+    "bad-request",
+    "conflict",
+    "feature-not-implemented",
+    "forbidden",
+    "gone",
+    "internal-server-error",
+    "item-not-found",
+    "jid-malformed",
+    "not-acceptable",
+    "not-allowed",
+    "not-authorized",
+    "policy-violation",
+    "recipient-unavailable",
+    "redirect",
+    "registration-required",
+    "remote-server-not-found",
+    "remote-server-timeout",
+    "resource-constraint",
+    "service-unavailable",
+    "subscription-required",
+    "undefined-condition",
+    "unexpected-request",
+]
 
 
 def test_conditions_and_types_are_those_of_the_rfc() -> None:

@@ -64,7 +64,7 @@ class Stream(asyncio.Protocol):
         self.heard = self._loop.time()
         # Writing
         self._out: deque[bytes] = deque()
-        self._waiting = 0
+        self.waiting = 0
         self._flushing = False
         self._blocked = False
         # Back-pressure: those who wait for us, those we wait for.
@@ -229,11 +229,11 @@ class Stream(asyncio.Protocol):
         if self.ended:
             return
         self._out.append(data)
-        self._waiting += len(data)
+        self.waiting += len(data)
         if not self._flushing and not self._blocked:
             self._flushing = True
             self._loop.call_soon(self._flush)
-        if self._waiting > self._limits.backlog:
+        if self.waiting > self._limits.backlog:
             self._overfull()
 
     def _flush(self, force: bool = False) -> None:
@@ -243,21 +243,21 @@ class Stream(asyncio.Protocol):
             return
         out = self._out
         while out and (force or not self._blocked):
-            if self._waiting <= _CHUNK:
+            if self.waiting <= _CHUNK:
                 data = b"".join(out)
                 out.clear()
-                self._waiting = 0
+                self.waiting = 0
             else:
                 data = out.popleft()
                 while out and len(data) < _CHUNK // 8:
                     data += out.popleft()
-                self._waiting -= len(data)
+                self.waiting -= len(data)
             if self._tls is None:
                 transport.write(data)
             else:
                 self._tls.write(data)
                 transport.write(self._outgoing.read())
-        if self._slow is not None and self._waiting <= self._limits.backlog // 2:
+        if self._slow is not None and self.waiting <= self._limits.backlog // 2:
             self._release()
 
     def pause_writing(self) -> None:
@@ -272,7 +272,7 @@ class Stream(asyncio.Protocol):
     # Back-pressure
 
     def _overfull(self) -> None:
-        if self._waiting > self._limits.backlog_hard:
+        if self.waiting > self._limits.backlog_hard:
             self._too_slow()
             return
         if self._slow is None:
@@ -283,9 +283,9 @@ class Stream(asyncio.Protocol):
             sender._hold(self)
 
     def _too_slow(self) -> None:
-        log.warning("slow_reader_cut", peer=self.peer, waiting=self._waiting)
+        log.warning("slow_reader_cut", peer=self.peer, waiting=self.waiting)
         self._out.clear()
-        self._waiting = 0
+        self.waiting = 0
         self.end(StreamError("policy-violation", "reads too slowly"))
 
     def _release(self) -> None:
@@ -333,7 +333,7 @@ class Stream(asyncio.Protocol):
             self._out.append(_error(error))
         if self._opened:
             self._out.append(b"</stream:stream>")
-        self._waiting = sum(map(len, self._out))
+        self.waiting = sum(map(len, self._out))
         self._flush(force=True)
         if self._tls is not None:
             try:

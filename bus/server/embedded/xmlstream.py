@@ -101,9 +101,7 @@ class Slicer:
         self._prefixes: list[tuple[bytes, str, str]] = []
         self._items: list[Item] = []
         self._over = False
-        # The name of the encoding here overrules what the document says, so that UTF-16 is just
-        # malformed; _declaration refuses other names, RFC 6120, 11.6.
-        parser = self._parser = expat.ParserCreate("UTF-8", _SEP)
+        parser = self._parser = expat.ParserCreate(None, _SEP)
         parser.StartElementHandler = self._start
         parser.EndElementHandler = self._finish
         parser.XmlDeclHandler = self._declaration
@@ -193,7 +191,10 @@ class Slicer:
 
     def _open(self, name: str, attributes: dict[str, str]) -> None:
         begin = self._parser.CurrentByteIndex
-        tag = self._tag(begin)
+        tag = _TAG.match(self._buffer, begin - self._base)
+        if tag is None or b"\0" in tag[0]:
+            # expat recognises UTF-16 whatever it is told; the slices would be garbage.
+            raise StreamError("unsupported-encoding", "only UTF-8")
         self._end = begin + len(tag[0])
         if name != f"{STREAMS}{_SEP}stream":
             raise StreamError("invalid-namespace", "a stream of jabber:client is needed")

@@ -83,11 +83,15 @@ def convert(given: Sequence[Given], schema: Schema) -> dict[str, Any]:
 
 def accepted(schema: Schema) -> str:
     """List what an operation takes, in one line."""
-    required = set(schema.get("required", ()))
-    words = [
-        usage(name, part, name in required) for name, part in schema.get("properties", {}).items()
-    ]
+    words = usages(schema)
     return f"it takes {' '.join(words)}" if words else "it takes no arguments"
+
+
+def usages(schema: Schema) -> list[str]:
+    """Write every argument of an operation as a command line would."""
+    required = set(schema.get("required", ()))
+    properties: Mapping[str, Schema] = schema.get("properties", {})
+    return [usage(name, part, name in required) for name, part in properties.items()]
 
 
 def usage(name: str, schema: Schema, required: bool) -> str:

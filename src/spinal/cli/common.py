@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import click
 
-from spinal.protocols import Json, SpinalError
+from spinal.protocols import POLICIES, Json, SpinalError
 
 if TYPE_CHECKING:
+    from spinal.bus import Client
     from spinal.bus.home import Home
 
 T = TypeVar("T")
@@ -69,48 +69,27 @@ def home() -> Home:
     return Home.find(home_path())
 
 
-def duration(text: str) -> float:
-    """Read ``30``, ``30s``, ``500ms``, ``5m``, ``2h`` or ``1d`` as seconds.
+def _read_timeout(ctx: click.Context, param: click.Parameter, given: str | None) -> float | None:
+    if given is None:
+        return None
+    from spinal.protocols import duration
 
-    Raises :class:`click.BadParameter`.
-    """
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)?", text)
-    seconds = float(found[1]) * _UNITS[found[2] or "s"] if found else 0.0
-    if not 0 < seconds <= 366 * 86400:
-        raise click.BadParameter(f"{text!r} is no duration: write 30s, 5m, 2h or 500ms")
+    try:
+        seconds = duration.parse(given)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+    if seconds == 0:
+        raise click.BadParameter("a call needs more time than none")
     return seconds
-
-
-_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-
-
-def _keep_timeout(ctx: click.Context, param: click.Parameter, given: str | None) -> float | None:
-    return None if given is None else duration(given)
 
 
 #: Option ``--timeout``; gives ``timeout`` to the verb, in seconds.
 timeout_option = click.option(
     "--timeout",
     metavar="30s",
-    callback=_keep_timeout,
+    callback=_read_timeout,
     help="Give up after this time (default: what the operation says).",
 )
-
-
-def places(words: tuple[str, ...]) -> dict[str, str]:
-    """Read ``key=/path`` or ``/path`` words as keyed places.
-
-    Raises :class:`~spinal.protocols.LocalProtocolError` for one that is no path.
-    """
-    from spinal.protocols import path
-
-    keyed = dict(_keyed(word, path.DEFAULT_KEY) for word in words)
-    return path.check_places(keyed)
-
-
-def _keyed(word: str, default: str) -> tuple[str, str]:
-    key, equals, place = word.partition("=")
-    return (key, place) if equals else (default, word)
 
 
 place_option = click.option(
@@ -118,9 +97,30 @@ place_option = click.option(
     "place",
     multiple=True,
     metavar="KEY=/PATH",
-    help="Only agents at this place; may be given for several keys.",
+    help="Only agents at this place; without a key it is the site.",
 )
-tag_option = click.option("--tag", "tag", multiple=True, help="Only agents with this tag.")
+tag_option = click.option(
+    "--tag", "tags", multiple=True, metavar="TAG", help="Only agents that have this tag."
+)
+policy_option = click.option(
+    "--policy",
+    type=click.Choice(POLICIES),
+    help="How agents are ranked (default least-loaded).",
+)
+
+
+def places(words: Sequence[str]) -> dict[str, str]:
+    """Read ``key=/path`` and ``/path`` words as keyed places.
+
+    Raises :class:`~spinal.protocols.LocalProtocolError` for one that is no path.
+    """
+    from spinal.protocols import path
+
+    keyed: dict[str, str] = {}
+    for word in words:
+        key, equals, place = word.partition("=")
+        keyed.update({key: place} if equals else {path.DEFAULT_KEY: word})
+    return path.check_places(keyed)
 
 
 # Running.
@@ -140,6 +140,13 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(work)
 
 
+def client() -> Client:
+    """Make a client for the home that was named, else by the environment, else for the home."""
+    from spinal.bus import Client
+
+    return Client(home_path())
+
+
 # Output.
 
 
@@ -149,9 +156,37 @@ def print_json(value: Json) -> None:
     sys.stdout.flush()
 
 
-def say(text: str) -> None:
+def plain(value: Any) -> Json:
+    """Give a value that the bus returned as JSON; blobs as their references."""
+    from spinal.bus import Blob
+
+    if isinstance(value, Blob):
+        assert value.ref is not None
+        return value.ref.to_json()
+    if isinstance(value, dict):
+        members: dict[str, Any] = value  # pyright: ignore[reportUnknownVariableType] - of Any
+        return {key: plain(inner) for key, inner in members.items()}
+    if isinstance(value, list):
+        items: list[Any] = value  # pyright: ignore[reportUnknownVariableType] - of Any
+        return [plain(inner) for inner in items]
+    return value
+
+
+def text(value: Any) -> str:
+    """Write a value that the bus returned for people: text as it is, the rest as JSON."""
+    from spinal.bus import Blob
+
+    if isinstance(value, Blob):
+        assert value.ref is not None
+        return f"{value.ref.url}  {size(value.size)}  {value.media_type}  sha256:{value.sha256}"
+    if isinstance(value, str):
+        return value
+    return json.dumps(plain(value), ensure_ascii=False, indent=2)
+
+
+def say(line: str) -> None:
     """Print a line for people on stderr."""
-    click.echo(text, err=True)
+    click.echo(line, err=True)
 
 
 def size(count: float) -> str:
@@ -187,8 +222,8 @@ def table(rows: Sequence[Sequence[str]], headings: Sequence[str], empty: str) ->
 
 def report(error: Exception, *, as_json: bool = False) -> int:
     """Say in one line what went wrong and what to do next, and give the exit code."""
-    text, code = _told(error)
-    line = " ".join(text.split())
+    words, code = _told(error)
+    line = " ".join(words.split())
     say(f"spinal: {line}")
     if as_json:
         detail: dict[str, Json] = {"text": line, "exit": code}
@@ -203,8 +238,13 @@ def report(error: Exception, *, as_json: bool = False) -> int:
 
 
 def _told(error: Exception) -> tuple[str, int]:
+    while isinstance(error, ExceptionGroup):
+        # Out of a task group: the first one is what went wrong, the others followed from it.
+        error = cast("ExceptionGroup[Exception]", error).exceptions[0]
     if isinstance(error, SpinalError):
         return str(error), error.exit_code
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}; check the path", 1
     if isinstance(error, click.ClickException):
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "spinal"

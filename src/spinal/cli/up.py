@@ -162,7 +162,7 @@ async def _start(home: Home, platform: Any) -> None:
     await platform.start()
     # Ready means that somebody else can use it, so we try as somebody else does.
     async with Client(home=home.path) as bus:
-        await bus.options(timeout=10).call("/spinal/agents")
+        await bus.options(timeout=10).agents()
 
 
 def parts(home: Home) -> list[Part]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -15,6 +16,13 @@ from spinal.bus.server.ports import free_ports
 from spinal.bus.server.prosody import ProsodyServer
 
 MANAGED = ["prosody", "ejabberd"]
+
+
+def always(value: object) -> Callable[..., object]:
+    def give(*_: object) -> object:
+        return value
+
+    return give
 
 
 @pytest.fixture(params=MANAGED)
@@ -54,9 +62,9 @@ async def test_an_unknown_kind_is_answered_with_the_known_ones(config: ServerCon
 async def test_a_server_that_ends_at_start_is_quoted(
     installed: str, config: ServerConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken: dict[str, object] = {"hosts": 5}
-    monkeypatch.setattr(ejabberd, "configuration", lambda *_: broken)
-    monkeypatch.setattr(prosody, "configuration", lambda *_: 'error("Failed: hosts")')
+    broken = {"hosts": 5}
+    monkeypatch.setattr(ejabberd, "configuration", always(broken))
+    monkeypatch.setattr(prosody, "configuration", always('error("Failed: hosts")'))
     with pytest.raises(ServerError, match=rf"{installed} ended at start \(status \d+\): .*hosts"):
         await launch(installed, config)
     assert not (config.folder / f"{installed}.json").exists()
@@ -65,8 +73,9 @@ async def test_a_server_that_ends_at_start_is_quoted(
 async def test_a_server_that_never_answers_is_ended(
     config: ServerConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ProsodyServer, "find", lambda: Path("/bin/sleep"))
-    monkeypatch.setattr(ProsodyServer, "_command", lambda *_: (["sleep", "60"], {}))
+    monkeypatch.setattr(ProsodyServer, "find", always(Path("/bin/sleep")))
+    nothing: dict[str, str] = {}
+    monkeypatch.setattr(ProsodyServer, "_command", always((["sleep", "60"], nothing)))
     monkeypatch.setattr(ProsodyServer, "start_within", 0.3)
     before = psutil.Process().children()
     with pytest.raises(ServerError, match=r"prosody was not ready within 0\.3 s"):

@@ -1,0 +1,462 @@
+"""One life of an agent on the bus: from its log-in to its last acknowledged result.
+
+Theory of operation.  The session hands each op to :meth:`Life._handle`, in a task of its own that
+is cancelled when the caller cancels, vanishes, or its time is up.  The op passes a row of gates
+(known, not draining, arguments fit, a slot is free), each of which refuses before anything has
+happened, and then runs: on the event loop, or in a worker process.
+
+Beside that one task advertises: at once on change but no more than once a second, and every 5
+seconds with jitter.  Each dispatcher gets its own advertisement, because ``holds`` lists *its*
+calls.
+
+The epoch is the time of the start in milliseconds: it must grow from life to life and be known
+without a file, because a machine that was set up anew has none; two lives within a millisecond
+cannot be, since each logs in under the same address.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import difflib
+import mimetypes
+import random
+import tempfile
+import time
+from collections.abc import AsyncGenerator, Collection, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import structlog
+
+from spinal.bus.blob import Blob, Store
+from spinal.bus.call import Request
+from spinal.bus.connection import Connection
+from spinal.bus.errors import BlobError, CallError
+from spinal.bus.session import Session
+from spinal.bus.tasks import Tasks
+from spinal.protocols import (
+    FEATURES,
+    Advertisement,
+    BlobRef,
+    Event,
+    Hello,
+    Json,
+    Mirror,
+    Problem,
+    Seen,
+    duration,
+)
+
+from . import results
+from .agent import Agent
+from .errors import RoleRefused, problem_of
+from .frames import Cost
+from .job import Channel, Facts, Job
+from .load import Slots, cpu_count
+from .news import News
+from .operation import Kind, Operation
+from .pools import Pool
+
+log = structlog.get_logger()
+
+#: Seconds between two advertisements that say the same, and the part of it that is chance.
+HEARTBEAT: Final = 5.0
+JITTER: Final = 0.1
+#: Shortest time in seconds between two advertisements.
+PAUSE: Final = 1.0
+
+#: Seconds that a draining agent gives what runs, and then the callers to take the results.
+DRAIN: Final = 30.0
+TAKE_WITHIN: Final = 5.0
+
+#: Most attempts that an advertisement lists.
+MAX_HOLDS: Final = 1000
+
+
+class Life:
+    """An agent that is on the bus; an async context manager.
+
+    Leaving the block stops it at once: what runs is cancelled.  Call :meth:`drain` before to let
+    it end.
+
+    Args:
+        agent: what it offers.
+        connection: who it is; opened and closed with the life.
+        dispatchers: whom it advertises to, and believes on whose behalf they ask.
+        store: where blobs come from and go to.
+        epoch: number of this life; by default the time.
+        heartbeat: seconds between two advertisements that say the same.
+        pause: shortest time between two advertisements in seconds.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        connection: Connection,
+        *,
+        dispatchers: Collection[str] = (),
+        store: Store | None = None,
+        epoch: int | None = None,
+        heartbeat: float = HEARTBEAT,
+        pause: float = PAUSE,
+    ) -> None:
+        self.agent = agent
+        self.epoch = time.time_ns() // 1_000_000 if epoch is None else epoch
+        #: ``available`` or ``draining``.
+        self.state = "available"
+        self.slots = Slots(agent.slots or cpu_count(), self._changed)
+        self.session = Session(
+            connection, self._handle, role="agent", dispatchers=dispatchers, epoch=self.epoch
+        )
+        self._connection = connection
+        self._store = store
+        self._heartbeat = heartbeat
+        self._pause = pause
+        self._pool = Pool(agent.file, agent.declared, self.slots.size)
+        self._tasks = Tasks(f"agent {agent.name}")
+        self._change = asyncio.Event()
+        self._mirrors: dict[str, float] = {}
+        self._failed: asyncio.Future[Exception] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Life of {self.agent.name} {self.state} {self.slots.busy}/{self.slots.size}>"
+
+    @property
+    def address(self) -> str:
+        """Full address."""
+        return self.session.address
+
+    async def __aenter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        self._failed = loop.create_future()
+        session = self.session
+        session.describe = self._describe
+        session.on_open = self._changed
+        session.on_presence = self._presence
+        session.on_presence_error = self._presence_error
+        session.on_event = self._event
+        self._changed()
+        await session.__aenter__()
+        self._tasks.spawn(self._advertise(), "advertise")
+        self._tasks.spawn(self._watch(), "watch the connection")
+        log.info(
+            "agent_started",
+            agent=self.agent.name,
+            address=self.address,
+            epoch=self.epoch,
+            operations=len(self.agent.operations),
+            slots=self.slots.size,
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            await self._tasks.close()
+        finally:
+            try:
+                await self.session.close()
+            finally:
+                await self._pool.close()
+        if self._failed is not None and not self._failed.done():
+            self._failed.cancel()
+        log.info("agent_stopped", agent=self.agent.name)
+
+    async def failed(self) -> Exception:
+        """Return the error once the agent cannot go on: wait until then.
+
+        It is :class:`RoleRefused` when a dispatcher does not take it, else what the connection
+        gave up with.
+        """
+        assert self._failed is not None, "the life has not begun"
+        return await asyncio.shield(self._failed)
+
+    async def drain(self, grace: float = DRAIN, take_within: float = TAKE_WITHIN) -> bool:
+        """Take nothing new, finish what runs, and wait until the callers have the results.
+
+        Cancelling the wait leaves the agent draining.
+
+        Args:
+            grace: seconds for what runs; what is left then is cancelled when the life ends.
+            take_within: seconds for the results to be acknowledged.
+
+        Returns whether everything ended and was taken.
+        """
+        self.state = "draining"
+        self._changed()
+        log.info("agent_draining", agent=self.agent.name, running=self.slots.busy)
+        try:
+            async with asyncio.timeout(grace):
+                await self.slots.idle()
+                while self.session.running:
+                    # Its work is done, and its last words are on their way.
+                    await asyncio.sleep(0.01)
+        except TimeoutError:
+            log.warning("drain_gave_up", agent=self.agent.name, running=self.slots.busy)
+            return False
+        taken = await self.session.acknowledged(take_within)
+        if not taken:
+            log.warning("results_not_taken", agent=self.agent.name, kept=self.session.kept)
+        return taken
+
+    async def _watch(self) -> None:
+        self._fail(await self._connection.failed())
+
+    def _fail(self, error: Exception) -> None:
+        if self._failed is not None and not self._failed.done():
+            log.error("agent_failed", agent=self.agent.name, error=str(error))
+            self._failed.set_result(error)
+
+    # -- advertising
+
+    def _changed(self) -> None:
+        self._change.set()
+
+    async def _advertise(self) -> None:
+        """Advertise on change, with a pause in between, and as a heartbeat."""
+        while True:
+            self._change.clear()
+            for dispatcher in sorted(self.session.dispatchers):
+                self._advertise_to(dispatcher)
+            await asyncio.sleep(self._pause)
+            beat = self._heartbeat * random.uniform(1 - JITTER, 1 + JITTER) - self._pause
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(beat):
+                    await self._change.wait()
+
+    def _advertise_to(self, dispatcher: str) -> None:
+        session = self.session
+        peer = session.peers.get(dispatcher)
+        known = peer is not None and peer.introduced
+        events: list[Event] = [] if known else [session.hello()]
+        session.send_presence(dispatcher, *events, self.advertisement(dispatcher))
+
+    def advertisement(self, dispatcher: str) -> Advertisement:
+        """Give what is said to a dispatcher now."""
+        return Advertisement(
+            hash=self.agent.capabilities.hash,
+            epoch=self.epoch,
+            state=self.state,
+            slots=self.slots.size,
+            busy=self.slots.busy,
+            load=self._load(),
+            cost=self.agent.cost,
+            place=self.agent.place,
+            tags=self.agent.tags,
+            holds=self.session.holds(dispatcher)[:MAX_HOLDS],
+            features=sorted(FEATURES),
+            stanza=self.session.hello().stanza,
+        )
+
+    def _load(self) -> float:
+        if self.session.full:
+            return max(1.0, self.slots.load)
+        if self.agent.load is None:
+            return round(self.slots.load, 3)
+        try:
+            return max(0.0, float(self.agent.load()))
+        except Exception as exc:
+            # The agent's own metric is user code; without it the slots still say how busy it is.
+            log.warning("load_not_measured", agent=self.agent.name, exc_info=exc)
+            return round(self.slots.load, 3)
+
+    def _describe(self, hash: str) -> str | None:
+        capabilities = self.agent.capabilities
+        return capabilities.text if hash == capabilities.hash else None
+
+    def _presence(self, address: str, available: bool, events: Sequence[Event]) -> None:
+        if address not in self.session.dispatchers:
+            return
+        for event in events:
+            if isinstance(event, Hello) and event.role == "dispatcher":
+                self.session.dispatchers |= frozenset(event.dispatchers)
+                self._changed()
+
+    def _presence_error(self, address: str, problem: Problem) -> None:
+        if address not in self.session.dispatchers:
+            return
+        if problem.reason == "not-allowed":
+            self._fail(
+                RoleRefused(
+                    f"{address} does not take {self.address} as an agent: {problem.text}; "
+                    "give its account the role agent"
+                )
+            )
+        else:
+            # It is not there yet; the heartbeats will find it.
+            log.info("dispatcher_unreachable", dispatcher=address, problem=problem.text)
+
+    def _event(self, sender: str, event: Event) -> None:
+        if isinstance(event, Mirror) and sender in self.session.dispatchers:
+            self._mirrors[sender] = asyncio.get_running_loop().time() + event.seconds
+
+    def _mirror(self, request: Request, what: str, state: str = "", ran: int | None = None) -> None:
+        """Show an event of a direct call to the dispatchers that have a tap open."""
+        now = asyncio.get_running_loop().time()
+        for dispatcher, until in list(self._mirrors.items()):
+            if until <= now:
+                del self._mirrors[dispatcher]
+            elif request.sender not in self.session.dispatchers:
+                seen = Seen(
+                    what, request.op.id, request.caller, self.address, request.op.op, state, ran
+                )
+                self.session.whisper(dispatcher, seen)
+
+    # -- operations
+
+    async def _handle(self, request: Request) -> Json:
+        """Run one op; everything that it raises is a :class:`CallError` or a cancellation."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        state, cost = "cancelled", Cost()
+        if self._mirrors:
+            self._mirror(request, "op")
+        try:
+            operation = self._gate(request)
+            blobs: list[Blob] = []
+            arguments = operation.signature.convert(
+                request.op.args, lambda ref: self._blob(ref, blobs)
+            )
+            async with self.slots.take(operation):
+                if request.remaining <= 0:
+                    raise CallError.of(Problem("expired"))
+                if operation.kind.in_process:
+                    value, cost = await self._run_in_process(request, operation, blobs)
+                else:
+                    value = await self._run(request, operation, arguments)
+            state = "done"
+            return value
+        except CallError as exc:
+            state = exc.reason
+            raise
+        finally:
+            ran = int((loop.time() - began) * 1000)
+            log.info(
+                "operation_ended",
+                op=request.op.op,
+                id=request.op.id,
+                attempt=request.op.attempt,
+                caller=request.caller,
+                state=state,
+                ran=ran,
+                cpu=round(cost.cpu, 3),
+                memory=cost.memory,
+            )
+            if self._mirrors:
+                self._mirror(request, "final", state, ran)
+
+    def _gate(self, request: Request) -> Operation:
+        path = request.op.op
+        operation = self.agent.operations.get(path)
+        if operation is None:
+            near = difflib.get_close_matches(path, self.agent.operations, 1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            text = f"{self.agent.name} does not offer {path}{hint}"
+            raise CallError.of(Problem("unknown-op", text))
+        if self.state == "draining":
+            raise CallError.of(Problem("draining"))
+        return operation
+
+    def _blob(self, ref: BlobRef, made: list[Blob]) -> Blob:
+        if self._store is None:
+            raise CallError.of(Problem("blob", "this agent has no place to fetch blobs from"))
+        made.append(Blob(None, ref.media_type, ref=ref, store=self._store))
+        return made[-1]
+
+    async def _run(self, request: Request, operation: Operation, arguments: dict[str, Any]) -> Json:
+        """Run a coroutine function, here."""
+        with News(request) as news:
+            job = Job(_facts(request), news, self._store)
+            if operation.signature.job is not None:
+                arguments[operation.signature.job] = job
+            try:
+                async with asyncio.timeout(operation.timeout) as bound:
+                    result = await self._invoke(operation, arguments, job)
+                    return await results.pack(result, self._store)
+            except TimeoutError as exc:
+                if not bound.expired():
+                    raise
+                ran = duration.write(operation.timeout)
+                text = f"ran longer than its timeout of {ran}"
+                raise CallError.of(Problem("deadline", text)) from exc
+
+    async def _invoke(self, operation: Operation, arguments: dict[str, Any], job: Job) -> Any:
+        """Call user code; what it raises becomes a problem, except our own cancellation."""
+        try:
+            if operation.kind is Kind.COROUTINE:
+                return await operation.function(**arguments)
+            async with contextlib.aclosing(operation.function(**arguments)) as values:
+                async for value in values:
+                    await job.data(value)
+            return None
+        except asyncio.CancelledError as exc:
+            job.stop()
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise CallError.of(Problem("failed", "the operation cancelled itself")) from exc
+        except Exception as exc:
+            problem = problem_of(exc)
+            if problem.reason == "failed":
+                log.warning("function_raised", op=job.op, id=job.id, exc_info=exc)
+            raise CallError.of(problem) from exc
+
+    async def _run_in_process(
+        self, request: Request, operation: Operation, given: Collection[Blob]
+    ) -> tuple[Json, Cost]:
+        """Run a plain function in a worker; its blobs are fetched before and uploaded after."""
+        async with _folder() as folder:
+            files = await _fetch(given, folder)
+            with News(request) as news:
+                channel: Channel = news
+                outcome = await self._pool.run(
+                    _facts(request),
+                    request.op.args,
+                    channel,
+                    folder=folder,
+                    files=files,
+                    timeout=operation.timeout,
+                )
+            blobs = [
+                (tuple(file.steps), Blob(Path(file.path), file.media_type))
+                for file in outcome.files
+            ]
+            value = await results.upload(outcome.value, blobs, self._store)
+        if blobs:
+            results.check(value)
+        return value, outcome.cost
+
+
+def _facts(request: Request) -> Facts:
+    op = request.op
+    return Facts(op.id, op.op, request.caller, op.attempt)
+
+
+@contextlib.asynccontextmanager
+async def _folder() -> AsyncGenerator[Path]:
+    """Have a folder for the files of one call."""
+    made = tempfile.TemporaryDirectory(prefix="spinal-call-", ignore_cleanup_errors=True)
+    try:
+        yield Path(made.name)
+    finally:
+        made.cleanup()
+
+
+async def _fetch(blobs: Collection[Blob], folder: Path) -> dict[str, Path]:
+    """Fetch blobs, each once: sha-256 -> file."""
+    files: dict[str, Path] = {}
+    for blob in blobs:
+        if blob.sha256 not in files:
+            # Programs tell by a file's name what it is.
+            suffix = mimetypes.guess_extension(blob.media_type) or ""
+            try:
+                files[blob.sha256] = await blob.save(folder / f"{blob.sha256}{suffix}")
+            except BlobError as exc:
+                raise CallError.of(problem_of(exc)) from exc
+    return files

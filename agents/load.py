@@ -1,0 +1,106 @@
+"""How much an agent does at once: slots, the little that may wait for them, and the load."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncGenerator, Callable
+
+from spinal.bus.errors import CallError
+from spinal.protocols import Problem
+
+from .operation import Operation
+
+
+def cpu_count() -> int:
+    """Give the number of processors that we may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class Slots:
+    """Who may run now, who waits, and who is sent away.
+
+    Work waits at the dispatcher, not here: what waits is only what the dispatcher had under way,
+    so that a slot that falls free is taken at once.  As many as there are slots may wait, and at
+    least two.
+
+    Args:
+        size: calls that run at once.
+        changed: called whenever :attr:`busy` has changed.
+    """
+
+    def __init__(self, size: int, changed: Callable[[], None]) -> None:
+        if size < 1:
+            raise ValueError(f"slots must be at least 1, not {size}")
+        self.size = size
+        self.busy = 0
+        self._changed = changed
+        self._free = asyncio.Semaphore(size)
+        self._of: dict[str, _OfOperation] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def idle(self) -> None:
+        """Wait until nothing runs or waits."""
+        await self._idle.wait()
+
+    @property
+    def load(self) -> float:
+        """Calls that run or wait, by slots."""
+        return self.busy / self.size
+
+    @contextlib.asynccontextmanager
+    async def take(self, operation: Operation) -> AsyncGenerator[None]:
+        """Have a slot for a block, after waiting for it.
+
+        Raises:
+            CallError: ``busy``, at once, when enough wait already.
+        """
+        own = None
+        if operation.slots is not None:
+            own = self._of.get(operation.path)
+            if own is None:
+                own = self._of[operation.path] = _OfOperation(operation.slots)
+        if self.busy >= _most(self.size):
+            raise CallError.of(Problem("busy", f"all {self.size} slots are taken"))
+        if own is not None and own.busy >= _most(own.size):
+            text = f"all {own.size} slots of {operation.path} are taken"
+            raise CallError.of(Problem("busy", text))
+        self._count(1, own)
+        try:
+            if own is None:
+                async with self._free:
+                    yield
+            else:
+                # Its own first, so that who waits for it holds no slot that others could use.
+                async with own.free, self._free:
+                    yield
+        finally:
+            self._count(-1, own)
+
+    def _count(self, change: int, own: _OfOperation | None) -> None:
+        self.busy += change
+        if own is not None:
+            own.busy += change
+        if self.busy:
+            self._idle.clear()
+        else:
+            self._idle.set()
+        self._changed()
+
+
+class _OfOperation:
+    """The slots of one operation."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.busy = 0
+        self.free = asyncio.Semaphore(size)
+
+
+def _most(size: int) -> int:
+    """How many may run and wait."""
+    return size + max(2, size)

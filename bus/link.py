@@ -1,0 +1,268 @@
+"""Stanzas to and from peers: who is here, what waits to be sent, what waits for an answer.
+
+Events for one peer that are written in the same turn of the event loop share a stanza; a lone
+event leaves in the turn in which it was written, so nothing is ever delayed to be batched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from spinal.protocols import (
+    Ack,
+    Codec,
+    Event,
+    Hello,
+    Problem,
+    RemoteProtocolError,
+    Stanza,
+)
+
+from .call import Call
+from .connection import ID_PREFIX, Connection
+from .errors import CallError, NotConnected
+from .peers import Peer
+
+#: Seconds after which an IQ that is not answered is given up or said again.
+RESEND = 5.0
+#: Seconds that an acknowledgement waits for an op to ride on.
+ACK_DELAY = 0.5
+#: Most peers that are remembered; one that is absent and idle makes room.
+MAX_PEERS = 50_000
+
+
+@dataclass(slots=True)
+class _Sent:
+    """An IQ that we sent: to whom, what to do with the answer, when to give up on it."""
+
+    to: str
+    answered: Callable[[Stanza], None]
+    #: Called when no answer can come any more: the stream broke, or it took too long.
+    unanswered: Callable[[], None]
+    due: float
+
+
+class Link:
+    """What a session says and to whom, over one connection.
+
+    Args:
+        connection: moves the stanzas.
+        codec: writes and reads the events in them.
+        hello: gives what we say of ourselves.
+        answered: told of the answer to a stanza that carried ops, and of these calls.
+        unanswered: told of the calls whose stanza got no answer while the stream lasted.
+        arm: makes sure that :meth:`look` is called soon.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        codec: Codec,
+        hello: Callable[[], Hello],
+        answered: Callable[[Stanza, Sequence[Call]], None],
+        unanswered: Callable[[Sequence[Call]], None],
+        arm: Callable[[], None],
+    ) -> None:
+        self.connection = connection
+        self.codec = codec
+        self.limits = codec.limits
+        self.peers: dict[str, Peer] = {}
+        self._hello = hello
+        self._calls_answered = answered
+        self._calls_unanswered = unanswered
+        self._arm = arm
+        self._iqs: dict[str, _Sent] = {}
+        self._number = 0
+
+    @property
+    def connected(self) -> bool:
+        """Whether a stream is ready now."""
+        return self.connection.connected
+
+    @property
+    def now(self) -> float:
+        """Time of the event loop."""
+        return asyncio.get_running_loop().time()
+
+    # -- peers
+
+    def peer(self, address: str) -> Peer:
+        """Give what we know of a peer."""
+        peer = self.peers.get(address)
+        if peer is None:
+            if len(self.peers) >= MAX_PEERS:
+                self._forget_peers()
+            peer = self.peers[address] = Peer(address)
+        return peer
+
+    def _forget_peers(self) -> None:
+        """Make room: those who are gone and wait for nothing (and at worst the oldest)."""
+        idle = [
+            address
+            for address, peer in self.peers.items()
+            if not (peer.present or peer.outbox or peer.acks or peer.gone)
+        ]
+        for address in idle or list(self.peers)[: MAX_PEERS // 10]:
+            del self.peers[address]
+
+    def introduce(self, peer: Peer) -> None:
+        """Direct presence at a peer, once per stream, so that it learns when we go."""
+        if not peer.introduced and self.connected:
+            self.send_presence(peer.address, self._hello())
+
+    def send_presence(self, to: str = "", *events: Event, type: str = "") -> None:
+        """Send presence, directed or to everybody; nothing while disconnected."""
+        if not self.connected:
+            return
+        body = self.codec.write(events) if events else None
+        self.connection.send(Stanza("presence", type, to, body=body))
+        if to:
+            self.peer(to).introduced = type == ""
+
+    def whisper(self, to: str, event: Event) -> None:
+        """Send an event as a headline message, which may be lost; nothing while disconnected."""
+        if self.connected:
+            self.connection.send(Stanza("message", "headline", to, body=self.codec.write([event])))
+
+    # -- what is sent
+
+    def post(self, peer: Peer, written: bytes, call: Call | None = None) -> None:
+        """Put a written event into the next stanza to a peer, which leaves in this turn."""
+        peer.outbox.append((written, call))
+        if not peer.flushing:
+            peer.flushing = True
+            asyncio.get_running_loop().call_soon(self.flush, peer)
+
+    def acknowledge(self, to: str, id: str, attempt: int) -> None:
+        """Acknowledge a final with the next op to that peer, or soon."""
+        peer = self.peer(to)
+        if not peer.acks:
+            asyncio.get_running_loop().call_later(ACK_DELAY, self.post_acks, peer)
+        peer.acks.append(Ack(id, attempt))
+
+    def post_acks(self, peer: Peer) -> None:
+        """Put the acknowledgements that wait into the next stanza."""
+        acks, peer.acks = peer.acks, []
+        for ack in acks:
+            self.post(peer, self.codec.write_event(ack))
+
+    def flush(self, peer: Peer) -> None:
+        """Send what waits for a peer, in as few stanzas as it takes."""
+        peer.flushing = False
+        if not self.connected:
+            # Ops of open calls are written anew for the next stream and finals are kept; the rest
+            # (cancels, acks) is said again when the peer shows that it still waits.
+            peer.outbox.clear()
+            return
+        while peer.outbox:
+            room = min(self.limits.stanza, peer.stanza)
+            bodies: list[bytes] = []
+            calls: list[Call] = []
+            for written, call in peer.outbox[: self.limits.events]:
+                if bodies and len(written) + 1 > room:
+                    break
+                room -= len(written) + 1
+                bodies.append(written)
+                if call is not None:
+                    call.sends += 1
+                    calls.append(call)
+            del peer.outbox[: len(bodies)]
+            self._send_batch(peer.address, bodies, calls)
+
+    def _send_batch(self, to: str, bodies: list[bytes], calls: list[Call]) -> None:
+        def answered(stanza: Stanza) -> None:
+            self._calls_answered(stanza, calls)
+
+        def unanswered() -> None:
+            if self.connected:
+                self._calls_unanswered(calls)
+
+        self.send_iq(to, self.codec.join(bodies), answered, unanswered)
+
+    def send_iq(
+        self,
+        to: str,
+        body: bytes,
+        answered: Callable[[Stanza], None],
+        unanswered: Callable[[], None],
+        timeout: float = RESEND,
+    ) -> None:
+        """Send an IQ set now.
+
+        Raises:
+            NotConnected: there is no stream; neither callback will be called.
+        """
+        self._number += 1
+        id = f"{ID_PREFIX}{self._number:x}"
+        self.connection.send(Stanza("iq", "set", to, id=id, body=body))
+        self._iqs[id] = _Sent(to, answered, unanswered, self.now + timeout)
+        self._arm()
+
+    def reply(
+        self, to: str, id: str, body: bytes | None = None, problem: Problem | None = None
+    ) -> None:
+        """Answer an IQ; nothing while disconnected, because the asker's stanza is void then."""
+        if self.connected:
+            kind = "result" if problem is None else "error"
+            self.connection.send(Stanza("iq", kind, to, id=id, body=body, problem=problem))
+
+    async def ask(self, to: str, *events: Event, timeout: float = RESEND) -> list[Event]:
+        """Send events in an IQ of their own and give what the answer carries.
+
+        Raises:
+            CallError: it bounced, was refused, or no answer came in time.
+        """
+        answer: asyncio.Future[list[Event]] = asyncio.get_running_loop().create_future()
+
+        def answered(stanza: Stanza) -> None:
+            if answer.done():
+                return
+            if stanza.problem is not None:
+                answer.set_exception(CallError.of(stanza.problem))
+                return
+            try:
+                answer.set_result(self.codec.read(stanza.body) if stanza.body else [])
+            except RemoteProtocolError as exc:
+                answer.set_exception(CallError.of(exc.problem))
+
+        def unanswered() -> None:
+            if not answer.done():
+                answer.set_exception(CallError.of(Problem("no-answer", f"no answer from {to}")))
+
+        try:
+            self.send_iq(to, self.codec.write(events), answered, unanswered, timeout)
+        except NotConnected as exc:
+            raise CallError.of(Problem("no-answer", "not connected to the server")) from exc
+        return await answer
+
+    # -- what comes
+
+    def answer(self, stanza: Stanza) -> None:
+        """Take the answer to an IQ; it counts only from whom we asked (RFC 6120, 8.2.3)."""
+        sent = self._iqs.get(stanza.id)
+        if sent is not None and sent.to == stanza.sender:
+            del self._iqs[stanza.id]
+            sent.answered(stanza)
+
+    def opened(self) -> None:
+        """A new stream: the server has forgotten whom we had introduced ourselves to."""
+        for peer in self.peers.values():
+            peer.introduced = False
+            peer.present = False
+        self.send_presence()
+
+    def void(self) -> None:
+        """No answer to what was sent will come."""
+        sent = list(self._iqs.values())
+        self._iqs.clear()
+        for iq in sent:
+            iq.unanswered()
+
+    def look(self, now: float) -> bool:
+        """Give up on what is not answered in time; true while something waits."""
+        for id, sent in [item for item in self._iqs.items() if item[1].due <= now]:
+            del self._iqs[id]
+            sent.unanswered()
+        return bool(self._iqs)

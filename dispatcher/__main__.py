@@ -1,0 +1,142 @@
+"""The dispatcher of a home as a process: ``python -m spinal.dispatcher --home DIR``.
+
+With the embedded server, that server runs in the same process and the dispatcher is attached to
+it; with a managed server the dispatcher is a component on loopback; with a server elsewhere it is
+an account.  SIGTERM and SIGINT end it with status 0.  ``spinal up`` starts it, watches it and
+restarts it (``--supervisor``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib
+import os
+import resource
+import signal
+import sys
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import structlog
+
+from spinal import logs
+from spinal.bus.client import connect
+from spinal.bus.connection import Connection
+from spinal.bus.errors import BusError
+from spinal.bus.home import Home, Roles
+from spinal.bus.server import add_account
+from spinal.protocols import SpinalError
+
+from .service import Dispatcher
+from .supervised import Supervisor, die_with_parent, supervised
+
+log = structlog.get_logger()
+
+
+@asynccontextmanager
+async def connection_of(home: Home) -> AsyncGenerator[Connection]:
+    """Give the dispatcher's connection; runs the embedded server around it where there is one.
+
+    Raises :class:`SpinalError` if that cannot be started, or the account is not there.
+    """
+    if home.server == "embedded":
+        from spinal.bus.server.embedded import EmbeddedServer
+        from spinal.bus.transports.attached import AttachedConnection
+
+        # Attached in this process, so nobody else may come as the dispatcher's component.
+        config = replace(home.server_config(), components={})
+        for name in home.accounts():
+            await add_account("embedded", config, name, home.password(name))
+        server = EmbeddedServer(config)
+        await server.start()
+        try:
+            yield AttachedConnection(server, home.dispatchers[0])
+        finally:
+            await server.stop()
+    elif home.managed:
+        from spinal.bus.transports.slixmpp import ComponentConnection
+
+        yield ComponentConnection(
+            home.dispatchers[0], home.component_secret(), "127.0.0.1", home.ports.component
+        )
+    else:
+        yield connect(home.credentials("dispatcher", "dispatcher"))
+
+
+async def serve(home: Home, supervisor: Supervisor, stop: asyncio.Event) -> None:
+    """Dispatch until ``stop`` is set.
+
+    Raises :class:`SpinalError` if it cannot start, or its stream is lost for good.
+    """
+    async with connection_of(home) as connection:
+        async with Dispatcher(
+            connection,
+            roles=Roles(home).of,
+            dispatchers=home.dispatchers,
+        ):
+            supervisor.ready()
+            log.info("dispatcher_ready", address=connection.address, home=str(home.path))
+            ends = [
+                asyncio.ensure_future(stop.wait()),
+                asyncio.ensure_future(connection.failed()),
+            ]
+            try:
+                done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for end in ends:
+                    end.cancel()
+            if ends[0] not in done:
+                raise BusError(f"the dispatcher's stream was lost for good: {ends[1].result()}")
+
+
+async def main(place: Path | None, descriptor: int | None) -> int:
+    """Run it; gives the exit code."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with supervised(descriptor, stop) as supervisor:
+        try:
+            await serve(Home.find(place), supervisor, stop)
+        except SpinalError as error:
+            log.error("dispatcher_failed", error=str(error))
+            supervisor.failed(error)
+            return error.exit_code
+    return 0
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Give uvloop's if it is installed: it saves a third of the CPU."""
+    try:
+        return importlib.import_module("uvloop").new_event_loop  # type: ignore[no-any-return]
+    except ImportError:
+        return None
+
+
+def _raise_limits() -> None:
+    """Take as many descriptors as we may: each agent is one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def _read_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m spinal.dispatcher", description=__doc__)
+    parser.add_argument("--home", type=Path, help="the home folder")
+    parser.add_argument(
+        "--supervisor", type=int, metavar="FD", help="socket to whoever watches this process"
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    given = _read_arguments()
+    if given.supervisor is not None:
+        die_with_parent(os.getppid())
+    logs.configure("info")
+    _raise_limits()
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        sys.exit(runner.run(main(given.home, given.supervisor)))

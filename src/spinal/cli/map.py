@@ -1,0 +1,233 @@
+"""``spinal map``: one operation over many files."""
+
+from __future__ import annotations
+
+import asyncio
+import mimetypes
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from glob import iglob
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from spinal.protocols import Json, path
+
+from .arguments import ArgumentError, Given, convert, parse
+from .call import describe, patience, save
+from .common import (
+    CONTEXT,
+    Ended,
+    client,
+    json_option,
+    place_option,
+    places,
+    plain,
+    policy_option,
+    print_json,
+    run,
+    say,
+    show_home,
+    tag_option,
+    text,
+    timeout_option,
+)
+from .progress import Progress
+
+if TYPE_CHECKING:
+    from spinal.bus import Client, Mapped
+
+#: Results that are being saved at once.
+SAVING: Final = 8
+
+
+@click.command(name="map", context_settings=CONTEXT)
+@click.argument("op")
+@click.option(
+    "--over",
+    required=True,
+    metavar="KEY=GLOB",
+    help="The argument that is different each time, and the files; quote it for the shell. ** "
+    "goes into folders. KEY@=GLOB sends the text of each file.",
+)
+@click.option(
+    "--set",
+    "fixed",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="An argument that is always the same.",
+)
+@click.option(
+    "--window", type=click.IntRange(1, 10_000), default=64, help="Calls under way at once."
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Write one file per input there, and nothing else.",
+)
+@policy_option
+@place_option
+@tag_option
+@timeout_option
+@json_option
+@show_home
+def map_command(
+    op: str,
+    over: str,
+    fixed: tuple[str, ...],
+    window: int,
+    out: Path | None,
+    policy: str | None,
+    place: tuple[str, ...],
+    tags: tuple[str, ...],
+    timeout: float | None,
+    as_json: bool,
+) -> None:
+    """Call the operation OP once for each file that matches.
+
+    Exit code 1 if any call failed; each failure is a line on stderr. With --json: one object per
+    input as it ends, {"input", "value" or "error", "agent", "file"}, and a last one {"done",
+    "failed", "seconds"}.
+    """
+    path.parts(op)
+    (each,) = parse([over])
+    always = parse(fixed)
+    wanted = places(place)
+    files = matches(each)
+
+    async def work() -> int:
+        async with client() as bus:
+            described = await describe(bus, op)
+            inputs = [
+                convert([replace(each, text=str(file)), *always], described["args"])
+                for file in files
+            ]
+            if out is not None:
+                out.mkdir(parents=True, exist_ok=True)
+            chosen = bus.options(
+                policy=policy,
+                place=wanted or None,
+                tags=tags or None,
+                timeout=timeout or patience(described),
+            )
+            results = Results(files, out, as_json)
+            with Progress(op, len(files)) as progress:
+                await results.collect(chosen, op, inputs, window, progress)
+            return results.summary()
+
+    if run(work()):
+        raise Ended(1)
+
+
+def matches(each: Given) -> list[Path]:
+    """Give the files that ``--over`` names, in order.
+
+    Raises :class:`ArgumentError` if there are none.
+    """
+    if each.form == ":":
+        raise ArgumentError(f"--over takes files: write {each.name}=GLOB", each.name)
+    pattern = str(Path(each.text).expanduser())
+    found = sorted(Path(name) for name in iglob(pattern, recursive=True) if Path(name).is_file())
+    if not found:
+        raise ArgumentError(f"no file matches {each.text}: check the path", each.name)
+    return found
+
+
+def names(files: Iterable[Path]) -> Iterator[str]:
+    """Name the results after the inputs, each name once."""
+    taken: set[str] = set()
+    for file in files:
+        name, number = file.stem, 1
+        while name in taken:
+            number += 1
+            name = f"{file.stem}-{number}"
+        taken.add(name)
+        yield name
+
+
+def suffix(value: Any) -> str:
+    """Say how a file with this value ends."""
+    from spinal.bus import Blob
+
+    if isinstance(value, Blob):
+        return mimetypes.guess_extension(value.media_type) or ".bin"
+    return ".txt" if isinstance(value, str) else ".json"
+
+
+@dataclass(slots=True)
+class Results:
+    """What became of the inputs: printed or saved as it comes, counted in the end."""
+
+    files: Sequence[Path]
+    out: Path | None
+    as_json: bool
+    done: int = 0
+    failed: int = 0
+    began: float = 0.0
+
+    async def collect(
+        self,
+        bus: Client,
+        op: str,
+        inputs: Sequence[Mapping[str, Any]],
+        window: int,
+        progress: Progress,
+    ) -> None:
+        """Make the calls and see to every result."""
+        self.began = time.monotonic()
+        stems = list(names(self.files))
+        saving = asyncio.Semaphore(SAVING)
+
+        async def finish(mapped: Mapped) -> None:
+            try:
+                await self._take(mapped, stems[mapped.index], progress)
+            finally:
+                saving.release()
+            progress.at(self.done + self.failed, len(self.files))
+
+        async with asyncio.TaskGroup() as group:
+            async for mapped in bus.map(op, inputs, window=window):
+                await saving.acquire()
+                group.create_task(finish(mapped))
+
+    async def _take(self, mapped: Mapped, stem: str, progress: Progress) -> None:
+        from spinal.bus import BusError
+
+        file = self.files[mapped.index]
+        shown: dict[str, Json] = {"input": str(file), "agent": mapped.agent}
+        error: Exception | None = mapped.error
+        if error is None:
+            try:
+                if self.out is not None:
+                    target = self.out / f"{stem}{suffix(mapped.value)}"
+                    await save(mapped.value, target)
+                    shown["file"] = str(target)
+            except (BusError, OSError) as caught:
+                error = caught
+        if error is None:
+            self.done += 1
+            shown["value"] = plain(mapped.value)
+        else:
+            self.failed += 1
+            shown["error"] = {"text": " ".join(str(error).split())}
+            if mapped.error is not None:
+                shown["error"] = mapped.error.problem.to_json()
+            progress.line(f"spinal: {file}: {' '.join(str(error).split())}")
+        if self.as_json:
+            print_json(shown)
+        elif error is None and self.out is None:
+            click.echo(f"{file}\t{text(mapped.value)}")
+
+    def summary(self) -> int:
+        """Say how it went, and give the number of failures."""
+        seconds = time.monotonic() - self.began
+        if self.as_json:
+            print_json({"done": self.done, "failed": self.failed, "seconds": round(seconds, 3)})
+        else:
+            where = f", results in {self.out}" if self.out is not None else ""
+            failed = f", {self.failed} failed" if self.failed else ""
+            say(f"{self.done} of {len(self.files)} done{failed} in {seconds:.1f} s{where}")
+        return self.failed

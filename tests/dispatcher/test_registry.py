@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spinal.dispatcher.agent import LEASE, AgentState, Turn
+from spinal.dispatcher.errors import RegistryFull
+from spinal.dispatcher.registry import Arrival, Registry
+from spinal.protocols import Advertisement, Capabilities, Operation
+
+RESIZE = Capabilities.of([Operation("/image/resize"), Operation("/image/info")])
+DEPLOY = Capabilities.of([Operation("/deploy/release"), Operation("/image/info")])
+
+
+def report(capabilities: Capabilities = RESIZE, **changes: Any) -> Advertisement:
+    return Advertisement(**{"hash": capabilities.hash, "epoch": 1, **changes})
+
+
+def offering(registry: Registry, op: str) -> list[str]:
+    return [agent.address for agent in registry.offering(op)]
+
+
+def test_equal_workers_share_one_description_and_it_is_wanted_once() -> None:
+    registry = Registry()
+    for n in range(3):
+        registry.advertised(f"w@x/{n}", report(), 0.0)
+    assert registry.undescribed() == {RESIZE.hash: ("w@x/0", "w@x/1", "w@x/2")}
+    assert offering(registry, "/image/resize") == []
+
+    registry.described(RESIZE)
+
+    assert registry.undescribed() == {}
+    assert offering(registry, "/image/resize") == ["w@x/0", "w@x/1", "w@x/2"]
+    assert len({id(agent.capabilities) for agent in registry}) == 1
+
+
+def test_a_description_is_dropped_with_the_last_agent_that_has_it() -> None:
+    registry = Registry()
+    registry.advertised("w@x/1", report(), 0.0)
+    registry.described(RESIZE)
+
+    registry.sweep(LEASE + 1)
+
+    assert not registry.knows(RESIZE.hash)
+    assert registry.operations() == {}
+    assert registry.described(RESIZE) == ()
+    assert not registry.knows(RESIZE.hash)
+
+
+def test_withdrawing_one_operation_leaves_the_rest() -> None:
+    registry = Registry()
+    registry.advertised("w@x/1", report(), 0.0)
+    registry.described(RESIZE)
+
+    registry.advertised("w@x/1", report(DEPLOY), 1.0)
+    registry.described(DEPLOY)
+
+    assert registry.operations() == {"/deploy/release": 1, "/image/info": 1}
+
+
+def test_an_agent_that_went_offline_and_came_back_in_the_same_life_keeps_its_attempts() -> None:
+    registry = Registry()
+    agent = registry.advertised("w@x/1", report(), 0.0).agent
+    registry.start(agent, ("c", 1), 0.5)
+    registry.unavailable("w@x/1", 1.0)
+    assert agent.state(1.0) is AgentState.GONE
+
+    news = registry.advertised("w@x/1", report(), 2.0)
+
+    assert (news.arrival, news.agent) == (Arrival.RETURNED, agent)
+    assert list(agent.attempts()) == [("c", 1)]
+
+
+def test_a_new_epoch_loses_the_attempts_of_the_old_one_at_once() -> None:
+    registry = Registry()
+    old = registry.advertised("w@x/1", report(), 0.0).agent
+    registry.described(RESIZE)
+    registry.start(old, ("c", 1), 0.5)
+
+    news = registry.advertised("w@x/1", report(epoch=2), 2.0)
+
+    assert (news.arrival, news.lost) == (Arrival.RESTARTED, (("c", 1),))
+    assert news.agent.busy == 0
+    assert offering(registry, "/image/resize") == ["w@x/1"]
+
+
+def test_one_late_heartbeat_removes_nobody() -> None:
+    registry = Registry()
+    registry.advertised("w@x/1", report(), 0.0)
+
+    assert registry.sweep(11.0) == []
+    assert registry.sweep(LEASE) == []
+    assert [agent.address for agent in registry.sweep(LEASE + 0.1)] == ["w@x/1"]
+
+
+def test_leases_stand_still_while_our_own_stream_is_down() -> None:
+    registry = Registry()
+    agent = registry.advertised("w@x/1", report(), 0.0).agent
+
+    registry.stopped(5.0)
+    assert registry.sweep(500.0) == []
+    assert agent.state(registry.time(500.0)) is AgentState.AVAILABLE
+    registry.resumed(500.0)
+    assert registry.sweep(500.0 + LEASE) == []
+    assert registry.sweep(500.1 + LEASE) == [agent]
+
+
+def test_unavailable_presence_is_news_once_and_of_strangers_never() -> None:
+    registry = Registry()
+    agent = registry.advertised("w@x/1", report(), 0.0).agent
+
+    assert registry.unavailable("nobody@x/1", 1.0) is None
+    assert registry.unavailable("w@x/1", 1.0) is agent
+    assert registry.unavailable("w@x/1", 1.1) is None
+
+
+def test_more_agents_than_may_be_known_are_refused_and_the_known_ones_stay() -> None:
+    registry = Registry(most=1)
+    registry.advertised("w@x/1", report(), 0.0)
+
+    with pytest.raises(RegistryFull):
+        registry.advertised("w@x/2", report(), 0.0)
+    assert registry.advertised("w@x/1", report(), 1.0).arrival is Arrival.RENEWED
+
+
+EVENTS = st.lists(
+    st.tuples(
+        st.sampled_from(["report", "gone", "describe", "sweep"]),
+        st.sampled_from(["a@x/1", "a@x/2", "b@x/1"]),
+        st.sampled_from([RESIZE, DEPLOY]),
+        st.integers(1, 2),
+    ),
+    max_size=30,
+)
+
+
+@given(EVENTS)
+def test_the_index_by_operation_says_what_a_scan_of_all_agents_says(
+    events: list[tuple[str, str, Capabilities, int]],
+) -> None:
+    registry = Registry()
+    now = 0.0
+    for what, address, capabilities, epoch in events:
+        now += 2.0
+        match what:
+            case "report":
+                registry.advertised(address, report(capabilities, epoch=epoch), now)
+            case "gone":
+                registry.unavailable(address, now)
+            case "describe":
+                registry.described(capabilities)
+            case _:
+                registry.sweep(now)
+
+        for op in ("/image/resize", "/image/info", "/deploy/release", "/none"):
+            scanned = {agent.address for agent in registry if op in agent.operations}
+            assert set(offering(registry, op)) == scanned
+            assert registry.operations().get(op, 0) == len(scanned)
+        advertised = {agent.advertisement.hash for agent in registry}
+        for known in (RESIZE, DEPLOY):
+            assert not registry.knows(known.hash) or known.hash in advertised
+        assert set(registry.undescribed()) == {h for h in advertised if not registry.knows(h)}
+
+
+def test_turns_count_over_all_agents() -> None:
+    registry = Registry()
+    one = registry.advertised("w@x/1", report(), 0.0).agent
+    two = registry.advertised("w@x/2", report(), 0.0).agent
+
+    registry.start(one, ("c", 1), 0.0)
+    registry.start(two, ("d", 1), 0.0)
+
+    assert (one.used, two.used) == (Turn(1), Turn(2))

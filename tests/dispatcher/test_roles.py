@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import pytest
+
+from spinal.dispatcher.roles import Right, RoleTable
+
+ROLES = {"o@x": "owner", "c@x": "caller", "a@x": "agent", "d@x": "dispatcher", "n@x": "nonsense"}
+
+
+@pytest.mark.parametrize(
+    ("account", "rights"),
+    [
+        ("o@x", set(Right)),
+        ("c@x", {Right.CALL}),
+        ("a@x", {Right.CALL, Right.ADVERTISE}),
+        ("d@x", {Right.DISPATCH}),
+        ("n@x", set[Right]()),
+        ("stranger@x", set[Right]()),
+    ],
+)
+def test_a_role_has_its_rights_and_no_others(account: str, rights: set[Right]) -> None:
+    for table in (RoleTable(ROLES), RoleTable(ROLES.get)):
+        assert {right for right in Right if table.may(f"{account}/phone", right)} == rights
+        assert {right for right in Right if table.may(account, right)} == rights

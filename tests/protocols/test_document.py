@@ -1,0 +1,277 @@
+"""docs/protocol.md says what the code does.
+
+``PYTHONPATH=src python tests/protocols/test_document.py`` writes the generated tables anew.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from xml.etree.ElementTree import Element, fromstring
+
+import pytest
+
+from spinal.protocols import (
+    BOUNCES,
+    EVENTS,
+    FEATURES,
+    LIMITS,
+    NS,
+    POLICIES,
+    REASONS,
+    TRANSITIONS,
+    VERSION,
+    Ack,
+    Advertisement,
+    CallEvent,
+    Capabilities,
+    Codec,
+    Describe,
+    Description,
+    Event,
+    Exchange,
+    Json,
+    Operation,
+    Speaker,
+    Stanza,
+    State,
+)
+from spinal.protocols.capabilities import MAX_OPERATIONS
+from spinal.protocols.events import AGENT_STATES, MAX_LEFT
+from spinal.protocols.path import MAX_PARTS, MAX_PATH
+
+PAGE = Path(__file__).parents[2] / "docs" / "protocol.md"
+
+CALLER_SAYS = frozenset({"op", "cancel", "ack"})
+
+
+# -- the generated tables
+
+
+def _table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _exchange() -> str:
+    """Give the transitions as a matrix: who says what, and where it leads from each state."""
+    said = dict.fromkeys(key for rows in TRANSITIONS.values() for key in rows)
+    rows = (
+        [
+            f"{speaker.value} says `{event}`",
+            *(
+                f"`{after.value}`" if (after := TRANSITIONS[state].get((speaker, event))) else "-"
+                for state in State
+            ),
+        ]
+        for speaker, event in sorted(said, key=lambda key: key[0] is Speaker.AGENT)
+    )
+    return _table(["In state", *(f"`{state.value}`" for state in State)], rows)
+
+
+def _reasons() -> str:
+    rows = (
+        [
+            f"`{reason}`",
+            m.type,
+            m.condition,
+            m.ran.value,
+            m.again.value,
+            m.text,
+        ]
+        for reason, m in REASONS.items()
+    )
+    return _table(["Reason", "Type", "Condition", "Ran", "Again", "Text"], rows)
+
+
+def _bounces() -> str:
+    rows = ([condition, f"`{reason}`"] for condition, reason in BOUNCES.items())
+    return _table(["Condition", "Read as"], rows)
+
+
+GENERATED = {"exchange": _exchange, "reasons": _reasons, "bounces": _bounces}
+
+
+def fresh(page: str) -> str:
+    """Give the page with its generated tables as they should be."""
+    for name, make in GENERATED.items():
+        start, end = f"<!-- generated: {name} -->\n", "\n<!-- end -->"
+        head, found, rest = page.partition(start)
+        _, closed, tail = rest.partition(end)
+        assert found and closed, f"docs/protocol.md has no place for the table '{name}'"
+        page = head + start + make() + end + tail
+    return page
+
+
+def test_the_generated_tables_are_those_of_the_code() -> None:
+    page = PAGE.read_text()
+
+    assert page == fresh(page), "run PYTHONPATH=src python tests/protocols/test_document.py"
+
+
+# -- the worked stanzas
+
+
+def _stanzas(text: str) -> Iterator[Element]:
+    for block in re.findall(r"```xml\n(.*?)```", text, re.DOTALL):
+        yield from fromstring(f"<stream xmlns='jabber:client'>{block}</stream>")
+
+
+def _sections() -> Mapping[str, list[Stanza]]:
+    chunks = re.split(r"^##+ (.*)$", PAGE.read_text(), flags=re.MULTILINE)
+    found = {
+        title: [Codec.decode(element) for element in _stanzas(text)]
+        for title, text in zip(chunks[1::2], chunks[2::2], strict=True)
+    }
+    return {title: stanzas for title, stanzas in found.items() if stanzas}
+
+
+SECTIONS = _sections()
+
+
+def _events(stanzas: Sequence[Stanza]) -> Iterator[Event]:
+    for stanza in stanzas:
+        if stanza.body is not None:
+            yield from Codec().read(stanza.body)
+
+
+@pytest.mark.parametrize("title", SECTIONS)
+def test_every_worked_stanza_is_read_and_nothing_in_it_is_unknown(title: str) -> None:
+    for stanza in SECTIONS[title]:
+        assert stanza.kind in ("iq", "message", "presence")
+        assert (stanza.problem is not None) == (stanza.type == "error")
+        assert stanza.problem is None or stanza.problem.reason in REASONS
+        if stanza.body is not None:
+            events = Codec().read(stanza.body)
+            raw: list[Mapping[str, Json]] = json.loads(stanza.body)
+            assert len(events) == len(raw) > 0
+            for event, members in zip(events, raw, strict=True):
+                must: list[str] = list(members.get("must", ()))
+                assert set(members) <= {"type", *event.reads, *must}
+
+
+@pytest.mark.parametrize("title", SECTIONS)
+def test_every_worked_conversation_keeps_to_the_table(title: str) -> None:
+    ends: dict[tuple[str, int], tuple[Exchange, Exchange]] = {}
+    for event in _events(SECTIONS[title]):
+        if not isinstance(event, CallEvent):
+            continue
+        caller, agent = ends.setdefault(
+            event.exchange, (Exchange(Speaker.CALLER), Exchange(Speaker.AGENT))
+        )
+        if caller.state is State.NEW and event.type in ("cancel", "cancelled"):
+            # Overtook its op: makes no exchange.
+            continue
+        speaker, hearer = (caller, agent) if event.type in CALLER_SAYS else (agent, caller)
+        speaker.say(event.type)
+        hearer.hear(event.type)
+
+
+def test_every_iq_result_with_events_answers_ops_of_its_iq_and_every_op_is_answered() -> None:
+    for stanzas in SECTIONS.values():
+        asked = {s.id: s for s in stanzas if s.kind == "iq" and s.type == "set"}
+        for answer in stanzas:
+            if answer.type == "result" and answer.id in asked and answer.body is not None:
+                ids = {e.id for e in _events([asked[answer.id]]) if isinstance(e, CallEvent)}
+                told = {e.id for e in _events([answer]) if isinstance(e, CallEvent)}
+                acked = {e.id for e in _events([asked[answer.id]]) if isinstance(e, Ack)}
+                assert told == ids - acked
+
+
+def test_the_worked_description_has_the_hash_that_was_advertised() -> None:
+    events = [event for stanzas in SECTIONS.values() for event in _events(stanzas)]
+    (advertised,) = {e.hash for e in events if isinstance(e, Advertisement)}
+    (asked,) = {e.hash for e in events if isinstance(e, Describe)}
+    (told,) = [e for e in events if isinstance(e, Description)]
+
+    found = Capabilities.parse(told.text, advertised)
+
+    assert asked == told.hash == advertised
+    assert found.operations["/image/resize"].safe
+
+
+# -- the tables of members
+
+
+def _rows(text: str) -> list[list[str]]:
+    """Give the cells of the first table in a text, without its head."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def _default(value: object) -> str:
+    if value is MISSING:
+        return "required"
+    if isinstance(value, tuple):
+        return "`[]`"
+    return f"`{json.dumps(value)}`"
+
+
+def _members(cls: type[Event | Operation]) -> dict[str, str]:
+    return {
+        field.name: _default(
+            field.default_factory() if field.default_factory is not MISSING else field.default
+        )
+        for field in fields(cls)
+    }
+
+
+@pytest.mark.parametrize("name", EVENTS)
+def test_every_event_has_a_table_with_its_members_and_defaults(name: str) -> None:
+    (text,) = re.findall(rf"^### {name}$(.*?)^##", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    shown = {cells[0].strip("`"): cells[2] for cells in _rows(text)}
+
+    expected = _members(EVENTS[name])
+
+    assert {k: "`null`" if v == "absent" else v for k, v in shown.items()} == expected
+    assert list(shown) == list(EVENTS[name].reads), "in the order of the code"
+
+
+def test_the_members_of_an_operation_are_those_of_the_code() -> None:
+    (text,) = re.findall(
+        r"An operation has these members:(.*?)^###", PAGE.read_text(), re.MULTILINE | re.DOTALL
+    )
+    shown = {cells[0].strip("`"): cells[2] for cells in _rows(text)}
+
+    assert {"path": "required", **shown} == _members(Operation)
+
+
+def test_the_features_are_those_of_the_code() -> None:
+    (text,) = re.findall(
+        r"a peer that has said nothing has none(.*?)^##", PAGE.read_text(), re.MULTILINE | re.DOTALL
+    )
+
+    assert {cells[0].strip("`") for cells in _rows(text)} == FEATURES
+
+
+def test_the_limits_are_those_of_the_code() -> None:
+    (text,) = re.findall(r"^## 11. Limits$(.*?)^##", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    shown = [int(cells[1]) for cells in _rows(text)]
+
+    assert shown == [
+        LIMITS.stanza,
+        LIMITS.receive,
+        LIMITS.inline,
+        LIMITS.depth,
+        LIMITS.events,
+        LIMITS.members,
+        MAX_OPERATIONS,
+        MAX_PARTS,
+        MAX_PATH,
+    ]
+
+
+def test_words_that_the_page_lists_are_those_of_the_code() -> None:
+    page = PAGE.read_text()
+
+    assert f"Version {VERSION}, namespace `{NS}`" in page
+    assert f"`policy` (one of {', '.join(f'`{p}`' for p in POLICIES)};" in page
+    assert f"one of {', '.join(f'`{state}`' for state in AGENT_STATES)} |" in page
+    assert f"int, 0 to {MAX_LEFT} |" in page
+
+
+if __name__ == "__main__":
+    PAGE.write_text(fresh(PAGE.read_text()))

@@ -31,9 +31,9 @@ from typing import Any, Final, Self
 import structlog
 
 from spinal.bus.blob import Blob, Store
-from spinal.bus.call import Request
 from spinal.bus.connection import Connection
 from spinal.bus.errors import BlobError, CallError
+from spinal.bus.requests import Request
 from spinal.bus.session import Session
 from spinal.bus.tasks import Tasks
 from spinal.protocols import (
@@ -334,6 +334,9 @@ class Life:
             return value
         except CallError as exc:
             state = exc.reason
+            if state == "too-large":
+                # The result is, not the request: it has run, so its end is no refusal.
+                request.accept()
             raise
         finally:
             ran = int((loop.time() - began) * 1000)
@@ -371,12 +374,13 @@ class Life:
 
     async def _run(self, request: Request, operation: Operation, arguments: dict[str, Any]) -> Json:
         """Run a coroutine function, here."""
+        bound = asyncio.timeout(operation.timeout)
         with News(request) as news:
             job = Job(_facts(request), news, self._store)
             if operation.signature.job is not None:
                 arguments[operation.signature.job] = job
             try:
-                async with asyncio.timeout(operation.timeout) as bound:
+                async with bound:
                     result = await self._invoke(operation, arguments, job)
                     return await results.pack(result, self._store)
             except TimeoutError as exc:

@@ -129,8 +129,9 @@ class Pool:
             while True:
                 async with self._worker() as worker:
                     used = worker.used
+                    bound = asyncio.timeout(timeout)
                     try:
-                        async with asyncio.timeout(timeout) as bound:
+                        async with bound:
                             return await worker.run(call, channel)
                     except TimeoutError as exc:
                         if not bound.expired():

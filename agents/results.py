@@ -53,9 +53,8 @@ def check(value: Json, what: str = "result") -> None:
         raise CallError.of(Problem("failed", one_line(str(exc)))) from exc
     size = len(values.escape(msgspec.json.encode(value)))
     if size > LIMITS.inline:
-        # Not "too-large", which says that nothing ran.
         text = f"the {what} takes {size} bytes, and {LIMITS.inline} travel inline: give a Blob"
-        raise CallError.of(Problem("failed", text))
+        raise CallError.of(Problem("too-large", text))
 
 
 async def pack(value: Any, store: Store | None, what: str = "result") -> Json:

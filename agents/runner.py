@@ -17,6 +17,7 @@ from spinal.bus.blobs import Blobs
 from spinal.bus.client import connect
 from spinal.bus.connection import Connection
 from spinal.bus.home import Credentials, Home
+from spinal.bus.registration import tell_server
 
 from .agent import Agent
 from .errors import AgentError
@@ -73,8 +74,9 @@ async def log_in(
         else:
             found = Home.find(home, environ)
             agent.name = stack.enter_context(found.claim_agent_name(agent.declared, name))
-            if agent.name not in found.accounts():
+            if found.managed and agent.name not in found.accounts():
                 found.add_account(agent.name, "agent")
+                await tell_server(found, agent.name)
             credentials = found.credentials(agent.name, RESOURCE)
         connection = connect(credentials)
         store = Blobs(connection, credentials.domain, credentials.uploads, credentials.ca)

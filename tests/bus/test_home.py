@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -364,20 +365,21 @@ class TestLocks:
                 assert name == "worker"
 
     def test_a_forked_child_does_not_keep_the_name(self, home: Home) -> None:
-        read, write = os.pipe()
-        with home.claim_agent_name("worker"):
-            pid = os.fork()
-            if pid == 0:
-                os.close(write)
-                os.read(read, 1)
-                os._exit(0)
-        os.close(read)
-        try:
-            with home.claim_agent_name("worker") as name:
-                assert name == "worker"
-        finally:
-            os.close(write)
-            os.waitpid(pid, 0)
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            with home.claim_agent_name("worker"):
+                pid = os.fork()
+                if pid == 0:
+                    theirs.send(b"forked")
+                    theirs.recv(1)
+                    os._exit(0)
+                assert ours.recv(16) == b"forked"
+            try:
+                with home.claim_agent_name("worker") as name:
+                    assert name == "worker"
+            finally:
+                ours.send(b".")
+                os.waitpid(pid, 0)
 
     def test_only_one_may_be_up(self, home: Home) -> None:
         assert home.holder() is None

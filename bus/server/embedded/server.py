@@ -252,6 +252,12 @@ class EmbeddedServer:
                     client.end(StreamError("not-authorized", "the account was removed"))
 
     @property
+    def uploads(self) -> Uploads:
+        """The upload service; only while it is started."""
+        assert self._uploads is not None
+        return self._uploads
+
+    @property
     def router(self) -> Router:
         """The tables; only while it is started."""
         assert self._router is not None

@@ -46,6 +46,7 @@ def add(name: str, role: str, password_file: Path | None, as_json: bool) -> None
     """
     from spinal.bus.errors import HomeError
     from spinal.bus.home import read_password
+    from spinal.bus.registration import tell_server
 
     place = home()
     given = None if password_file is None else read_password(password_file)
@@ -86,6 +87,8 @@ def list_(as_json: bool) -> None:
 @show_home
 def remove(name: str, as_json: bool) -> None:
     """Remove the account NAME; its streams end at once."""
+    from spinal.bus.registration import tell_server
+
     place = home()
     place.remove_account(name)
     run(tell_server(place, name))
@@ -107,20 +110,3 @@ def describe(place: Home, name: str) -> dict[str, Json]:
         "port": port,
         "env": place.environment(name),
     }
-
-
-async def tell_server(place: Home, name: str) -> None:
-    """Bring a server that runs up to date with one account of the home.
-
-    One that does not run learns it from the next ``spinal up``.  Raises
-    :class:`~spinal.bus.server.ServerError`.
-    """
-    if not place.managed or place.holder() is None:
-        return
-    from spinal.bus import server
-
-    config = place.server_config()
-    if name in place.accounts():
-        await server.add_account(place.server, config, name, place.password(name))
-    else:
-        await server.remove_account(place.server, config, name)

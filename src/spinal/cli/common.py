@@ -126,17 +126,25 @@ def places(words: Sequence[str]) -> dict[str, str]:
 # Running.
 
 
+def start_logging(level: str = "warning") -> None:
+    """Send log events to stderr; raises :class:`click.UsageError` if ``$SPINAL_LOG`` is no level."""
+    from spinal import logs
+
+    try:
+        logs.configure(level)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run a verb's coroutine.  Ctrl-C cancels it, waits for its cleaning up, and ends with 130."""
     import asyncio
 
-    from spinal import logs
-
     try:
-        logs.configure()
-    except ValueError as error:
+        start_logging()
+    except click.UsageError:
         work.close()
-        raise click.UsageError(str(error)) from error
+        raise
     return asyncio.run(work)
 
 

@@ -14,7 +14,7 @@ import click
 
 from spinal import __version__
 
-from .common import CONTEXT, home_path, json_option, print_json, say, show_home
+from .common import CONTEXT, home_path, json_option, print_json, say, show_home, start_logging
 
 if TYPE_CHECKING:
     from spinal.bus.home import Home
@@ -49,13 +49,9 @@ def up(
     With --json: one object per line, the first {"event": "ready", "domain", "xmpp", "home"}, then
     "died", "restarted", "crash-loop" with "part", and "stopped". Logs go to stderr.
     """
-    from spinal import logs
+    start_logging("warning" if sys.stderr.isatty() else "info")
     from spinal.bus.home import Home, NoHome
 
-    try:
-        logs.configure("info" if as_json or not sys.stderr.isatty() else "warning")
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
     place = home_path()
     wanted = {"server": server, "listen": listen, "domain": domain}
     try:

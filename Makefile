@@ -1,0 +1,63 @@
+# `make demo` needs Python 3.11 with venv, git and make; so does `make test`, alone.
+# `make test-deps` installs the system packages that the full suite needs (Debian).
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+WORKERS ?= 4
+
+.PHONY: help demo test test-deps check format bench clean
+
+help:
+	@echo "make demo       see it work: a platform, three workers, one of them killed"
+	@echo "make test       the short suite; names at its end what it had to leave out"
+	@echo "make test-deps  install Prosody, ejabberd and chat clients for it (root or sudo)"
+	@echo "make check      formatting, lint, types, direction of imports"
+	@echo "make format     mend what can be mended by a machine"
+	@echo "make bench      figures of this machine into benchmarks/RESULTS.md"
+
+# An editable install resolves imports through the links under src/spinal.
+links:
+	@test -L src/spinal/bus || { echo "src/spinal/bus is not a symbolic link: clone again with 'git clone -c core.symlinks=true', or install without -e" >&2; exit 1; }
+.PHONY: links
+
+$(VENV)/pip: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11: make PYTHON=python3.11 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) has no venv: apt install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	@touch $@
+
+$(VENV)/user: $(VENV)/pip
+	$(BIN)/python -m pip install --quiet -e '.[images,speed]'
+	@touch $@
+
+$(VENV)/dev: $(VENV)/pip
+	$(BIN)/python -m pip install --quiet -e '.[all]' --group dev
+	@touch $@ $(VENV)/user
+
+demo: links $(VENV)/user
+	$(BIN)/spinal demo
+
+test: links $(VENV)/dev
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(TESTS)
+
+test-deps:
+	sh tests/deps.sh
+
+check: links $(VENV)/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pyright
+	PYTHONPATH=src $(BIN)/lint-imports
+
+format: links $(VENV)/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: links $(VENV)/dev
+	$(BIN)/python benchmarks/run.py
+
+clean:
+	rm -rf $(VENV) dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis

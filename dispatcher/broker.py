@@ -1,0 +1,519 @@
+"""Sees brokered calls through: finds an agent or waits for one, passes the call on, tries again.
+
+Theory of operation.  Each call is an :class:`Errand`, carried by the task that serves its request.
+It goes round in a circle: *place* (an agent with room, or a place in the queue), *attempt* (one
+exchange with that agent, everything it says passed on), and *decide* (``retry``: the answer is the
+end, or elsewhere).  A slot is taken when an attempt is reserved and given back when it is released,
+and each change that could let somebody start pumps the queue for that agent; so whenever the event
+loop is idle, nothing waits that could run.
+
+A waiting errand is woken with an attempt, or with nothing, which means "look again": what it waits
+for has changed so that waiting may be wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import secrets
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field, replace
+from random import Random
+
+import structlog
+
+from spinal.bus.call import Call, Request
+from spinal.bus.errors import CallError
+from spinal.bus.session import Session
+from spinal.protocols import Data, Final, Log, Op, Problem, Progress, Seen
+from spinal.protocols.address import bare
+
+from .agent import LEASE, AttemptKey, KnownAgent
+from .errors import QueueFull
+from .policies import Context
+from .queue import Entry, Queue
+from .refusal import no_agent, none_free
+from .registry import Registry
+from .resolver import Demand, choose, rejection, resolve
+from .retry import History, Lesson, Loss, answered, forgotten_for, lost, patience
+
+log = structlog.get_logger()
+
+#: A waiting call is told that nobody was free so long before its caller gives up, so that it hears
+#: it: this part of the whole time, and at most so many seconds.
+MARGIN = 0.05
+MAX_MARGIN = 0.1
+
+
+@dataclass(slots=True, eq=False)
+class Errand:
+    """One call that is being seen through."""
+
+    op: Op
+    demand: Demand
+    caller: str
+    #: ``loop.time()`` at which its caller gives up.
+    deadline: float
+    id: str
+    began: float
+    #: Who is told of progress, log lines and data, if anybody is.
+    request: Request | None = None
+    attempts: int = 0
+    #: Agents that were lost on it.
+    lost: tuple[str, ...] = ()
+    #: Pieces of its stream that the caller has got.
+    passed_on: int = 0
+
+    @property
+    def next_key(self) -> AttemptKey:
+        """The key of the attempt that comes next."""
+        return (self.id, self.attempts + 1)
+
+
+@dataclass(slots=True, eq=False)
+class Attempt:
+    """One try of an errand at one agent; holds a slot there until it is released."""
+
+    errand: Errand
+    agent: KnownAgent
+    key: AttemptKey
+    may_rerun: bool
+    call: Call | None = None
+    #: How it was lost, if we found that it was.
+    loss: Loss | None = None
+    #: Since when reports leave it out.
+    missing_since: float | None = None
+
+
+@dataclass(slots=True)
+class Counts:
+    """What the broker has done since it started."""
+
+    calls: int = 0
+    done: int = 0
+    failed: int = 0
+    lost_attempts: int = 0
+    returned_attempts: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    errand: Errand
+    placed: asyncio.Future[Attempt | None] = field(repr=False)
+
+
+class Broker:
+    """Carries calls to agents.
+
+    Args:
+        session: moves them; ours to call with, somebody else's to open and close.
+        registry: who is there.
+        expecting: tells whether agents that are not known yet may still report.
+        random: where the policy ``random`` draws from.
+        queue: where calls wait.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        registry: Registry,
+        *,
+        expecting: Callable[[], bool] = lambda: False,
+        random: Random | None = None,
+        queue: Queue[_Waiter] | None = None,
+    ) -> None:
+        self._session = session
+        self._registry = registry
+        self._expecting = expecting
+        self._random = random or Random()
+        self._queue: Queue[_Waiter] = Queue() if queue is None else queue
+        self._attempts: dict[AttemptKey, Attempt] = {}
+        self._missing: dict[AttemptKey, Attempt] = {}
+        self._last: dict[str, str] = {}
+        self._prefix = secrets.token_hex(5)
+        self._numbers = itertools.count(1)
+        self._closed = False
+        self.counts = Counts()
+        #: Told of what happens, while somebody watches.
+        self.watch: Callable[[Seen], None] | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Calls that wait for an agent."""
+        return len(self._queue)
+
+    @property
+    def in_flight(self) -> int:
+        """Attempts that are at agents."""
+        return len(self._attempts)
+
+    def close(self) -> None:
+        """Start nothing more; whoever serves the requests cancels what runs."""
+        self._closed = True
+
+    # -- one call
+
+    def errand(self, request: Request, demand: Demand, deadline: float | None = None) -> Errand:
+        """Make an errand of a request."""
+        return Errand(
+            request.op,
+            demand,
+            request.caller,
+            request.deadline if deadline is None else deadline,
+            f"{self._prefix}-{next(self._numbers):x}",
+            asyncio.get_running_loop().time(),
+        )
+
+    async def run(self, errand: Errand) -> Final:
+        """See an errand through and give the final that has its value.
+
+        Raises:
+            CallError: it ended without one.
+
+        Cancelling it cancels the attempt at the agent.
+        """
+        self.counts.calls += 1
+        try:
+            final = await self._run(errand)
+        except CallError as exc:
+            self.counts.failed += 1
+            self._log(errand, exc.agent, exc.reason)
+            raise
+        self.counts.done += 1
+        self._log(errand, final.agent, "done")
+        return final
+
+    def _log(self, errand: Errand, agent: str | None, state: str) -> None:
+        log.debug(
+            "call_brokered",
+            op=errand.op.op,
+            caller=errand.caller,
+            agent=agent,
+            state=state,
+            attempts=errand.attempts,
+            seconds=round(asyncio.get_running_loop().time() - errand.began, 4),
+        )
+
+    async def _run(self, errand: Errand) -> Final:
+        while True:
+            attempt = await self._place(errand)
+            final = await self._try(attempt)
+            problem = final.problem
+            if problem is None:
+                return final
+            agent = attempt.agent
+            if attempt.loss is None and problem.reason == "lost" and final.agent is None:
+                attempt.loss = Loss.GONE
+            if attempt.loss is not None and attempt.call is not None:
+                self.counts.lost_attempts += 1
+                history = History(attempt.may_rerun, errand.lost, errand.passed_on)
+                verdict = lost(attempt.loss, agent.address, history)
+                errand.lost = (*errand.lost, agent.address)
+                log.info(
+                    "attempt_lost",
+                    op=errand.op.op,
+                    agent=agent.address,
+                    how=attempt.loss.value,
+                    moves=verdict.problem is None,
+                )
+            elif final.agent is not None:
+                # It was begun and ended there, so its problem is its result.
+                raise CallError.of(problem, final.agent)
+            else:
+                self.counts.returned_attempts += 1
+                verdict = answered(problem)
+                self._learn(attempt, verdict.lesson)
+            if verdict.problem is not None:
+                raise CallError.of(verdict.problem, agent.address)
+
+    def _learn(self, attempt: Attempt, lesson: Lesson) -> None:
+        """Take to heart what a refusal says about the agent, before its next report says so."""
+        agent, errand = attempt.agent, attempt.errand
+        match lesson:
+            case Lesson.FULL:
+                agent.refused()
+            case Lesson.DRAINING:
+                agent.drains()
+                self.changed(agent)
+            case Lesson.GONE:
+                if self._registry.get(agent.address) is agent:
+                    self._registry.unavailable(agent.address, self._now())
+                    self.changed(agent)
+            case Lesson.UNABLE:
+                exclude = errand.demand.exclude | {agent.address}
+                errand.demand = replace(errand.demand, exclude=exclude)
+            case Lesson.NOTHING:
+                pass
+
+    # -- place
+
+    async def _place(self, errand: Errand) -> Attempt:
+        """Take a slot at an agent, waiting for one if there may be one later."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        end = errand.deadline - min(MAX_MARGIN, MARGIN * (errand.deadline - began))
+        while True:
+            demand = errand.demand
+            choice = choose(
+                self.offering(demand), demand, self.context(errand.caller), frozenset(errand.lost)
+            )
+            if choice.agent is not None and not self._queue.has(demand):
+                return self._reserve(errand, choice.agent)
+            if choice.agent is None and not choice.later and not self._expecting():
+                raise CallError.of(self._nobody(errand))
+            if choice.only:
+                demand = replace(demand, only=choice.only)
+            waiter = _Waiter(errand, loop.create_future())
+            entry = Entry(
+                demand,
+                bare(errand.caller),
+                errand.deadline,
+                waiter,
+                # What was lost has waited its turn already.
+                priority=1 if errand.lost else 0,
+                size=_size(errand.op),
+            )
+            try:
+                self._queue.add(entry, loop.time())
+            except QueueFull as exc:
+                raise CallError.of(exc.problem) from exc
+            if choice.agent is not None:
+                self.pump(choice.agent)
+            try:
+                async with asyncio.timeout_at(end):
+                    attempt = await waiter.placed
+            except (TimeoutError, asyncio.CancelledError) as exc:
+                self._queue.remove(entry)
+                if waiter.placed.done() and not waiter.placed.cancelled():
+                    # Stopped in the very moment in which it was given a slot.
+                    given = waiter.placed.result()
+                    if given is not None:
+                        self._release(given)
+                if isinstance(exc, TimeoutError):
+                    raise CallError.of(self._too_late(errand, loop.time() - began)) from None
+                raise
+            if attempt is not None:
+                return attempt
+
+    def _nobody(self, errand: Errand) -> Problem:
+        demand = errand.demand
+        resolution = resolve(self.offering(demand), demand, self.context(errand.caller))
+        problem = no_agent(demand.op, resolution, self._registry.operations())
+        return self._after_loss(errand, problem)
+
+    def _too_late(self, errand: Errand, seconds: float) -> Problem:
+        demand = errand.demand
+        resolution = resolve(self.offering(demand), demand, self.context(errand.caller))
+        return self._after_loss(errand, none_free(demand.op, seconds, resolution))
+
+    @staticmethod
+    def _after_loss(errand: Errand, problem: Problem) -> Problem:
+        """A call that was begun somewhere and lost did not end as one that never ran."""
+        if not errand.lost:
+            return problem
+        return Problem("lost", f"{', '.join(errand.lost)} was lost while it ran, and {problem.text}")
+
+    def _reserve(self, errand: Errand, agent: KnownAgent) -> Attempt:
+        op = errand.op.op
+        want = errand.op.want
+        operation = agent.operations.get(op)
+        safe = operation is not None and operation.safe
+        attempt = Attempt(errand, agent, errand.next_key, safe or bool(want and want.rerun))
+        errand.attempts += 1
+        self._registry.start(agent, attempt.key, asyncio.get_running_loop().time())
+        self._attempts[attempt.key] = attempt
+        if errand.demand.policy == "round-robin":
+            self._last[op] = agent.address
+        return attempt
+
+    def _release(self, attempt: Attempt) -> None:
+        """Give the slot back, and let the next one have it."""
+        if self._attempts.pop(attempt.key, None) is None:
+            return
+        self._missing.pop(attempt.key, None)
+        attempt.agent.ended(attempt.key, asyncio.get_running_loop().time())
+        self.pump(attempt.agent)
+
+    # -- attempt
+
+    async def _try(self, attempt: Attempt) -> Final:
+        errand, agent, op = attempt.errand, attempt.agent, attempt.errand.op
+        now = asyncio.get_running_loop().time()
+        remaining = max(0.0, errand.deadline - now)
+        try:
+            if attempt.loss is not None:
+                # Lost between the moment in which it was placed and this one: nothing was sent.
+                return Final(*attempt.key, problem=Problem("unreachable"))
+            call = attempt.call = self._session.call(
+                agent.address,
+                op.op,
+                op.args,
+                timeout=remaining,
+                id=attempt.key[0],
+                attempt=attempt.key[1],
+                epoch=agent.epoch,
+                key=_key(errand),
+                caller=errand.caller,
+                trace=op.trace,
+                window=op.window if errand.request is not None else 0,
+                patience=patience(attempt.may_rerun, remaining),
+            )
+            if self.watch is not None:
+                self.watch(self._seen("op", attempt))
+            try:
+                if errand.request is not None and op.window:
+                    await self._pass_on(call, errand, errand.request)
+                final = await call.wait()
+            finally:
+                if not call.done:
+                    self._session.abandon(call)
+            if final.agent is not None and final.ran is not None:
+                agent.ran(op.op, final.ran / 1000)
+            if self.watch is not None:
+                state = "done" if final.problem is None else final.problem.reason
+                self.watch(self._seen("final", attempt, state, final.ran))
+            return final
+        finally:
+            self._release(attempt)
+
+    async def _pass_on(self, call: Call, errand: Errand, request: Request) -> None:
+        async for item in call:
+            match item:
+                case Progress():
+                    request.progress(item.done, item.total, item.note)
+                case Log():
+                    request.log(item.text, item.level)
+                case Data():
+                    # Waits while our caller does not read; then the agent waits as well, because
+                    # this piece is answered only once the next one is asked for.
+                    await request.data(item.value)
+                    errand.passed_on += 1
+
+    def _seen(
+        self, what: str, attempt: Attempt, state: str = "", ran: int | None = None
+    ) -> Seen:
+        errand = attempt.errand
+        return Seen(
+            what, errand.op.id, errand.caller, attempt.agent.address, errand.op.op, state, ran
+        )
+
+    # -- what changes around it
+
+    def context(self, caller: str = "") -> Context:
+        """What ranking needs to know now."""
+        return Context(self._now(), self._random, caller, self._last)
+
+    def _now(self) -> float:
+        return self._registry.time(asyncio.get_running_loop().time())
+
+    def offering(self, demand: Demand) -> Collection[KnownAgent]:
+        """Give the agents that come into question."""
+        if demand.only:
+            agent = self._registry.get(demand.only)
+            return (agent,) if agent is not None else ()
+        return self._registry.offering(demand.op)
+
+    def pump(self, agent: KnownAgent) -> None:
+        """Start what waits and can run on an agent now."""
+        if self._closed or not len(self._queue):
+            return
+        if self._registry.get(agent.address) is not agent:
+            return
+        context = self.context()
+
+        def accepts(demand: Demand) -> bool:
+            if rejection(agent, demand, context) is not None:
+                return False
+            if demand.policy == "sticky" and not demand.only:
+                found = choose(self._registry.offering(demand.op), demand, context)
+                return found.agent is agent
+            return True
+
+        loop = asyncio.get_running_loop()
+        while True:
+            entry = self._queue.take(agent.address, agent.operations, accepts, loop.time())
+            if entry is None:
+                return
+            waiter = entry.item
+            if not waiter.placed.done():
+                waiter.placed.set_result(self._reserve(waiter.errand, agent))
+
+    def reported(self, agent: KnownAgent) -> None:
+        """A report came: start what it has room for, and see what it has forgotten."""
+        unheld = agent.unheld() if agent.in_flight else ()
+        now = asyncio.get_running_loop().time()
+        for key in [key for key, item in self._missing.items() if item.agent is agent]:
+            if key not in unheld:
+                self._missing.pop(key).missing_since = None
+        for key in unheld:
+            attempt = self._attempts.get(key)
+            if attempt is not None and attempt.missing_since is None:
+                attempt.missing_since = now
+                self._missing[key] = attempt
+        self.look_for_forgotten()
+        self.pump(agent)
+
+    def look_for_forgotten(self) -> None:
+        """Give up the attempts that reports have left out for too long."""
+        now = asyncio.get_running_loop().time()
+        for attempt in list(self._missing.values()):
+            since = attempt.missing_since
+            if since is not None and now - since >= forgotten_for(attempt.may_rerun, LEASE):
+                self.lose(attempt.key, Loss.FORGOTTEN)
+
+    def lose(self, key: AttemptKey, loss: Loss) -> None:
+        """Take an attempt away from its agent; its errand decides what follows."""
+        attempt = self._attempts.get(key)
+        if attempt is None or attempt.loss is not None:
+            return
+        attempt.loss = loss
+        self._missing.pop(key, None)
+        if attempt.call is not None:
+            self._session.abandon(attempt.call)
+
+    def changed(self, agent: KnownAgent) -> None:
+        """An agent left, or is not what it was: who waits for it alone looks again."""
+        self._wake(
+            entry
+            for demand in self._queue.demands_for(agent.address)
+            for entry in self._queue.waiting_for(demand)
+        )
+
+    def withdrawn(self, ops: Iterable[str]) -> None:
+        """Somebody less offers these operations: who waits for nobody any more looks again."""
+        if not len(self._queue) or self._expecting():
+            return
+        context = self.context()
+        for op in ops:
+            for demand in self._queue.demands(op):
+                choice = choose(self.offering(demand), demand, context)
+                if choice.agent is None and not choice.later:
+                    self._wake(self._queue.waiting_for(demand))
+
+    def look_again(self) -> None:
+        """Everybody who waits looks again."""
+        self.withdrawn({demand.op for demand in self._queue.demands()})
+
+    def expire(self) -> None:
+        """Drop what waits beyond its deadline; whoever serves it has noticed already."""
+        self._queue.expire(asyncio.get_running_loop().time())
+
+    def _wake(self, entries: Iterable[Entry[_Waiter]]) -> None:
+        for entry in list(entries):
+            self._queue.remove(entry)
+            if not entry.item.placed.done():
+                entry.item.placed.set_result(None)
+
+
+def _size(op: Op) -> int:
+    """Bytes that a waiting call keeps in memory, roughly; exact to the factor that matters."""
+    return 1024 + sum(len(key) + len(repr(value)) for key, value in op.args.items())
+
+
+def _key(errand: Errand) -> str | None:
+    """The idempotency key as the agent sees it: unique under us as it was under the caller."""
+    if errand.op.key is None:
+        return None
+    return hashlib.sha256(f"{bare(errand.caller)}\0{errand.op.key}".encode()).hexdigest()
+

@@ -1,0 +1,100 @@
+"""``spinal agent``: running agents."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .common import (
+    CONTEXT,
+    home_path,
+    json_option,
+    print_json,
+    say,
+    show_home,
+    start_logging,
+)
+from .common import places as read_places
+
+if TYPE_CHECKING:
+    from spinal.agents import Agent
+    from spinal.agents.life import Life
+    from spinal.agents.runner import Login
+
+
+@click.group(context_settings=CONTEXT)
+@show_home
+def agent() -> None:
+    """Run an agent."""
+
+
+@agent.command(name="run", context_settings=CONTEXT)
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--name",
+    help="Its name on the bus; must be free. Default: the agent's own name, "
+    "with a number if that is taken.",
+)
+@click.option("--slots", type=click.IntRange(1, 100_000), help="Calls that run at once.")
+@click.option(
+    "--place",
+    multiple=True,
+    metavar="KEY=/PATH",
+    help="Where it is; without a key it is the site. Added to what the file says.",
+)
+@click.option("--tag", "tags", multiple=True, metavar="TAG", help="Added to what the file says.")
+@click.option("--cost", type=click.FloatRange(0), help="Price of an hour.")
+@json_option
+@show_home
+def run_file(
+    file: Path,
+    name: str | None,
+    slots: int | None,
+    place: tuple[str, ...],
+    tags: tuple[str, ...],
+    cost: float | None,
+    as_json: bool,
+) -> None:
+    """Run the agent of a Python FILE until Ctrl-C or SIGTERM.
+
+    The file has `agent = Agent(...)` at its top. The first signal lets what runs end, the second
+    one stops it. Its account is made in the home if there is none; away from the home, the
+    SPINAL_* variables say how to log in.
+
+    With --json: {"event": "ready", "agent", "slots", "ops"} once it is on the bus.
+    """
+    start_logging("info")
+    from spinal.agents import runner
+
+    wanted = read_places(place)
+    found = runner.load_file(file)
+    found.place = {**found.place, **wanted}
+    found.tags = tuple(dict.fromkeys((*found.tags, *tags)))
+    found.slots = found.slots if slots is None else slots
+    found.cost = found.cost if cost is None else cost
+    home = home_path()
+
+    def log_in(one: Agent) -> AbstractAsyncContextManager[Login]:
+        return runner.log_in(one, home, name=name)
+
+    def ready(lives: Sequence[Life]) -> None:
+        for life in lives:
+            ops = sorted(life.agent.operations)
+            if as_json:
+                print_json(
+                    {
+                        "event": "ready",
+                        "agent": life.address,
+                        "slots": life.slots.size,
+                        "ops": ops,
+                    }
+                )
+            else:
+                say(f"{life.address} serves {' '.join(ops)} ({life.slots.size} slots)")
+
+    asyncio.run(runner.serve(found, log_in=log_in, ready=ready))

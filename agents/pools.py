@@ -295,7 +295,7 @@ class _Worker:
                             error=text,
                             cpu=cost.cpu,
                             memory=cost.memory,
-                            traceback=traceback,
+                            exception=traceback,
                         )
                     raise CallError.of(Problem(reason, text))
                 case said:

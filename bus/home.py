@@ -57,6 +57,7 @@ MAX_SECRET: Final = 4096
 #: Most agents of one file that may run at once.
 MAX_NUMBER: Final = 100_000
 
+_FOLDERS: Final = ("secrets", "server", "agents", "dispatcher", "run")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _ODD = re.compile(r"[^a-z0-9._-]+")
 
@@ -224,7 +225,8 @@ class Home:
             place.mkdir(parents=True, exist_ok=True, mode=0o700)
             if (place / "home.json").exists():
                 raise HomeError(f"there is a home at {place} already: use it, or choose another")
-            if any(place.iterdir()):
+            # What an interrupted making left behind is taken up, and nothing of it made twice.
+            if {entry.name for entry in place.iterdir()} - {*_FOLDERS, "accounts.json", "ca.pem"}:
                 raise HomeError(
                     f"{place} is not empty and not a home: choose another folder with --home"
                 )
@@ -237,15 +239,17 @@ class Home:
                 free_ports(listen if managed else "127.0.0.1"),
                 _public_host(listen),
             )
-            with home._locked():
-                for folder in ("secrets", "server", "agents", "dispatcher", "run"):
-                    (place / folder).mkdir(exist_ok=True, mode=0o700)
+            for folder in _FOLDERS:
+                (place / folder).mkdir(exist_ok=True, mode=0o700)
+            if not home._component_file.exists():
                 _write_secret(home._component_file, secrets.token_urlsafe(24))
+            if not home._accounts_file.exists():
                 home._write_accounts({})
             if managed:
                 home.add_account(OWNER, OWNER)
             # Last, because it is what makes the folder a home.
-            home = home.with_authority(authority) if authority else home
+            if authority is not None:
+                return home.with_authority(authority)
             home._save()
         return home
 

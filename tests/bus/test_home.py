@@ -79,6 +79,15 @@ class TestMaking:
         with pytest.raises(HomeError, match="already"):
             Home.create(home.path)
 
+    def test_making_it_goes_on_where_it_was_interrupted(self, home: Home) -> None:
+        home.add_account("web", "caller")
+        before = home.password("web"), home.component_secret()
+        (home.path / "home.json").unlink()
+        with pytest.raises(NoHome):
+            Home.find(home.path)
+        again = Home.create(home.path)
+        assert (again.password("web"), again.component_secret()) == before
+
     def test_a_place_that_cannot_be_written_is_one_clear_line(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
         with pytest.raises(HomeError, match=r"no home can be made at .*--home"):

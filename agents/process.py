@@ -86,6 +86,7 @@ class Process:
         cwd: str | Path | None = None,
         env: Mapping[str, str] | None = None,
         pass_fds: Sequence[int] = (),
+        pidfd: bool = True,
     ) -> Process:
         """Start a program.
 
@@ -108,7 +109,7 @@ class Process:
             about = getattr(exc, "filename", None) or argv[0]
             why = getattr(exc, "strerror", None) or str(exc)
             raise CommandFailed(f"cannot run {argv[0]!r}: {about}: {why}") from exc
-        return cls(popen)
+        return cls(popen, pidfd=pidfd)
 
     @property
     def pid(self) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from spinal.bus.blob import Blob, Steps, Store, blobs_in, put
+from spinal.bus.blob import Blob, Steps, Store, blobs_in
 from spinal.bus.errors import BlobError, CallError
 from spinal.protocols import LIMITS, BlobRef, Json, LocalProtocolError, Problem, values
 
@@ -77,8 +77,21 @@ async def upload(value: Json, blobs: Iterable[tuple[Steps, Blob]], store: Store 
         CallError: one could not be uploaded.
     """
     for steps, blob in blobs:
-        value = put(value, steps, (await _reference(blob, store)).to_json())
+        value = replaced(value, steps, (await _reference(blob, store)).to_json())
     return value
+
+
+def replaced(value: Json, steps: Steps, item: Json) -> Json:
+    """Give a copy of a value with something else at one place; a result may hold tuples."""
+    if not steps:
+        return item
+    step, *rest = steps
+    if isinstance(value, dict):
+        return {**value, step: replaced(value[step], tuple(rest), item)}
+    return [
+        replaced(inner, tuple(rest), item) if index == step else inner
+        for index, inner in enumerate(value)
+    ]
 
 
 async def _reference(blob: Blob, store: Store | None) -> BlobRef:

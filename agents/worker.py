@@ -30,7 +30,7 @@ from typing import Any, Final, NoReturn
 
 import msgspec
 
-from spinal.bus.blob import Blob, LocalBlob, blobs_in, put
+from spinal.bus.blob import Blob, LocalBlob, blobs_in
 from spinal.bus.errors import CallError
 from spinal.protocols import BlobRef, Json, Problem
 
@@ -249,7 +249,7 @@ def _pack(result: Any, folder: Path) -> tuple[Json, list[frames.File]]:
                 path = folder / uuid.uuid4().hex
                 path.write_bytes(source or b"")
             files.append(frames.File(list(steps), str(path), blob.media_type))
-            value = put(value, steps, None)
+            value = results.replaced(value, steps, None)
     results.check(value)
     return value, files
 

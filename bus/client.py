@@ -288,6 +288,8 @@ class Client:
 
     def _agent(self, to: str) -> str:
         """Complete a bare name to the address that agents of our domain have."""
+        if to in self._open.dispatchers:
+            return to
         if "@" in to or "/" in to:
             full = to if "/" in to else f"{to}/{AGENT_RESOURCE}"
             try:

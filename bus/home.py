@@ -31,7 +31,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from spinal.protocols import LocalProtocolError, address
+from spinal.protocols import Exit, LocalProtocolError, address
 
 from .errors import HomeError
 from .server.contract import Ports, ServerConfig
@@ -64,6 +64,12 @@ _ODD = re.compile(r"[^a-z0-9._-]+")
 
 class NoHome(HomeError):
     """There is no home at that place yet."""
+
+
+class NeverUp(HomeError):
+    """The home's server was never started, so there is nothing to log in to and to trust."""
+
+    exit_code = Exit.UNREACHED.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -447,12 +453,15 @@ class Home:
 
         Raises:
             HomeError: there is no such account, or its password cannot be read.
+            NeverUp: the managed server has not made its authority yet.
         """
         if name not in self.accounts():
             raise HomeError(
                 f"no account {name!r} in {self.path}: make it with "
                 f"`spinal account add {name} --role ROLE{self._password_option}`"
             )
+        if self.managed and self.ca is not None and not self.ca.exists():
+            raise NeverUp(f"the home {self.path} was never up: start it with `spinal up`")
         who = f"{name}@{self.domain}"
         host, port = self.endpoint
         return Credentials(

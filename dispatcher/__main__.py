@@ -16,7 +16,7 @@ import resource
 import signal
 import sys
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,25 +71,24 @@ async def serve(home: Home, supervisor: Supervisor, stop: asyncio.Event) -> None
 
     Raises :class:`SpinalError` if it cannot start, or its stream is lost for good.
     """
-    async with connection_of(home) as connection:
-        async with Dispatcher(
+    async with AsyncExitStack() as stack:
+        connection = await stack.enter_async_context(connection_of(home))
+        dispatcher = Dispatcher(
             connection,
             roles=Roles(home).of,
+            known=home.dispatcher_folder / "agents.json",
             dispatchers=home.dispatchers,
-        ):
-            supervisor.ready()
-            log.info("dispatcher_ready", address=connection.address, home=str(home.path))
-            ends = [
-                asyncio.ensure_future(stop.wait()),
-                asyncio.ensure_future(connection.failed()),
-            ]
-            try:
-                done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for end in ends:
-                    end.cancel()
-            if ends[0] not in done:
-                raise BusError(f"the dispatcher's stream was lost for good: {ends[1].result()}")
+        )
+        await stack.enter_async_context(dispatcher)
+        supervisor.ready()
+        stopped, failed = map(asyncio.ensure_future, (stop.wait(), dispatcher.failed()))
+        try:
+            await asyncio.wait([stopped, failed], return_when=asyncio.FIRST_COMPLETED)
+            if failed.done():
+                raise BusError(f"the dispatcher's stream was lost for good: {failed.result()}")
+        finally:
+            stopped.cancel()
+            failed.cancel()
 
 
 async def main(place: Path | None, descriptor: int | None) -> int:

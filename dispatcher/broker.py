@@ -23,8 +23,9 @@ from random import Random
 
 import structlog
 
-from spinal.bus.call import Call, Request
+from spinal.bus.call import Call
 from spinal.bus.errors import CallError
+from spinal.bus.requests import Request
 from spinal.bus.session import Session
 from spinal.protocols import Data, Final, Log, Op, Problem, Progress, Seen
 from spinal.protocols.address import bare
@@ -312,7 +313,9 @@ class Broker:
         """A call that was begun somewhere and lost did not end as one that never ran."""
         if not errand.lost:
             return problem
-        return Problem("lost", f"{', '.join(errand.lost)} was lost while it ran, and {problem.text}")
+        return Problem(
+            "lost", f"{', '.join(errand.lost)} was lost while it ran, and {problem.text}"
+        )
 
     def _reserve(self, errand: Errand, agent: KnownAgent) -> Attempt:
         op = errand.op.op
@@ -390,9 +393,7 @@ class Broker:
                     await request.data(item.value)
                     errand.passed_on += 1
 
-    def _seen(
-        self, what: str, attempt: Attempt, state: str = "", ran: int | None = None
-    ) -> Seen:
+    def _seen(self, what: str, attempt: Attempt, state: str = "", ran: int | None = None) -> Seen:
         errand = attempt.errand
         return Seen(
             what, errand.op.id, errand.caller, attempt.agent.address, errand.op.op, state, ran
@@ -516,4 +517,3 @@ def _key(errand: Errand) -> str | None:
     if errand.op.key is None:
         return None
     return hashlib.sha256(f"{bare(errand.caller)}\0{errand.op.key}".encode()).hexdigest()
-

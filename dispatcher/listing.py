@@ -102,7 +102,6 @@ def resolution_page(resolution: Resolution, offset: int, limit: int) -> dict[str
         ("rejected", {"agent": one.agent.address, "reason": one.reason, "later": one.later})
         for one in resolution.rejected
     ]
-    # The rejected of an operation that they do not even offer come last.
     found = page(rows, offset, limit, lambda row: row[1])
     shown: Iterable[tuple[str, dict[str, Any]]] = rows[offset : offset + len(found["items"])]
     answer: dict[str, Json] = {"candidates": [], "rejected": []}

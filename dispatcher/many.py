@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from spinal.bus.call import Request
 from spinal.bus.errors import CallError
 from spinal.bus.jsontext import dumps
-from spinal.bus.session import Relayed
+from spinal.bus.requests import Relayed, Request
 from spinal.protocols import Final, Json, Problem
 
 from .broker import Broker, Errand

@@ -24,6 +24,8 @@ class Loss(Enum):
 
     #: Its presence ended and did not come back.
     GONE = "went offline"
+    #: It is back in a new life, which knows nothing of the old one.
+    RESTARTED = "was restarted"
     #: It said nothing for the whole lease.
     SILENT = "was silent for too long"
     #: It is alive and does not have the attempt.

@@ -25,7 +25,8 @@ RIGHTS: Mapping[str, frozenset[Right]] = {
     "dispatcher": frozenset({Right.DISPATCH}),
 }
 
-#: Bare address -> role, as a table or as a function that gives nothing for strangers.
+#: The role of every account: a table by bare address, or a function of the full address that gives
+#: nothing for strangers.
 Roles = Mapping[str, str] | Callable[[str], str | None]
 
 
@@ -33,11 +34,13 @@ class RoleTable:
     """Answers whether an address has a right."""
 
     def __init__(self, roles: Roles) -> None:
-        self._role: Callable[[str], str | None] = roles.get if isinstance(roles, Mapping) else roles
+        self._roles = roles
 
     def role(self, address: str) -> str | None:
-        """Give the role of an account, by full or bare address."""
-        return self._role(bare(address))
+        """Give the role of whoever has a full or bare address."""
+        if isinstance(self._roles, Mapping):
+            return self._roles.get(bare(address))
+        return self._roles(address)
 
     def may(self, address: str, right: Right) -> bool:
         """Tell whether an address has a right; strangers have none."""

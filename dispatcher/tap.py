@@ -6,8 +6,8 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from spinal.bus.call import Request
 from spinal.bus.errors import CallError
+from spinal.bus.requests import Request
 from spinal.protocols import Event, Json, Mirror, Problem, Seen
 
 #: Events that wait for a slow watcher; more are dropped and counted.

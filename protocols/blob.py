@@ -45,7 +45,10 @@ class BlobRef:
 
 def is_reference(value: object) -> bool:
     """Tell whether a JSON value has the form of a reference to a blob."""
-    return isinstance(value, Mapping) and list(cast(Mapping[object, Json], value)) == [MARK]
+    if not isinstance(value, Mapping):
+        return False
+    members = cast(Mapping[object, Json], value)
+    return len(members) == 1 and MARK in members
 
 
 def parse_reference(value: Json, error: type[ProtocolError] = RemoteProtocolError) -> BlobRef:

@@ -126,14 +126,14 @@ class Codec:
     def encode(stanza: Stanza, sender: str = "") -> bytes:
         """Write a stanza as XML.  ``sender`` is for components, which stamp their own address."""
         start = f"<{stanza.kind}"
-        for name, value in (
-            ("type", stanza.type),
-            ("to", stanza.to),
-            ("from", sender),
-            ("id", stanza.id),
-        ):
-            if value:
-                start += f" {name}='{_attribute(value)}'"
+        if stanza.type:
+            start += f" type='{_attribute(stanza.type)}'"
+        if stanza.to:
+            start += f" to='{_attribute(stanza.to)}'"
+        if sender:
+            start += f" from='{_attribute(sender)}'"
+        if stanza.id:
+            start += f" id='{_attribute(stanza.id)}'"
         inner = Codec.inner(stanza)
         if not inner:
             return (start + "/>").encode()
@@ -188,6 +188,8 @@ _SPACES = {9: "&#9;", 10: "&#10;", 13: "&#13;"}
 
 
 def _attribute(value: str) -> str:
+    if value.isalnum():
+        return value
     if not (value.isascii() and value.isprintable()):
         if _UNWRITABLE.search(value):
             raise LocalProtocolError(f"{value[:60]!r} cannot stand in an XML attribute")

@@ -13,9 +13,14 @@ it heard the news: a progress after the final, an op that was resent while its f
 way.  It refuses what no order of honest stanzas can bring: a final for what was never asked, an
 acknowledgement of what never ended, a refusal after the work began.
 
+Honesty asks a little more than the table, which does not know which end we are: an agent in
+``closed`` says ``error`` only to an op that was sent again, and an id that is over is remembered
+until its deadline, so that it is answered and not run.  The tests walk every situation of two ends,
+and show that no row can be left out.
+
 ``cancel`` moves nothing.  It is answered by ``cancelled``, and an operation that had been started
 still ends with a final.  A cancel for an unknown id does not make an exchange: the agent remembers
-the id until that call's deadline and refuses the op when it arrives.
+the id until that call's deadline and refuses the op, each time that it arrives.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from spinal.bus.home import (
     VERSION,
     Credentials,
     Home,
+    NeverUp,
     NoHome,
     Roles,
     check_name,
@@ -25,7 +26,9 @@ from spinal.bus.home import (
 
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
-    return Home.create(tmp_path / "home")
+    made = Home.create(tmp_path / "home")
+    (made.path / "server" / "ca.pem").write_text("certificate")
+    return made
 
 
 def mode(path: Path) -> int:
@@ -245,12 +248,17 @@ class TestCredentials:
         assert (found.host, found.port) == ("127.0.0.1", home.ports.c2s)
         assert found.uploads == (f"127.0.0.1:{home.ports.upload}",)
 
+    def test_before_the_first_start_there_is_nothing_to_log_in_to(self, home: Home) -> None:
+        (home.path / "server" / "ca.pem").unlink()
+        with pytest.raises(NeverUp, match=r"was never up: start it with `spinal up`") as caught:
+            home.credentials()
+        assert caught.value.exit_code == 4
+
     def test_a_password_is_not_shown(self, home: Home) -> None:
         assert home.password("owner") not in repr(home.credentials())
 
     def test_the_variables_of_an_account_give_the_same(self, home: Home) -> None:
         home.add_account("web", "caller")
-        (home.path / "server" / "ca.pem").write_text("certificate")
         assert Credentials.find(home.environment("web")) == home.credentials("web")
 
     def test_a_home_that_is_named_goes_before_the_environment(self, home: Home) -> None:

@@ -1,8 +1,11 @@
 import json
 import os
+import queue
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,8 @@ class Outcome:
 
 Spinal = Callable[..., Outcome]
 
+COMMAND = (sys.executable, "-m", "spinal")
+
 
 def environment(home: Path) -> dict[str, str]:
     """Give what a child process needs to find the package and the home."""
@@ -48,11 +53,16 @@ def place(tmp_path: Path) -> Path:
 @pytest.fixture
 def spinal(place: Path) -> Spinal:
     """Run the command line in a process of its own."""
+    return spinal_at(place)
+
+
+def spinal_at(home: Path) -> Spinal:
+    """Give a function that runs the command line with this home."""
 
     def run(*words: str, timeout: float = 60, **variables: str) -> Outcome:
         done = subprocess.run(
-            [sys.executable, "-m", "spinal", *words],
-            env={**environment(place), **variables},
+            [*COMMAND, *words],
+            env={**environment(home), **variables},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -62,3 +72,91 @@ def spinal(place: Path) -> Spinal:
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     return run
+
+
+class Program:
+    """One run of the command line that stays; its stdout is one JSON object per line."""
+
+    def __init__(self, home: Path, *words: str, **variables: str) -> None:
+        self.process = subprocess.Popen(
+            [*COMMAND, *words],
+            env={**environment(home), **variables},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.err = ""
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._readers = [
+            threading.Thread(target=self._read_out, daemon=True),
+            threading.Thread(target=self._read_err, daemon=True),
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def _read_out(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._lines.put(line)
+        self._lines.put("")
+
+    def _read_err(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.err += line
+
+    def next(self, timeout: float = 30) -> Any:
+        """Give the next thing that it says."""
+        try:
+            line = self._lines.get(timeout=timeout)
+        except queue.Empty:
+            raise AssertionError(
+                f"it said nothing for {timeout:g} s; its log:\n{self.err}"
+            ) from None
+        assert line, f"it ended with {self.process.wait()}; its log:\n{self.err}"
+        return json.loads(line)
+
+    def until(self, timeout: float = 30, **wanted: object) -> Any:
+        """Give the next thing that it says with these members."""
+        while True:
+            said = self.next(timeout)
+            if wanted.items() <= said.items():
+                return said
+
+    def end(self, number: int = signal.SIGTERM, timeout: float = 30) -> int:
+        """Send a signal and give the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            code = self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+        finally:
+            for reader in self._readers:
+                reader.join(timeout=5)
+            for stream in (self.process.stdout, self.process.stderr):
+                assert stream is not None
+                stream.close()
+        return code
+
+
+WORKER = Path(__file__).with_name("worker.py")
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Give a home with a platform and one agent that run."""
+    home = tmp_path_factory.mktemp("platform") / "home"
+    up = Program(home, "up", "--json")
+    try:
+        up.until(event="ready")
+        agent = Program(home, "agent", "run", str(WORKER), "--json")
+        try:
+            agent.until(event="ready")
+            yield home
+        finally:
+            assert agent.end() == 0, agent.err
+    finally:
+        assert up.end() == 0, up.err

@@ -9,7 +9,8 @@ from spinal.protocols import Advertisement
 
 
 def report(**changes: Any) -> Advertisement:
-    return Advertisement(**{"hash": "h", "epoch": 1, "slots": 4, "features": ("holds",), **changes})
+    said: dict[str, Any] = {"hash": "h", "epoch": 1, "slots": 4, "features": ("holds",), **changes}
+    return Advertisement(**said)
 
 
 def test_a_call_in_flight_counts_before_any_report_says_so() -> None:

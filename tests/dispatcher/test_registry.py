@@ -16,7 +16,8 @@ DEPLOY = Capabilities.of([Operation("/deploy/release"), Operation("/image/info")
 
 
 def report(capabilities: Capabilities = RESIZE, **changes: Any) -> Advertisement:
-    return Advertisement(**{"hash": capabilities.hash, "epoch": 1, **changes})
+    said: dict[str, Any] = {"hash": capabilities.hash, "epoch": 1, **changes}
+    return Advertisement(**said)
 
 
 def offering(registry: Registry, op: str) -> list[str]:

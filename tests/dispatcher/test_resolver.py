@@ -21,11 +21,8 @@ OTHER = Capabilities.of([Operation("/image/resize/fast")])
 def known(
     address: str, capabilities: Capabilities | None = CAPABILITIES, **report: Any
 ) -> KnownAgent:
-    agent = KnownAgent(
-        address,
-        Advertisement(**{"hash": "h", "epoch": 1, "slots": 4, "features": ("holds",), **report}),
-        0.0,
-    )
+    said: dict[str, Any] = {"hash": "h", "epoch": 1, "slots": 4, "features": ("holds",), **report}
+    agent = KnownAgent(address, Advertisement(**said), 0.0)
     agent.capabilities = capabilities
     return agent
 

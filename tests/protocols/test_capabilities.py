@@ -20,12 +20,11 @@ from spinal.protocols import (
 )
 from spinal.protocols.capabilities import MAX_OPERATIONS
 
-SCHEMA = st.dictionaries(
-    st.text(max_size=8), st.recursive(st.booleans() | st.text(max_size=8), st.lists), max_size=3
-)
+DEFAULT = st.booleans() | st.text(max_size=8)
+SCHEMA = st.dictionaries(st.text(max_size=8), DEFAULT | st.lists(DEFAULT, max_size=2), max_size=3)
 OPERATION = st.builds(
     Operation,
-    st.lists(st.text("abc1é", min_size=1), min_size=1, max_size=3).map(
+    st.lists(st.text("abc1é", min_size=1, max_size=3), min_size=1, max_size=3).map(
         lambda found: "/" + "/".join(found)
     ),
     st.text(max_size=20),

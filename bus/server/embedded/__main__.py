@@ -33,7 +33,7 @@ from .server import EmbeddedServer, place
 log = structlog.get_logger(__name__)
 
 #: How long a server that is just ending in the same folder is waited for, in seconds.
-_PATIENCE: Final = 5.0
+_PATIENCE: Final = 3.0
 
 
 def load(path: Path) -> ServerConfig:

@@ -53,13 +53,19 @@ class Keys:
 class ScramServer(Protocol):
     """One SCRAM exchange of scramp, which has no types of its own; each raises ScramException."""
 
-    def set_client_first(self, client_first: str) -> None: ...
+    def set_client_first(self, client_first: str) -> None:
+        """Take the first message."""
 
-    def get_server_first(self) -> str: ...
+    def get_server_first(self) -> str:
+        """Give the challenge."""
+        ...
 
-    def set_client_final(self, client_final: str) -> None: ...
+    def set_client_final(self, client_final: str) -> None:
+        """Take the proof."""
 
-    def get_server_final(self) -> str: ...
+    def get_server_final(self) -> str:
+        """Give our own proof."""
+        ...
 
 
 class Scram(Protocol):
@@ -67,11 +73,13 @@ class Scram(Protocol):
 
     def make_auth_info(
         self, password: str, iteration_count: int, salt: bytes | None
-    ) -> tuple[bytes, bytes, bytes, int]: ...
+    ) -> tuple[bytes, bytes, bytes, int]:
+        """Give salt, stored key, server key and rounds."""
+        ...
 
-    def make_server(
-        self, auth_fn: Callable[[str], tuple[bytes, bytes, bytes, int]]
-    ) -> ScramServer: ...
+    def make_server(self, auth_fn: Callable[[str], tuple[bytes, bytes, bytes, int]]) -> ScramServer:
+        """Begin an exchange; the function gives the same four for a name."""
+        ...
 
 
 def scram() -> Scram:

@@ -25,6 +25,7 @@ from aiohttp import ClientConnectionError, web
 
 from ..contract import ServerConfig
 from ..errors import PortTaken, ServerError
+from ..files import write
 from . import stanzas
 from .accounts import Accounts
 from .addresses import BadAddress, parse
@@ -240,7 +241,7 @@ class Uploads:
             if part.stat().st_size != slot.size:
                 raise web.HTTPBadRequest(text="the upload was cut\n")
             facts = {"name": slot.name, "type": slot.type, "owner": slot.owner}
-            (self._folder / f"{slot.token}.json").write_text(json.dumps(facts))
+            write(self._folder / f"{slot.token}.json", json.dumps(facts).encode(), 0o600)
             part.rename(self._folder / slot.token)
         except (ClientConnectionError, ConnectionError, TimeoutError) as error:
             log.info("upload_cut", owner=slot.owner, error=repr(error))

@@ -85,7 +85,9 @@ def call(
 
     async def work() -> None:
         async with client() as bus:
-            described = await describe(bus, op, may_miss=to is not None)
+            # The dispatcher's own operations are not listed among those of agents.
+            own = op.startswith("/spinal/")
+            described = await describe(bus, op, may_miss=own or to is not None)
             values = convert(given, described["args"])
             chosen = bus.options(
                 to=to,

@@ -68,8 +68,8 @@ def sleep(job: Job, file: str, stubborn: bool = False) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     child = subprocess.Popen(["sleep", "1000"])
     Path(file).write_text(f"{os.getpid()} {child.pid}")
-    job.log("sleeping")
     try:
+        job.log("sleeping")
         while True:
             time.sleep(1000)
     finally:

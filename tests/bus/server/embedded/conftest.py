@@ -9,13 +9,14 @@ import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import slixmpp
 
 from spinal.bus.server.contract import ServerConfig
 from spinal.bus.server.embedded import EmbeddedServer, Limits
+from spinal.bus.server.embedded.server import accounts_of
 from spinal.bus.server.ports import free_ports
 
 DOMAIN = "bus.test"
@@ -91,13 +92,17 @@ class Raw:
         self.writer.transport.abort()
 
 
+def ignore(kind: str, attributes: dict[str, str], inner: bytes) -> None:
+    """Receive stanzas and do nothing."""
+
+
 @dataclass
 class World:
     """A running server and everybody who is connected to it."""
 
     server: EmbeddedServer
     raws: list[Raw] = field(default_factory=list[Raw])
-    others: list[slixmpp.ClientXMPP] = field(default_factory=list[slixmpp.ClientXMPP])
+    others: list[Any] = field(default_factory=list[Any])
 
     @property
     def tls(self) -> ssl.SSLContext:
@@ -105,7 +110,7 @@ class World:
 
     def account(self, *names: str) -> None:
         for name in names:
-            self.server.accounts.add(name, PASSWORD)
+            accounts_of(self.server.config).add(name, PASSWORD)
 
     async def connect(self) -> Raw:
         """Give a client that has said nothing yet."""
@@ -125,7 +130,7 @@ class World:
 
     async def login(self, name: str, resource: str = "r", presence: str = "") -> Raw:
         """Give a client that is bound to name@bus.test/resource; make the account if needed."""
-        if not self.server.accounts.exists(name):
+        if not accounts_of(self.server.config).exists(name):
             self.account(name)
         raw = await self.secure()
         secret = base64.b64encode(f"\0{name}\0{PASSWORD}".encode()).decode()
@@ -143,14 +148,14 @@ class World:
             await raw.ask(presence, "<presence[^>]*>")
         return raw
 
-    async def client(self, jid: str, *plugins: str, **options: Any) -> slixmpp.ClientXMPP:
-        """Give a slixmpp client whose session has started."""
-        client = slixmpp.ClientXMPP(jid, options.pop("password", PASSWORD))
+    async def client(self, jid: str, *plugins: str, **options: Any) -> Any:
+        """Give a slixmpp client whose session has started; its types are not of much use."""
+        client: Any = slixmpp.ClientXMPP(jid, options.pop("password", PASSWORD))
         self.others.append(client)
-        client.ca_certs = str(self.server.ca)
+        client.ca_certs = self.server.ca
         client.enable_direct_tls = False
         for plugin in plugins:
-            cast("Callable[[str], None]", client.register_plugin)(plugin)
+            client.register_plugin(plugin)
         started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def done(_: object) -> None:

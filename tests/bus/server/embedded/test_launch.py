@@ -11,12 +11,14 @@ import subprocess
 import sys
 from collections.abc import AsyncGenerator
 from pathlib import Path
+from typing import cast
 
 import psutil
 import pytest
-from tests.bus.server.embedded.conftest import World
+from tests.bus.server.embedded.conftest import PASSWORD, World
 
 from spinal.bus.server.contract import Server, ServerConfig
+from spinal.bus.server.embedded import EmbeddedServer
 from spinal.bus.server.embedded.__main__ import dump, load
 from spinal.bus.server.embedded.launch import EmbeddedProcess
 from spinal.bus.server.errors import PortTaken, ServerError
@@ -69,8 +71,8 @@ async def test_it_is_a_server_with_a_life_of_its_own(process: EmbeddedProcess) -
 async def test_accounts_come_and_go_while_it_runs(
     process: EmbeddedProcess, config: ServerConfig
 ) -> None:
-    world = World(process)
-    await process.add_account("a", "correct horse battery staple")
+    world = World(cast(EmbeddedServer, process))
+    await process.add_account("a", PASSWORD)
     a = await world.login("a")
     assert await a.nothing_but() == ""
     await process.remove_account("a")
@@ -136,12 +138,14 @@ async def test_its_death_is_noticed(process: EmbeddedProcess) -> None:
 PARENT = """
 import asyncio, sys
 from pathlib import Path
+from spinal.bus.server.embedded import EmbeddedServer
 from spinal.bus.server.embedded.__main__ import load
 from spinal.bus.server.embedded.launch import EmbeddedProcess
 
 async def main():
     process = await EmbeddedProcess.start(load(Path(sys.argv[1])))
-    print(process.pid, flush=True)
+    Path(sys.argv[2]).write_text(str(process.pid))
+    print("ALL SET", flush=True)
     await asyncio.sleep(60)
 
 asyncio.run(main())
@@ -154,14 +158,19 @@ async def test_nothing_is_left_of_it_when_its_parent_is_killed(
     path = tmp_path / "parent.json"
     path.write_bytes(dump(config))
     parent = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", PARENT, str(path)),
+        *(sys.executable, "-c", PARENT, str(path), str(tmp_path / "pid")),
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
     assert parent.stdout is not None
-    pid = int(await asyncio.wait_for(parent.stdout.readline(), 10))
-    parent.kill()
-    await parent.wait()
+    try:
+        async with asyncio.timeout(10):
+            while b"ALL SET" not in await parent.stdout.readline():
+                pass
+        pid = int((tmp_path / "pid").read_text())
+    finally:
+        parent.kill()
+        await parent.wait()
     await gone(pid)
     # And its folder and ports are free at once.
     async with await EmbeddedProcess.start(config) as again:

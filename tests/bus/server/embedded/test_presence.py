@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -289,8 +288,7 @@ async def test_slixmpp_clients_become_friends(world: World) -> None:
         if event["from"].bare == "b@bus.test" and not seen.done():
             seen.set_result(None)
 
-    add: Callable[[str, Callable[[Any], None]], None] = a.add_event_handler
-    add("presence_available", online)
+    a.add_event_handler("presence_available", online)
     await a.get_roster()
     await b.get_roster()
     a.send_presence()

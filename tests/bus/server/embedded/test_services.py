@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.bus.server.embedded.conftest import World
+from tests.bus.server.embedded.conftest import World, ignore
 
 INFO = "<query xmlns='http://jabber.org/protocol/disco#info'/>"
 ITEMS = "<query xmlns='http://jabber.org/protocol/disco#items'/>"
@@ -22,7 +22,7 @@ async def test_the_server_says_what_it_is(world: World) -> None:
 
 
 async def test_the_server_lists_its_services(world: World) -> None:
-    world.server.attach("disp.bus.test", lambda kind, attributes, inner: None)
+    world.server.attach("disp.bus.test", ignore)
     a = await world.login("a")
     text = await a.ask(get(ITEMS), "</iq>")
     assert "<item jid='disp.bus.test'/><item jid='upload.bus.test'/>" in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import re
 import time
@@ -45,7 +46,7 @@ async def test_a_blob_goes_up_and_comes_down(world: World, http: aiohttp.ClientS
     a = await world.login("a")
     data = os.urandom(3_000_000)
     put, get = await slot(a, 'naïve "x".png', len(data))
-    async with http.put(put, data=data) as answer:
+    async with http.put(put, data=io.BytesIO(data)) as answer:
         assert answer.status == 201
     async with http.get(get) as answer:
         assert answer.status == 200
@@ -107,14 +108,14 @@ async def test_what_it_does_not_know_it_says_so(world: World) -> None:
     await a.ask(
         "<iq type='get' id='1' to='upload.bus.test'><q xmlns='urn:q'/></iq>", "<service-unavailable"
     )
-    await a.ask("<iq type='get' id='1' to='upload.bus.test'/>", "<bad-request")
+    await a.ask("<iq type='get' id='1' to='upload.bus.test'/>", "<bad-request.*?</iq>")
     await a.say("<message to='upload.bus.test'/><presence to='upload.bus.test'/>")
     assert await a.nothing_but() == ""
 
 
 async def test_only_accounts_get_slots(world: World) -> None:
     got: asyncio.Queue[bytes] = asyncio.Queue()
-    service = world.server.attach("x.bus.test", lambda k, a, inner: got.put_nowait(inner))
+    service = world.server.attach("x.bus.test", lambda _k, _a, inner: got.put_nowait(inner))
     service.deliver(
         "iq",
         {"from": "me@x.bus.test", "to": "upload.bus.test", "type": "get", "id": "1"},
@@ -135,9 +136,7 @@ async def test_a_slot_is_for_exactly_its_size(
         assert answer.status == 404
 
 
-async def test_a_slot_is_good_once_and_for_a_while(
-    start: Start, http: aiohttp.ClientSession
-) -> None:
+async def test_a_slot_is_good_once_and_for_a_while(start: Start) -> None:
     world = await start(limits=Limits(slot_time=0.1))
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=world.tls)) as http:
         a = await world.login("a")
@@ -203,7 +202,7 @@ async def test_old_blobs_are_deleted(start: Start) -> None:
         async with http.put(put, data=b"x" * 5) as answer:
             assert answer.status == 201
         for path in blobs(world):
-            os.utime(path, (time.time() - 61,) * 2)
+            os.utime(path, (time.time() - 61, time.time() - 61))
         async with http.get(get) as answer:
             assert answer.status == 404
         world.server.uploads.drop_old()

@@ -1,0 +1,13 @@
+"""The agent that the benchmarks call: it does nothing."""
+
+from __future__ import annotations
+
+from spinal.agents import Agent
+
+agent = Agent("bench", slots=1000)
+
+
+@agent.op("/bench/nothing", effects="reads")
+async def nothing(x: int = 0) -> int:
+    """Give the number back."""
+    return x

@@ -1,0 +1,132 @@
+"""The dispatcher's own operations: who is there, what is offered, who could do it, what goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from spinal.bus.errors import CallError
+from spinal.bus.requests import Request
+from spinal.protocols import POLICIES, Json, Problem, RemoteProtocolError, Want, readers
+from spinal.protocols.readers import Reader
+
+from .broker import Broker
+from .listing import agent_row, op_row, page, resolution_page
+from .refusal import no_agent
+from .registry import Registry
+from .resolver import Demand, resolve
+from .roles import Right
+from .tap import Taps
+
+#: Arguments of an operation, read.
+Arguments = Mapping[str, Any]
+
+
+class Catalogue:
+    """Answers them."""
+
+    def __init__(self, registry: Registry, broker: Broker, taps: Taps) -> None:
+        self._registry = registry
+        self._broker = broker
+        self._taps = taps
+
+    async def agents(self, request: Request, args: Arguments) -> Json:
+        """List the agents, by address."""
+        now = self._broker.context().now
+        agents = sorted(self._registry, key=lambda agent: agent.address)
+        return page(agents, *_bounds(args), lambda agent: agent_row(agent, now))
+
+    async def ops(self, request: Request, args: Arguments) -> Json:
+        """List the operations that are offered, by path."""
+        ops = list(self._registry.operations())
+        return page(ops, *_bounds(args), lambda op: op_row(self._registry, op))
+
+    async def op(self, request: Request, args: Arguments) -> Json:
+        """Describe one operation."""
+        op = _needed(args, "op")
+        if not self._registry.offering(op):
+            nobody = resolve((), Demand(op), self._broker.context())
+            raise CallError.of(no_agent(op, nobody, self._registry.operations()))
+        return op_row(self._registry, op)
+
+    async def resolve(self, request: Request, args: Arguments) -> Json:
+        """Say who could do an operation now and who could not, and why, without doing it."""
+        op = _needed(args, "op")
+        want = Want(**{name: value for name, value in args.items() if name in _WANT})
+        others = (agent for agent in self._registry if op not in agent.operations)
+        agents = [*self._registry.offering(op), *others]
+        resolution = resolve(agents, Demand.of(op, want), self._broker.context(request.caller))
+        return resolution_page(resolution, *_bounds(args))
+
+    async def status(self, request: Request, args: Arguments) -> Json:
+        """Count what is there and what was done since the dispatcher started."""
+        counts = self._broker.counts
+        return {
+            "agents": len(self._registry),
+            "operations": len(self._registry.operations()),
+            "waiting": self._broker.waiting,
+            "in_flight": self._broker.in_flight,
+            "taps": len(self._taps),
+            "calls": counts.calls,
+            "done": counts.done,
+            "failed": counts.failed,
+            "lost_attempts": counts.lost_attempts,
+            "returned_attempts": counts.returned_attempts,
+        }
+
+    async def tap(self, request: Request, args: Arguments) -> Json:
+        """Stream what goes on."""
+        return await self._taps.serve(request)
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """One of the dispatcher's own operations."""
+
+    right: Right
+    reads: Mapping[str, Reader]
+    run: Callable[[Catalogue, Request, Arguments], Awaitable[Json]]
+
+    def read(self, args: Mapping[str, Json]) -> Arguments:
+        """Read arguments; unknown ones are ignored.
+
+        Raises:
+            CallError: one of them is wrong.
+        """
+        try:
+            return readers.members(dict(args), "arguments", self.reads)
+        except RemoteProtocolError as exc:
+            problem = Problem("bad-arguments", exc.problem.text, exc.problem.argument)
+            raise CallError.of(problem) from exc
+
+
+_PAGE: Mapping[str, Reader] = {"offset": readers.integer(), "limit": readers.integer(1)}
+_WANT: Mapping[str, Reader] = {
+    "policy": readers.one_of(*POLICIES),
+    "place": readers.places,
+    "tags": readers.list_of(readers.text(64), 64),
+    "sticky": readers.text(256),
+    "rerun": readers.flag,
+}
+_OP: Mapping[str, Reader] = {"op": readers.operation}
+
+#: Path -> what it needs and does.  Everything else is brokered.
+OWN: Mapping[str, Own] = {
+    "/spinal/agents": Own(Right.CALL, _PAGE, Catalogue.agents),
+    "/spinal/ops": Own(Right.CALL, _PAGE, Catalogue.ops),
+    "/spinal/op": Own(Right.CALL, _OP, Catalogue.op),
+    "/spinal/resolve": Own(Right.CALL, {**_OP, **_WANT, **_PAGE}, Catalogue.resolve),
+    "/spinal/status": Own(Right.CALL, {}, Catalogue.status),
+    "/spinal/tap": Own(Right.WATCH, {}, Catalogue.tap),
+}
+
+
+def _bounds(args: Arguments) -> tuple[int, int]:
+    return args.get("offset", 0), args.get("limit", 1_000_000)
+
+
+def _needed(args: Arguments, name: str) -> str:
+    if name not in args:
+        raise CallError.of(Problem("bad-arguments", f"'{name}' is missing", name))
+    return str(args[name])

@@ -1,0 +1,393 @@
+"""The dispatcher as an agent on the bus: wires presence, clock and requests to the parts.
+
+It decides nothing: who is there is the registry's, who may is the role table's, who does it is the
+resolver's, and what becomes of a call the broker's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from random import Random
+from types import TracebackType
+from typing import Self
+
+import structlog
+
+from spinal.bus.connection import Connection
+from spinal.bus.errors import CallError
+from spinal.bus.requests import Relayed, Request
+from spinal.bus.session import Session
+from spinal.bus.tasks import Tasks
+from spinal.protocols import (
+    Advertisement,
+    Capabilities,
+    Describe,
+    Description,
+    Event,
+    Json,
+    Problem,
+    RemoteProtocolError,
+    Seen,
+    Stanza,
+)
+
+from .agent import AgentState
+from .broker import Broker
+from .catalogue import OWN, Catalogue
+from .errors import RegistryFull
+from .many import ask_all, ask_any
+from .registry import Arrival, News, Registry
+from .remembered import Remembered
+from .resolver import Demand
+from .retry import Loss
+from .roles import Right, Roles, RoleTable
+from .tap import Taps
+
+log = structlog.get_logger()
+
+#: Seconds after our start in which a call that nobody can do waits for remembered agents.
+SETTLE = 6.0
+
+#: Seconds between two looks at leases, deadlines and the file of known agents.
+TICK = 1.0
+
+#: Agents that are greeted at once, and the pause after them in seconds.
+GREETED = 50
+GREETING_PAUSE = 0.05
+
+#: Descriptions that are asked for at once, how often one is asked for, and the pause in seconds
+#: after which a hash that nobody would describe is asked for again.
+DESCRIBING = 16
+DESCRIBE_TRIES = 3
+DESCRIBE_PAUSE = 30.0
+
+#: Seconds that an agent may take to describe itself.
+DESCRIBE_TIMEOUT = 10.0
+
+#: Strangers of whom it is remembered that their refusal was logged.
+MAX_STRANGERS = 1000
+
+
+class Dispatcher:
+    """Resolves and brokers on one connection.  Use as an async context manager.
+
+    Args:
+        connection: who we are on the bus; opened on entering and closed on leaving.
+        roles: role of every account, by bare address; strangers have none and may do nothing.
+        known: file that keeps the addresses of agents over our restarts.
+        dispatchers: addresses of the other dispatchers of this home.
+        random: where the policy ``random`` draws from.
+
+    Raises:
+        BusError: on entering, when the connection cannot be opened.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        roles: Roles,
+        known: Path | None = None,
+        dispatchers: Collection[str] = (),
+        random: Random | None = None,
+    ) -> None:
+        self._connection = connection
+        self._roles = RoleTable(roles)
+        self._remembered = Remembered(known)
+        self._others = frozenset(dispatchers)
+        self.registry = Registry()
+        self.session = Session(
+            connection,
+            self._handle,
+            role="dispatcher",
+            dispatchers=dispatchers,
+            trust=lambda address: self._roles.role(address) is not None,
+        )
+        self.session.on_open = self._opened
+        self.session.on_close = self._closed
+        self.session.on_presence = self._presence
+        self.session.on_event = self._event
+        self.broker = Broker(self.session, self.registry, expecting=self._expecting, random=random)
+        self._taps = Taps(
+            self.session.whisper,
+            lambda: [a.address for a in self.registry if "mirror" in a.advertisement.features],
+            self._watched,
+        )
+        self._catalogue = Catalogue(self.registry, self.broker, self._taps)
+        self._tasks = Tasks("dispatcher")
+        self._stack = AsyncExitStack()
+        #: Remembered agents that have not reported yet; empty once we have settled.
+        self._missing: set[str] = set()
+        self._describing: set[str] = set()
+        self._describers = asyncio.Semaphore(DESCRIBING)
+        #: Hash that nobody would describe -> when to ask again.
+        self._undescribed: dict[str, float] = {}
+        self._suspects: set[str] = set()
+        self._strangers: set[str] = set()
+        self._open = False
+
+    # -- life
+
+    async def __aenter__(self) -> Self:
+        self._missing = set(self._remembered.load())
+        self._open = True
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._tasks.close)
+            stack.callback(self._taps.close)
+            await stack.enter_async_context(self.session)
+            stack.callback(self._leave)
+            self._stack = stack.pop_all()
+        self._tasks.spawn(self._housekeeping(), "housekeeping")
+        self._tasks.spawn(self._settle(), "settling")
+        log.info("dispatcher_started", address=self.session.address, known=len(self._missing))
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Stop brokering, cancel what runs, and leave the bus; may be called again."""
+        await self._stack.aclose()
+
+    def _leave(self) -> None:
+        self._open = False
+        self.broker.close()
+        self._remember()
+
+    @property
+    def address(self) -> str:
+        """Our full address."""
+        return self.session.address
+
+    async def failed(self) -> Exception:
+        """Return the error once our connection has given up for good; until then, wait."""
+        return await self._connection.failed()
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    # -- stream
+
+    def _opened(self) -> None:
+        self.session.dispatchers = self._others | {self.session.address}
+        self.registry.resumed(self._now())
+        known = {agent.address for agent in self.registry} | self._missing
+        self._tasks.spawn(self._greet(sorted(known)), "greeting")
+
+    def _closed(self, reason: str) -> None:
+        self.registry.stopped(self._now())
+
+    async def _greet(self, addresses: Iterable[str]) -> None:
+        """Say hello, so that agents report now and not with their next heartbeat; paced."""
+        for chunk in _chunks(addresses, GREETED):
+            for address in chunk:
+                self.session.send_presence(address, self.session.hello())
+            await self.session.drain()
+            await asyncio.sleep(GREETING_PAUSE)
+
+    # -- agents
+
+    def _presence(self, address: str, available: bool, events: Sequence[Event]) -> None:
+        if not available:
+            agent = self.registry.unavailable(address, self._now())
+            if agent is not None:
+                log.info("agent_left", agent=address, epoch=agent.epoch, in_flight=agent.in_flight)
+                self.broker.changed(agent)
+            return
+        for event in events:
+            if isinstance(event, Advertisement):
+                self._advertised(address, event)
+
+    def _event(self, sender: str, event: Event) -> None:
+        if isinstance(event, Advertisement):
+            self._advertised(sender, event)
+        elif isinstance(event, Seen) and sender in self.registry:
+            self._taps.seen(event)
+
+    def _advertised(self, address: str, said: Advertisement) -> None:
+        if not self._roles.may(address, Right.ADVERTISE):
+            role = self._roles.role(address) or "none"
+            self._refuse(
+                address,
+                Problem("not-allowed", f"an account with role {role} may not offer operations"),
+            )
+            return
+        before = self.registry.get(address)
+        was = None if before is None else before.advertisement
+        try:
+            news = self.registry.advertised(address, said, self._now())
+        except RegistryFull as exc:
+            self._refuse(address, exc.problem)
+            return
+        agent = news.agent
+        self._suspects.discard(address)
+        self._reported(news)
+        if was is not None and not _alike(was, said):
+            self.broker.changed(agent)
+            self.broker.withdrawn(before.operations if before is not None else ())
+        if not self.registry.knows(said.hash):
+            self._describe(said.hash)
+        self.broker.reported(agent)
+        if address in self._missing:
+            self._missing.discard(address)
+            if not self._missing:
+                self.broker.look_again()
+
+    def _reported(self, news: News) -> None:
+        agent = news.agent
+        if news.arrival is Arrival.RENEWED:
+            return
+        for key in news.lost:
+            self.broker.lose(key, Loss.RESTARTED)
+        log.info(
+            "agent_joined" if news.arrival is Arrival.JOINED else f"agent_{news.arrival.value}",
+            agent=agent.address,
+            epoch=agent.epoch,
+            slots=agent.slots,
+            lost=len(news.lost),
+        )
+        self._taps.ask(agent.address)
+
+    def _refuse(self, address: str, problem: Problem) -> None:
+        """Answer an advertisement with an error, so that whoever sent it can say why."""
+        if address not in self._strangers and len(self._strangers) < MAX_STRANGERS:
+            self._strangers.add(address)
+            log.warning("advertisement_refused", agent=address, problem=problem.text)
+        if self.session.connected:
+            self._connection.send(Stanza("presence", "error", address, problem=problem))
+
+    # -- descriptions
+
+    def _describe(self, hash: str) -> None:
+        """Ask for a description, once for all who have it."""
+        if hash in self._describing or self._undescribed.get(hash, 0.0) > self._now():
+            return
+        self._describing.add(hash)
+        self._tasks.spawn(self._ask_description(hash), "describing")
+
+    async def _ask_description(self, hash: str) -> None:
+        try:
+            async with self._describers:
+                found = await self._description(hash)
+        finally:
+            self._describing.discard(hash)
+        if found is None:
+            self._undescribed[hash] = self._now() + DESCRIBE_PAUSE
+        else:
+            self._undescribed.pop(hash, None)
+            for agent in self.registry.described(found):
+                self.broker.pump(agent)
+        self.broker.look_again()
+
+    async def _description(self, hash: str) -> Capabilities | None:
+        """Ask those who advertise it, another one each time as long as there is one."""
+        for number in range(DESCRIBE_TRIES):
+            users = self.registry.undescribed().get(hash)
+            if not users:
+                return None
+            address = users[number % len(users)]
+            try:
+                answer = await self.session.ask(address, Describe(hash), timeout=DESCRIBE_TIMEOUT)
+                for event in answer:
+                    if isinstance(event, Description):
+                        return Capabilities.parse(event.text, hash)
+                problem = "no description in the answer"
+            except (CallError, RemoteProtocolError) as exc:
+                problem = str(exc)
+            log.warning("description_missing", agent=address, hash=hash[:12], problem=problem)
+        return None
+
+    def _expecting(self) -> bool:
+        """Whether somebody may still turn out to offer an operation that is unknown now."""
+        return bool(self._missing or self._describing)
+
+    # -- clock
+
+    async def _settle(self) -> None:
+        await asyncio.sleep(SETTLE)
+        if self._missing:
+            log.info("known_agents_missing", count=len(self._missing))
+            self._missing.clear()
+            self.broker.look_again()
+
+    async def _housekeeping(self) -> None:
+        while True:
+            await asyncio.sleep(TICK)
+            self._look()
+
+    def _look(self) -> None:
+        now = self._now()
+        for agent in self.registry.sweep(now):
+            log.info("agent_removed", agent=agent.address, epoch=agent.epoch)
+            self._suspects.discard(agent.address)
+            for key in agent.attempts():
+                self.broker.lose(key, Loss.SILENT)
+            self.broker.changed(agent)
+            self.broker.withdrawn(agent.operations)
+        judged = self.registry.time(now)
+        for agent in self.registry:
+            if agent.state(judged) is AgentState.SUSPECT and agent.address not in self._suspects:
+                self._suspects.add(agent.address)
+                log.info("agent_suspected", agent=agent.address, in_flight=agent.in_flight)
+                self.broker.changed(agent)
+        for hash in self.registry.undescribed():
+            self._describe(hash)
+        self._undescribed = {h: at for h, at in self._undescribed.items() if at > now}
+        self.broker.look_for_forgotten()
+        self.broker.expire()
+        self._remember()
+
+    def _remember(self) -> None:
+        self._remembered.save({agent.address for agent in self.registry} | self._missing)
+
+    # -- requests
+
+    async def _handle(self, request: Request) -> Json:
+        op = request.op
+        own = OWN.get(op.op)
+        right = Right.CALL if own is None else own.right
+        if not self._roles.may(request.sender, right):
+            role = self._roles.role(request.sender) or "none"
+            raise CallError.of(
+                Problem("not-allowed", f"an account with role {role} may not call {op.op} here")
+            )
+        if own is not None:
+            return await own.run(self._catalogue, request, own.read(op.args))
+        demand = Demand.of(op.op, op.want)
+        if demand.policy == "all":
+            return await ask_all(self.broker, self.registry, request, demand)
+        if demand.policy == "any-first":
+            return await ask_any(self.broker, self.registry, request, demand)
+        errand = self.broker.errand(request, demand)
+        errand.request = request
+        final = await self.broker.run(errand)
+        return Relayed(final.value, final.agent or "")
+
+    def _watched(self, watched: bool) -> None:
+        self.broker.watch = self._taps.seen if watched else None
+
+
+def _alike(one: Advertisement, other: Advertisement) -> bool:
+    """Whether two reports of an agent differ in nothing that decides where calls may wait."""
+    return (one.epoch, one.hash, one.state, one.place, one.tags) == (
+        other.epoch,
+        other.hash,
+        other.state,
+        other.place,
+        other.tags,
+    )
+
+
+def _chunks(items: Iterable[str], size: int) -> Iterable[list[str]]:
+    rest = iter(items)
+    while chunk := list(itertools.islice(rest, size)):
+        yield chunk

@@ -1,0 +1,1 @@
+"""Work on photographs: the example that ``spinal demo`` runs."""

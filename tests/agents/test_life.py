@@ -1,0 +1,424 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spinal.agents import Agent
+from spinal.agents.errors import RoleRefused
+from spinal.agents.files import load_file
+from spinal.agents.life import Life
+from spinal.bus.call import Call
+from spinal.bus.errors import CallError
+from spinal.bus.session import Session
+from spinal.bus.transports.memory import MemoryBus
+from spinal.protocols import (
+    Advertisement,
+    BlobRef,
+    Capabilities,
+    Data,
+    Describe,
+    Description,
+    Event,
+    Hello,
+    Log,
+    Mirror,
+    Problem,
+    Seen,
+    Stanza,
+)
+
+from .conftest import Shelf
+
+AGENT = "mixed@memory.test/agent"
+DISPATCHER = "dispatcher@memory.test/d"
+CALLER = "ann@memory.test/a"
+
+
+@dataclass
+class Ear:
+    """What a session hears beside its calls."""
+
+    session: Session
+    presences: list[tuple[str, bool, Sequence[Event]]] = field(
+        default_factory=list[tuple[str, bool, Sequence[Event]]]
+    )
+    events: list[Event] = field(default_factory=list[Event])
+    more: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.session.on_presence = self._presence
+        self.session.on_event = self._event
+
+    def _presence(self, address: str, available: bool, events: Sequence[Event]) -> None:
+        self.presences.append((address, available, events))
+        self.more.set()
+
+    def _event(self, sender: str, event: Event) -> None:
+        self.events.append(event)
+        self.more.set()
+
+    @property
+    def advertisements(self) -> list[Advertisement]:
+        return [e for _, _, events in self.presences for e in events if isinstance(e, Advertisement)]
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(10):
+            while not condition():
+                self.more.clear()
+                await self.more.wait()
+
+
+@dataclass
+class World:
+    bus: MemoryBus
+    life: Life
+    dispatcher: Ear
+    caller: Session
+    shelf: Shelf
+
+    def call(self, op: str, args: dict[str, Any] | None = None, **options: Any) -> Call:
+        return self.caller.call(AGENT, op, args, **{"timeout": 20.0, **options})
+
+
+@pytest.fixture
+def agent(files: Path) -> Agent:
+    return load_file(files / "mixed.py")
+
+
+@pytest.fixture
+async def world(agent: Agent, shelf: Shelf) -> AsyncIterator[World]:
+    bus = MemoryBus()
+    async with AsyncExitStack() as stack:
+        session = Session(bus.connection(DISPATCHER), role="dispatcher", epoch=1)
+        dispatcher = Ear(await stack.enter_async_context(session))
+        caller = await stack.enter_async_context(Session(bus.connection(CALLER)))
+        life = await stack.enter_async_context(
+            Life(
+                agent,
+                bus.connection(AGENT),
+                dispatchers=[DISPATCHER],
+                store=shelf,
+                heartbeat=0.2,
+                pause=0.01,
+            )
+        )
+        yield World(bus, life, dispatcher, caller, shelf)
+
+
+async def problem_of(call: Call) -> tuple[str, str]:
+    with pytest.raises(CallError) as caught:
+        await call.result()
+    return caught.value.reason, str(caught.value)
+
+
+async def started(call: Call) -> None:
+    """Wait until an operation says that it waits."""
+    async for item in call:
+        if isinstance(item, Log) and item.text == "waiting":
+            return
+
+
+async def test_an_operation_is_answered(world: World) -> None:
+    assert await world.call("/add", {"a": 2}).result() == 3
+    assert await world.call("/who").result() == [CALLER, "/who", 1]
+
+
+async def test_a_caller_that_a_dispatcher_names_is_believed(world: World) -> None:
+    believed = world.dispatcher.session.call(AGENT, "/who", caller="bob@memory.test", attempt=3)
+    claimed = world.call("/who", caller="bob@memory.test")
+
+    assert await believed.result() == ["bob@memory.test", "/who", 3]
+    assert await claimed.result() == [CALLER, "/who", 1]
+
+
+@pytest.mark.parametrize(
+    ("op", "args", "reason", "text"),
+    [
+        ("/ad", {}, "unknown-op", "mixed does not offer /ad (did you mean /add?)"),
+        ("/zzzzzzz", {}, "unknown-op", "mixed does not offer /zzzzzzz"),
+        ("/add", {"a": "x"}, "bad-arguments", "argument 'a': expected integer, got string"),
+        ("/add", {}, "bad-arguments", "missing argument 'a'"),
+        ("/fail", {}, "failed", "ValueError: no such photo"),
+        ("/own-timeout", {}, "failed", "TimeoutError: the camera does not answer"),
+        ("/refuse", {}, "refused", "the shop is closed"),
+        ("/relay", {}, "failed", "NoAgent: nobody scales"),
+        ("/give-up", {}, "failed", "the operation cancelled itself"),
+        ("/brief", {}, "deadline", "ran longer than its timeout of 50ms"),
+        ("/kill-worker", {}, "failed", "worker process died (signal 9)"),
+        (
+            "/big",
+            {},
+            "too-large",
+            "the result takes 40002 bytes, and 32768 travel inline: give a Blob",
+        ),
+        (
+            "/run",
+            {"argv": ["sh", "-c", "exit 3"]},
+            "failed",
+            "CommandFailed: 'sh' ended with exit code 3: it said nothing",
+        ),
+        ("/run", {"argv": []}, "failed", "TypeError: run() takes a list"),
+    ],
+)
+async def test_what_goes_wrong_is_said_in_one_line(
+    world: World, op: str, args: dict[str, Any], reason: str, text: str
+) -> None:
+    found, words = await problem_of(world.call(op, args))
+
+    assert found == reason
+    assert words.startswith(text)
+
+
+async def test_a_result_that_is_too_large_is_an_end_and_no_refusal(world: World) -> None:
+    call = world.call("/big")
+    await problem_of(call)
+
+    assert call.final is not None
+
+
+async def test_a_plain_function_runs_in_another_process(world: World, files: Path) -> None:
+    import os
+
+    assert await world.call("/pid").result() != os.getpid()
+    assert await world.call("/folder").result() == [str(files / "mixed.py"), "mixed", "True"]
+
+
+async def test_what_a_generator_yields_comes_as_data(world: World) -> None:
+    call = world.call("/count", {"to": 3}, window=2)
+    items = [item.value async for item in call if isinstance(item, Data)]
+
+    assert items == [0, 1, 2]
+    assert await call.result() is None
+
+
+async def test_lines_of_a_program_come_as_log(world: World) -> None:
+    call = world.call("/run", {"argv": ["printf", "one\\ntwo\\n"]})
+    lines = [item.text async for item in call if isinstance(item, Log)]
+
+    assert lines == ["one", "two"]
+    assert await call.result() == "one\ntwo"
+
+
+async def test_blobs_are_read_stored_and_returned_by_a_coroutine(world: World) -> None:
+    given = world.shelf.put(b"abc", "image/png")
+    value = await world.call("/copy", {"photo": given.to_json()}).result()
+
+    assert world.shelf.kept[value["stored"]["blob"]["url"]] == b"abcabc"
+    assert world.shelf.kept[value["returned"]["blob"]["url"]] == b"abcabcabc"
+    assert value["stored"]["blob"]["media"] == "text/x"
+
+
+async def test_blobs_are_fetched_and_uploaded_for_a_plain_function(world: World) -> None:
+    given = world.shelf.put(b"abc", "image/png")
+    value = await world.call("/copy-plain", {"photo": given.to_json()}).result()
+
+    assert world.shelf.kept[value["data"]["blob"]["url"]] == b"abcabc"
+    assert value["file"]["blob"]["sha256"] == given.sha256
+    assert value["file"]["blob"]["media"] == "image/png"
+
+
+@pytest.mark.parametrize("op", ["/copy", "/copy-plain"])
+async def test_a_blob_that_cannot_be_fetched_is_a_problem_of_its_own(world: World, op: str) -> None:
+    lost = BlobRef("https://shelf.test/gone", "0" * 64, 3)
+
+    assert await problem_of(world.call(op, {"photo": lost.to_json()})) == (
+        "blob",
+        "the blob is not there",
+    )
+
+
+async def test_a_cancelled_call_cancels_the_function(world: World) -> None:
+    from sys import modules
+
+    call = world.call("/wait")
+    await started(call)
+    await call.cancel() if not call.done else None
+    async with asyncio.timeout(10):
+        await world.life.slots.idle()
+
+    assert call.id in modules["mixed"].ended
+
+
+async def test_a_passed_deadline_cancels_the_function(world: World) -> None:
+    reason, _ = await problem_of(world.call("/wait", timeout=0.3))
+    async with asyncio.timeout(10):
+        await world.life.slots.idle()
+
+    assert reason in ("deadline", "no-answer")
+
+
+async def test_when_slots_and_waiting_room_are_full_the_next_is_refused(world: World) -> None:
+    calls = [world.call("/wait") for _ in range(4)]
+    await started(calls[0])
+
+    assert await problem_of(world.call("/add", {"a": 1})) == ("busy", "all 2 slots are taken")
+    assert world.life.slots.load == 2.0
+    for call in calls:
+        await call.cancel()
+    assert await world.call("/add", {"a": 1}).result() == 2
+
+
+async def test_an_op_for_another_life_is_refused(world: World) -> None:
+    assert await world.call("/add", {"a": 1}, epoch=world.life.epoch).result() == 2
+    reason, _ = await problem_of(world.call("/add", {"a": 1}, epoch=7))
+
+    assert reason == "stale-epoch"
+
+
+async def test_ops_of_strangers_are_refused(world: World) -> None:
+    async with Session(world.bus.connection("eve@elsewhere.test/x")) as stranger:
+        reason, _ = await problem_of(stranger.call(AGENT, "/add", {"a": 1}))
+
+    assert reason == "not-allowed"
+
+
+async def test_the_advertisement_says_what_where_and_how_busy(world: World) -> None:
+    await world.dispatcher.until(lambda: bool(world.dispatcher.advertisements))
+    said = world.dispatcher.advertisements[0]
+
+    assert said.hash == world.life.agent.capabilities.hash
+    assert (said.epoch, said.state) == (world.life.epoch, "available")
+    assert (said.slots, said.busy, said.load, said.cost) == (2, 0, 0.0, 0.5)
+    assert (dict(said.place), list(said.tags)) == ({"site": "/eu/fra"}, ["gpu"])
+    first = world.dispatcher.presences[0][2]
+    assert isinstance(first[0], Hello) and first[0].role == "agent"
+
+
+async def test_the_advertisement_is_repeated_and_follows_changes(world: World) -> None:
+    ear = world.dispatcher
+    await ear.until(lambda: len(ear.advertisements) >= 3)
+    call = ear.session.call(AGENT, "/wait", id="job-1")
+    await ear.until(lambda: ear.advertisements[-1].busy == 1)
+
+    said = ear.advertisements[-1]
+    assert said.load == 0.5
+    assert said.held == {("job-1", 1)}
+    assert world.life.advertisement("other@memory.test/d").held == frozenset()
+    await call.cancel()
+    await ear.until(lambda: ear.advertisements[-1].busy == 0)
+
+
+async def test_a_metric_of_its_own_is_the_load_and_its_failure_is_survived(
+    world: World, agent: Agent
+) -> None:
+    agent.load = lambda: 0.75
+    assert world.life.advertisement(DISPATCHER).load == 0.75
+
+    agent.load = lambda: 1 / 0
+    assert world.life.advertisement(DISPATCHER).load == 0.0
+    agent.load = None
+
+
+async def test_the_description_is_given_for_its_hash_only(world: World) -> None:
+    hash = world.life.agent.capabilities.hash
+    answers = await world.dispatcher.session.ask(AGENT, Describe(hash))
+    nothing = await world.dispatcher.session.ask(AGENT, Describe("0" * 64))
+
+    assert isinstance(answers[0], Description)
+    found = Capabilities.parse(answers[0].text, hash)
+    assert found.operations["/add"].summary == "Add two numbers."
+    assert nothing == []
+
+
+async def test_a_new_dispatcher_that_a_known_one_names_gets_advertisements(world: World) -> None:
+    other = "dispatcher@memory.test/e"
+    async with Session(world.bus.connection(other), role="dispatcher", epoch=1) as session:
+        ear = Ear(session)
+        world.dispatcher.session.send_presence(
+            AGENT, Hello(role="dispatcher", dispatchers=[DISPATCHER, other])
+        )
+        await ear.until(lambda: bool(ear.advertisements))
+
+
+async def test_a_broken_stream_is_followed_by_an_advertisement(world: World) -> None:
+    ear = world.dispatcher
+    await ear.until(lambda: bool(ear.advertisements))
+    world.bus.cut(AGENT)
+    await ear.until(lambda: any(not available for _, available, _ in ear.presences))
+    seen = len(ear.advertisements)
+    await ear.until(lambda: len(ear.advertisements) > seen)
+
+    assert await world.call("/add", {"a": 1}).result() == 2
+
+
+async def test_a_dispatcher_that_refuses_the_role_ends_the_agent(world: World) -> None:
+    refusal = Stanza(
+        "presence",
+        "error",
+        AGENT,
+        DISPATCHER,
+        problem=Problem("not-allowed", "this account is a caller"),
+    )
+    world.dispatcher.session.connection.send(refusal)
+    async with asyncio.timeout(10):
+        error = await world.life.failed()
+
+    assert isinstance(error, RoleRefused)
+    assert error.exit_code == 5
+    assert "this account is a caller" in str(error)
+
+
+async def test_a_dispatcher_that_is_not_there_is_waited_for(world: World) -> None:
+    absent = Stanza("presence", "error", AGENT, DISPATCHER, problem=Problem("unreachable"))
+    world.dispatcher.session.connection.send(absent)
+    seen = len(world.dispatcher.advertisements)
+    await world.dispatcher.until(lambda: len(world.dispatcher.advertisements) > seen + 1)
+
+    assert await world.call("/add", {"a": 1}).result() == 2
+
+
+async def test_a_draining_agent_finishes_and_takes_nothing_new(world: World) -> None:
+    ear = world.dispatcher
+    running = world.call("/run", {"argv": ["sleep", "0.3"]})
+    await ear.until(lambda: world.life.slots.busy == 1 or bool(ear.presences and running.heard))
+    draining = asyncio.create_task(world.life.drain(10))
+    await ear.until(lambda: bool(ear.advertisements) and ear.advertisements[-1].state == "draining")
+
+    assert (await problem_of(world.call("/add", {"a": 1})))[0] == "draining"
+    assert await running.result() == ""
+    assert await draining is True
+
+
+async def test_draining_gives_up_after_its_grace(world: World) -> None:
+    call = world.call("/wait")
+    await started(call)
+
+    # ``started`` left the stream, which gives the call up; so another one.
+    other = world.call("/run", {"argv": ["sleep", "100"]})
+    await world.dispatcher.until(lambda: bool(world.dispatcher.advertisements[-1].busy))
+    assert await world.life.drain(0.05) is False
+    assert not other.done
+
+
+async def test_a_tap_sees_direct_calls_and_not_those_of_the_dispatcher(world: World) -> None:
+    ear = world.dispatcher
+    ear.session.say(AGENT, Mirror(60))
+    await ear.session.ask(AGENT, Describe("0" * 64))
+    await ear.session.call(AGENT, "/add", {"a": 1}).result()
+    await world.call("/add", {"a": 1}, id="direct-1").result()
+    await ear.until(lambda: len(ear.events) == 2)
+
+    first, last = ear.events
+    assert isinstance(first, Seen) and isinstance(last, Seen)
+    assert (first.what, first.id, first.caller, first.agent) == ("op", "direct-1", CALLER, AGENT)
+    assert (last.what, last.state, last.op) == ("final", "done", "/add")
+
+
+async def test_leaving_the_life_stops_what_runs(agent: Agent) -> None:
+    bus = MemoryBus()
+    async with Session(bus.connection(CALLER)) as caller:
+        async with Life(agent, bus.connection(AGENT)) as life:
+            call = caller.call(AGENT, "/wait")
+            await started(call)
+            waiting = caller.call(AGENT, "/run", {"argv": ["sleep", "100"]})
+            async with asyncio.timeout(10):
+                while life.slots.busy == 0:
+                    await asyncio.sleep(0)
+        assert life.slots.busy == 0
+        caller.abandon(waiting)

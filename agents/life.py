@@ -21,9 +21,11 @@ import contextlib
 import difflib
 import mimetypes
 import random
+import secrets
+import shutil
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import Collection, Generator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -119,6 +121,8 @@ class Life:
         self._change = asyncio.Event()
         self._mirrors: dict[str, float] = {}
         self._failed: asyncio.Future[Exception] | None = None
+        #: Where files of calls are, once there were any plain ones.
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def __repr__(self) -> str:
         return f"<Life of {self.agent.name} {self.state} {self.slots.busy}/{self.slots.size}>"
@@ -164,6 +168,8 @@ class Life:
                 await self.session.close()
             finally:
                 await self._pool.close()
+                if self._folder is not None:
+                    self._folder.cleanup()
         if self._failed is not None and not self._failed.done():
             self._failed.cancel()
         log.info("agent_stopped", agent=self.agent.name)
@@ -332,6 +338,10 @@ class Life:
                     value = await self._run(request, operation, arguments)
             state = "done"
             return value
+        except asyncio.CancelledError:
+            if request.stopping is not None:
+                state = request.stopping.reason
+            raise
         except CallError as exc:
             state = exc.reason
             if state == "too-large":
@@ -411,11 +421,25 @@ class Life:
                 log.warning("function_raised", op=job.op, id=job.id, exc_info=exc)
             raise CallError.of(problem) from exc
 
+    @contextlib.contextmanager
+    def _call_folder(self) -> Generator[Path]:
+        """Name a folder for the files of one call; whoever has a file makes it."""
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(
+                prefix="spinal-agent-", ignore_cleanup_errors=True
+            )
+        folder = Path(self._folder.name, secrets.token_hex(8))
+        try:
+            yield folder
+        finally:
+            if folder.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+
     async def _run_in_process(
         self, request: Request, operation: Operation, given: Collection[Blob]
     ) -> tuple[Json, Cost]:
         """Run a plain function in a worker; its blobs are fetched before and uploaded after."""
-        async with _folder() as folder:
+        with self._call_folder() as folder:
             files = await _fetch(given, folder)
             with News(request) as news:
                 channel: Channel = news
@@ -442,21 +466,12 @@ def _facts(request: Request) -> Facts:
     return Facts(op.id, op.op, request.caller, op.attempt)
 
 
-@contextlib.asynccontextmanager
-async def _folder() -> AsyncGenerator[Path]:
-    """Have a folder for the files of one call."""
-    made = tempfile.TemporaryDirectory(prefix="spinal-call-", ignore_cleanup_errors=True)
-    try:
-        yield Path(made.name)
-    finally:
-        made.cleanup()
-
-
 async def _fetch(blobs: Collection[Blob], folder: Path) -> dict[str, Path]:
     """Fetch blobs, each once: sha-256 -> file."""
     files: dict[str, Path] = {}
     for blob in blobs:
         if blob.sha256 not in files:
+            folder.mkdir(exist_ok=True)
             # Programs tell by a file's name what it is.
             suffix = mimetypes.guess_extension(blob.media_type) or ""
             try:

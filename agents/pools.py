@@ -108,7 +108,7 @@ class Pool:
             facts: which operation, for whom.
             args: arguments that fit its schema.
             channel: where its progress, log lines and data go.
-            folder: an empty folder for blobs in the result; the caller removes it.
+            folder: where to put blobs of the result; made on demand, removed by the caller.
             files: sha-256 of a blob in ``args`` -> the file it was fetched to.
             timeout: seconds it may run.
 
@@ -322,7 +322,7 @@ class _Worker:
     async def _death(self) -> Died:
         """Say how it died; what only closed its socket is ended first."""
         try:
-            async with asyncio.timeout(1.0):
+            async with asyncio.timeout(2 * process.GONE_WITHIN):
                 ended = await self._process.wait()
         except TimeoutError:
             return Died("worker process closed its connection")

@@ -41,6 +41,9 @@ MAX_OUTPUT: Final = 1024 * 1024
 #: Seconds that its output may take to arrive once a program has ended.
 OUTPUT_WITHIN: Final = 1.0
 
+#: Seconds that what was killed with its leader may take to vanish.
+GONE_WITHIN: Final = 1.0
+
 #: ``ru_maxrss`` counts KiB on Linux and bytes on macOS.
 MEMORY_UNIT: Final = 1 if sys.platform == "darwin" else 1024
 
@@ -67,6 +70,8 @@ class Process:
         self._popen = popen
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[Ended] = self._loop.create_future()
+        #: Its number may belong to somebody else from now on.
+        self._reaped = False
         if not (pidfd and self._watch()):
             name = f"waits for process {popen.pid}"
             threading.Thread(target=self._wait_in_thread, name=name, daemon=True).start()
@@ -132,7 +137,7 @@ class Process:
 
     def signal(self, number: int) -> None:
         """Send a signal to the whole group; nothing happens if it has ended."""
-        if self._ended.done():
+        if self._reaped:
             return
         try:
             os.killpg(self.pid, number)
@@ -181,14 +186,21 @@ class Process:
         os.close(descriptor)
         # The dead leader still holds its number, so this cannot hit anybody else.
         self.signal(signal.SIGKILL)
-        self._note(self._reap())
+        self._settle(self._reap(), self._loop.time() + GONE_WITHIN)
 
     def _wait_in_thread(self) -> None:
         ended = self._reap()
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
         with suppress(RuntimeError):  # The loop has been closed: nobody wants to know.
-            self._loop.call_soon_threadsafe(self._note, ended)
+            self._loop.call_soon_threadsafe(self._settle, ended, self._loop.time() + GONE_WITHIN)
+
+    def _settle(self, ended: Ended, until: float) -> None:
+        """Wait until the rest of the group, which was killed, is gone as well."""
+        if self._loop.time() < until and _group_lives(self.pid):
+            self._loop.call_later(0.002, self._settle, ended, until)
+        elif not self._ended.done():
+            self._ended.set_result(ended)
 
     def _reap(self) -> Ended:
         try:
@@ -198,13 +210,31 @@ class Process:
             log.warning("process_reaped_elsewhere", pid=self.pid)
             self._popen.returncode = 255
             return Ended(255)
+        finally:
+            self._reaped = True
         code = os.waitstatus_to_exitcode(status)
         self._popen.returncode = code
         return Ended(code, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * MEMORY_UNIT)
 
-    def _note(self, ended: Ended) -> None:
-        if not self._ended.done():
-            self._ended.set_result(ended)
+
+def _group_lives(group: int) -> bool:
+    """Tell whether anybody is left in a process group but dead ones that nobody has reaped.
+
+    Those stay for ever where the first process reaps no orphans, as in many containers.
+    """
+    try:
+        os.killpg(group, 0)
+    except (ProcessLookupError, PermissionError):
+        return False
+    if sys.platform != "linux":
+        return True
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # It ended meanwhile.
+            # proc(5): after the name in brackets come state, parent and group.
+            state, _, its, *_ = entry.read_bytes().rpartition(b")")[2].split()
+            if int(its) == group and state not in b"ZX":
+                return True
+    return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,7 +86,7 @@ def replaced(value: Json, steps: Steps, item: Json) -> Json:
     if not steps:
         return item
     step, *rest = steps
-    if isinstance(value, dict):
+    if isinstance(step, str):
         return {**value, step: replaced(value[step], tuple(rest), item)}
     return [
         replaced(inner, tuple(rest), item) if index == step else inner

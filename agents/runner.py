@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
@@ -16,8 +16,10 @@ from spinal.bus.blob import Store
 from spinal.bus.blobs import Blobs
 from spinal.bus.client import connect
 from spinal.bus.connection import Connection
+from spinal.bus.errors import HomeError
 from spinal.bus.home import Credentials, Home
 from spinal.bus.registration import tell_server
+from spinal.protocols import address as addresses
 
 from .agent import Agent
 from .errors import AgentError
@@ -70,7 +72,8 @@ async def log_in(
     """
     with contextlib.ExitStack() as stack:
         if home is None and "SPINAL_ADDRESS" in environ:
-            credentials = Credentials.find(environ)
+            credentials = _named(Credentials.find(environ), name)
+            agent.name = addresses.local(credentials.address)
         else:
             found = Home.find(home, environ)
             agent.name = stack.enter_context(found.claim_agent_name(agent.declared, name))
@@ -84,6 +87,19 @@ async def log_in(
             yield Login(connection, credentials.dispatchers, store)
         finally:
             await store.close()
+
+
+def _named(credentials: Credentials, name: str | None) -> Credentials:
+    """Complete a bare address; it has to be that of the name that was asked for, if one was."""
+    own = addresses.local(credentials.address)
+    if name is not None and name != own:
+        raise HomeError(
+            f"SPINAL_ADDRESS is {own}'s, so the agent cannot be called {name!r}: leave --name out, "
+            f"or use the home"
+        )
+    if addresses.resource(credentials.address):
+        return credentials
+    return replace(credentials, address=f"{credentials.address}/{RESOURCE}")
 
 
 async def serve(

@@ -246,6 +246,7 @@ def _pack(result: Any, folder: Path) -> tuple[Json, list[frames.File]]:
             if isinstance(source, Path):
                 path = source.resolve()
             else:
+                folder.mkdir(exist_ok=True)
                 path = folder / uuid.uuid4().hex
                 path.write_bytes(source or b"")
             files.append(frames.File(list(steps), str(path), blob.media_type))

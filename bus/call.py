@@ -16,6 +16,7 @@ from spinal.protocols import (
     Op,
     Problem,
     Progress,
+    RemoteProtocolError,
     Speaker,
 )
 
@@ -60,15 +61,25 @@ class Call:
         self.sends = 0
         #: The peer said that it has it.
         self.heard = False
+        #: The peer has said nothing since the op was sent for the last time.
+        self.unanswered = False
+        #: The life of the peer that may have it: a resent op is for that one and no other.
+        self.epoch = op.epoch
         self.final: Final | None = None
         self._table = table
         self._ended: asyncio.Future[Final] = asyncio.get_running_loop().create_future()
-        self._items: deque[tuple[Item, Callable[[], None] | None]] = deque()
-        self._early: dict[int, tuple[Data, Callable[[], None]]] = {}
+        self._items: deque[Item] = deque()
+        self._news = 0
+        #: Data that came before its turn, and whom to tell when a piece was taken, by number.
+        self._early: dict[int, Data] = {}
+        self._untaken: dict[int, list[Callable[[], None]]] = {}
         self._next = 0
-        self._reader: asyncio.Event | None = None
+        self._reader = asyncio.Event()
         self._discard = op.window == 0
+        #: At the deadline; when the patience with an absent peer is over; at the next try.
         self.timer: asyncio.TimerHandle | None = None
+        self.gone: asyncio.TimerHandle | None = None
+        self.retry: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
         return f"<Call {self.op.op} {self.op.id} to {self.to} {self.exchange.state.value}>"
@@ -112,19 +123,21 @@ class Call:
         try:
             while True:
                 while self._items:
-                    item, taken = self._items.popleft()
-                    if taken is not None:
-                        taken()
+                    item = self._items.popleft()
+                    if isinstance(item, Data):
+                        self._taken(item.seq)
+                    else:
+                        self._news -= 1
                     yield item
                 if self._ended.done():
                     return
-                self._reader = asyncio.Event()
+                self._reader.clear()
                 await self._reader.wait()
         finally:
             if not self._ended.done():
                 # Left early: by cancellation, or because the reader has enough.
                 self._table.abandon(self)
-                self._drop()
+            self._drop()
 
     async def cancel(self) -> str:
         """Stop it: ``cancelled``, ``late`` (it had ended) or ``unknown`` there.
@@ -135,31 +148,60 @@ class Call:
 
     # -- for the session
 
+    def sent(self, epoch: int | None) -> None:
+        """Count a sending of the op, to a peer whose present life is the one given, if known."""
+        if self.sends == 0 and self.epoch is None:
+            self.epoch = epoch
+        self.sends += 1
+        self.unanswered = True
+
     def offer(self, item: Item, taken: Callable[[], None] | None = None) -> None:
-        """Give something to the reader; ``taken`` is called once it has it."""
+        """Give something to the reader; ``taken`` is called once it has it.
+
+        Raises:
+            RemoteProtocolError: more data than the window allows.
+        """
         if isinstance(item, Data):
             self._offer_data(item, taken or _nothing)
         elif not self._discard:
-            if len(self._items) >= MAX_NEWS:
-                return
-            self._items.append((item, None))
-            self._wake()
+            if self._news >= MAX_NEWS:
+                del self._items[
+                    next(i for i, old in enumerate(self._items) if not isinstance(old, Data))
+                ]
+                self._news -= 1
+            self._items.append(item)
+            self._news += 1
+            self._reader.set()
 
     def _offer_data(self, item: Data, taken: Callable[[], None]) -> None:
-        if self._discard or item.seq < self._next or item.seq in self._early:
+        waiting = self._untaken.get(item.seq)
+        if waiting is not None:
+            # It was sent again, because we were away; the reader still has to take the first one.
+            waiting.append(taken)
+            return
+        if self._discard or item.seq < self._next:
             taken()
             return
-        if len(self._early) >= self.op.window:
+        if len(self._untaken) >= self.op.window:
             taken()
-            self.finish(
-                Problem("malformed", f"{self.to} sent more data than the window of the call")
-            )
-            return
-        self._early[item.seq] = (item, taken)
+            raise RemoteProtocolError(f"{self.to} sent more data than the window of the call")
+        self._untaken[item.seq] = [taken]
+        self._early[item.seq] = item
         while (ready := self._early.pop(self._next, None)) is not None:
             self._items.append(ready)
             self._next += 1
-        self._wake()
+        self._reader.set()
+
+    def _taken(self, seq: int) -> None:
+        for taken in self._untaken.pop(seq, ()):
+            taken()
+
+    def returned(self) -> None:
+        """The peer is there: stop counting its absence."""
+        for timer in (self.gone, self.retry):
+            if timer is not None:
+                timer.cancel()
+        self.gone = self.retry = None
 
     def end(self, final: Final) -> bool:
         """Settle it; false if it was settled before."""
@@ -170,25 +212,21 @@ class Call:
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
-        self._wake()
+        self.returned()
+        self._reader.set()
         return True
 
     def finish(self, problem: Problem) -> bool:
         """Settle it with a problem of our own making."""
         return self.end(Final(self.op.id, self.op.attempt, problem=problem))
 
-    def _wake(self) -> None:
-        if self._reader is not None:
-            self._reader.set()
-
     def _drop(self) -> None:
         self._discard = True
-        waiting = [*self._items, *self._early.values()]
         self._items.clear()
         self._early.clear()
-        for _, taken in waiting:
-            if taken is not None:
-                taken()
+        self._news = 0
+        for seq in list(self._untaken):
+            self._taken(seq)
 
 
 def _nothing() -> None:

@@ -30,6 +30,8 @@ from spinal.protocols import (
     State,
     Want,
 )
+from spinal.protocols import address as addresses
+from spinal.protocols.events import MAX_LEFT
 from spinal.protocols.values import write as write_value
 
 from .call import Call
@@ -42,6 +44,8 @@ log = structlog.get_logger()
 
 #: Seconds that a peer may be gone before a call to it counts as lost, if nobody says otherwise.
 PATIENCE = 10.0
+#: Seconds between two tries at a peer that may have our op and at whose address nobody is.
+RETRY = 1.0
 
 
 class Calls:
@@ -50,6 +54,10 @@ class Calls:
     def __init__(self, link: Link) -> None:
         self._link = link
         self._calls: dict[tuple[str, int], Call] = {}
+        #: Ended calls whose finals we were told not to acknowledge yet.
+        self._unacknowledged: set[tuple[str, int]] = set()
+        #: Told of a final that belongs to no call of ours; gives whether to acknowledge it.
+        self.on_final: Callable[[str, Final], bool] = _taken
         self._prefix = secrets.token_hex(5)
         self._number = 0
 
@@ -78,9 +86,15 @@ class Calls:
         if id is None:
             self._number += 1
             id = f"{self._prefix}-{self._number:x}"
+        elif (id, attempt) in self._calls:
+            raise ValueError(f"call {id}, attempt {attempt}, has not ended: await that one")
         loop = asyncio.get_running_loop()
+        timeout = min(timeout, MAX_LEFT / 1000)
         deadline = loop.time() + timeout
         try:
+            if to not in self._link.peers:
+                addresses.check(to)
+            peer = self._link.peer(to)
             event = Op(
                 id,
                 attempt,
@@ -95,16 +109,22 @@ class Calls:
                 want=want,
             )
             call = Call(self, to, event, deadline, patience, acknowledge)
-            written = self._write(event)
+            written = self._write(event, peer)
         except ProtocolError as exc:
             raise CallError.of(exc.problem) from exc
-        self._calls[event.exchange] = call
+        self._calls[event.exchange] = peer.calls[event.exchange] = call
         call.timer = loop.call_at(deadline, self._expire, call)
         self._post(call, written)
         return call
 
-    def _write(self, op: Op) -> bytes:
+    def _write(self, op: Op, peer: Peer) -> bytes:
         written = self._link.codec.write_event(op)
+        if len(written) + 2 > peer.stanza:
+            raise LocalProtocolError(
+                f"the request takes {len(written)} bytes, and {peer.address} reads "
+                f"{peer.stanza}: send large arguments as a blob",
+                "too-large",
+            )
         inline = self._link.limits.inline
         if len(written) > inline and (size := len(write_value(dict(op.args), dumps))) > inline:
             raise LocalProtocolError(
@@ -127,9 +147,12 @@ class Calls:
         left = int((call.deadline - self._link.now) * 1000)
         if call.done or left <= 0:
             return
-        epoch = call.op.epoch if call.op.epoch is not None else self._link.peer(call.to).epoch
+        if call.retry is not None:
+            call.retry.cancel()
+            call.retry = None
         log.debug("op_resent", id=call.id, to=call.to, sends=call.sends)
-        self._post(call, self._write(replace(call.op, left=left, epoch=epoch)))
+        again = replace(call.op, left=left, epoch=call.epoch)
+        self._post(call, self._link.codec.write_event(again))
 
     # -- ends
 
@@ -165,14 +188,17 @@ class Calls:
         if call.done:
             return
         if call.exchange.state in (State.ASKED, State.RUNNING):
-            event = self._cancel_event(call)
-            self._link.post(self._link.peer(call.to), self._link.codec.write_event(event))
+            self._link.insist(self._link.peer(call.to), self._cancel_event(call))
         self._settle(call, problem)
 
     def _settle(self, call: Call, problem: Problem) -> None:
-        """End a call from our side; its final, should it still come, is acknowledged."""
-        self._calls.pop(call.op.exchange, None)
+        """End a call from our side."""
+        self._drop(call)
         call.finish(problem)
+
+    def _drop(self, call: Call) -> None:
+        self._calls.pop(call.op.exchange, None)
+        self._link.peer(call.to).calls.pop(call.op.exchange, None)
 
     def close(self) -> None:
         """Give every call up."""
@@ -205,13 +231,19 @@ class Calls:
             return
         if problem.meaning.ran is Ran.NO and (call.sends > 1 or call.heard):
             # This sending did not arrive, but an earlier one may have.
-            problem = _lost(f"{call.to} is gone ({problem.text})")
+            if problem.reason == "unreachable":
+                self._await_return(call)
+                if call.retry is None:
+                    loop = asyncio.get_running_loop()
+                    call.retry = loop.call_later(RETRY, self._resend, call)
+                return
+            problem = _lost(f"{call.to} refused to be asked again ({problem.text})")
         self._settle(call, problem)
 
     def unanswered(self, calls: Sequence[Call]) -> None:
         """Say those ops again whose stanza got no answer."""
         for call in calls:
-            if not call.heard:
+            if call.unanswered:
                 self._resend(call)
 
     def hear(self, sender: str, event: Event, taken: Callable[[], None] | None = None) -> None:
@@ -224,33 +256,50 @@ class Calls:
             return
         call = self._calls.get(event.exchange)
         if call is None or call.to != sender:
-            # Ended, or never ours.  A final is acknowledged all the same, else it is kept there.
-            if isinstance(event, Final):
-                self._link.acknowledge(sender, event.id, event.attempt)
+            if isinstance(event, Final) and call is None:
+                self._hear_late(sender, event)
             if taken is not None:
                 taken()
             return
+        again = call.sends > 1
+        if isinstance(event, Error) and again and call.exchange.state is State.RUNNING:
+            # The life of the agent that had it would have known the id.
+            self._settle(call, _lost(f"{sender} does not know it any longer"))
+            return
         call.exchange.hear(event.type)
         call.heard = True
+        call.unanswered = False
+        call.returned()
         match event:
             case Final():
-                del self._calls[event.exchange]
+                self._drop(call)
                 if call.acknowledge:
                     self.acknowledge(call)
+                else:
+                    self._unacknowledged.add(event.exchange)
                 call.end(event if event.agent else replace(event, agent=sender))
             case Error():
                 problem = event.problem
-                if problem.reason == "stale-epoch" and call.sends > 1:
+                if problem.reason == "stale-epoch" and again:
                     problem = _lost(f"{sender} was restarted")
                 self._settle(call, problem)
             case Progress() | Log() | Data():
-                call.offer(event, taken)
+                try:
+                    call.offer(event, taken)
+                except RemoteProtocolError as exc:
+                    self._give_up(call, exc.problem)
             case _:
                 pass
+
+    def _hear_late(self, sender: str, final: Final) -> None:
+        """A final of a call that has ended or was never ours, which is kept there for us."""
+        if final.exchange not in self._unacknowledged and self.on_final(sender, final):
+            self._link.acknowledge(sender, final.id, final.attempt)
 
     def acknowledge(self, call: Call) -> None:
         """Tell the agent that it need not keep the final of a call any longer."""
         call.exchange.say("ack")
+        self._unacknowledged.discard(call.op.exchange)
         self._link.acknowledge(call.to, call.id, call.op.attempt)
 
     # -- presence
@@ -258,27 +307,50 @@ class Calls:
     def opened(self) -> None:
         """A new stream: say again what may not have arrived, and hear what was said meanwhile."""
         for call in list(self._calls.values()):
-            self._link.introduce(self._link.peer(call.to))
+            if call.gone is not None:
+                # While we were away the peer could not show that it is back.
+                call.returned()
+                self._await_return(call)
             self._resend(call)
 
-    def reborn(self, peer: Peer) -> None:
-        """A peer began a new life: what its old one had of ours is lost."""
-        for call in [call for call in self._calls.values() if call.to == peer.address]:
-            meant_for_it = call.op.epoch == peer.epoch
-            never_arrived = call.op.epoch is None and not call.heard and call.sends <= 1
-            if not meant_for_it and not never_arrived:
+    def learned(self, peer: Peer, reborn: bool) -> None:
+        """A peer told its life; what an older one had of ours is lost."""
+        for call in list(peer.calls.values()):
+            if call.epoch is None and call.sends:
+                # The first that we hear of it: the hello that it answers left before our op.
+                call.epoch = peer.epoch
+            elif reborn and call.epoch != peer.epoch and (call.heard or call.sends > 1):
+                # One that was sent once may have gone to the new life; a resend finds out.
                 self._settle(call, _lost(f"{call.to} was restarted"))
+
+    def returned(self, peer: Peer) -> None:
+        """A peer is here again."""
+        for call in peer.calls.values():
+            if call.gone is not None:
+                call.returned()
+                if call.unanswered:
+                    self._resend(call)
 
     def absent(self, peer: Peer) -> None:
         """A peer's stream is gone: its calls are lost when their patience is over."""
-        loop = asyncio.get_running_loop()
-        for call in self._calls.values():
-            if call.to == peer.address:
-                loop.call_later(call.patience, self._lose, call, peer)
+        for call in peer.calls.values():
+            self._await_return(call)
 
-    def _lose(self, call: Call, peer: Peer) -> None:
-        if not call.done and not peer.present:
+    def _await_return(self, call: Call) -> None:
+        if call.gone is None and call.sends:
+            loop = asyncio.get_running_loop()
+            call.gone = loop.call_later(call.patience, self._lose, call)
+
+    def _lose(self, call: Call) -> None:
+        call.gone = None
+        if not self._link.connected:
+            self._await_return(call)
+        else:
             self._settle(call, _lost(f"{call.to} is gone"))
+
+
+def _taken(sender: str, final: Final) -> bool:
+    return True
 
 
 def _lost(what: str) -> Problem:

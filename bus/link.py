@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from spinal.protocols import (
     Ack,
@@ -23,12 +24,14 @@ from spinal.protocols import (
 from .call import Call
 from .connection import ID_PREFIX, Connection
 from .errors import CallError, NotConnected
-from .peers import Peer
+from .peers import Item, Peer
 
 #: Seconds after which an IQ that is not answered is given up or said again.
 RESEND = 5.0
 #: Seconds that an acknowledgement waits for an op to ride on.
 ACK_DELAY = 0.5
+#: Seconds for which an acknowledgement or a cancel is said again, if it may not have arrived.
+INSIST = 60.0
 #: Most peers that are remembered; one that is absent and idle makes room.
 MAX_PEERS = 50_000
 
@@ -53,6 +56,7 @@ class Link:
         hello: gives what we say of ourselves.
         answered: told of the answer to a stanza that carried ops, and of these calls.
         unanswered: told of the calls whose stanza got no answer while the stream lasted.
+        bounced: told of an address at which the server found nobody.
         arm: makes sure that :meth:`look` is called soon.
     """
 
@@ -63,6 +67,7 @@ class Link:
         hello: Callable[[], Hello],
         answered: Callable[[Stanza, Sequence[Call]], None],
         unanswered: Callable[[Sequence[Call]], None],
+        bounced: Callable[[str], None],
         arm: Callable[[], None],
     ) -> None:
         self.connection = connection
@@ -72,6 +77,7 @@ class Link:
         self._hello = hello
         self._calls_answered = answered
         self._calls_unanswered = unanswered
+        self._bounced = bounced
         self._arm = arm
         self._iqs: dict[str, _Sent] = {}
         self._number = 0
@@ -98,14 +104,11 @@ class Link:
         return peer
 
     def _forget_peers(self) -> None:
-        """Make room: those who are gone and wait for nothing (and at worst the oldest)."""
-        idle = [
-            address
-            for address, peer in self.peers.items()
-            if not (peer.present or peer.outbox or peer.acks or peer.gone)
-        ]
-        for address in idle or list(self.peers)[: MAX_PEERS // 10]:
-            del self.peers[address]
+        """Make room: those who are gone and wait for nothing, at worst some that are silent."""
+        idle = [address for address, peer in self.peers.items() if peer.idle]
+        silent = (address for address, peer in self.peers.items() if not peer.calls)
+        for address in idle or list(islice(silent, MAX_PEERS // 10)):
+            self.peers.pop(address).rest()
 
     def introduce(self, peer: Peer) -> None:
         """Direct presence at a peer, once per stream, so that it learns when we go."""
@@ -130,7 +133,14 @@ class Link:
 
     def post(self, peer: Peer, written: bytes, call: Call | None = None) -> None:
         """Put a written event into the next stanza to a peer, which leaves in this turn."""
-        peer.outbox.append((written, call))
+        self._put(peer, Item(written, call, 0.0))
+
+    def insist(self, peer: Peer, event: Event) -> None:
+        """Post an event and say it again until the peer has it, across streams, for a while."""
+        self._put(peer, Item(self.codec.write_event(event), None, self.now + INSIST))
+
+    def _put(self, peer: Peer, item: Item) -> None:
+        peer.outbox.append(item)
         if not peer.flushing:
             peer.flushing = True
             asyncio.get_running_loop().call_soon(self.flush, peer)
@@ -138,48 +148,58 @@ class Link:
     def acknowledge(self, to: str, id: str, attempt: int) -> None:
         """Acknowledge a final with the next op to that peer, or soon."""
         peer = self.peer(to)
-        if not peer.acks:
-            asyncio.get_running_loop().call_later(ACK_DELAY, self.post_acks, peer)
+        if peer.ack_timer is None:
+            peer.ack_timer = asyncio.get_running_loop().call_later(ACK_DELAY, self._acks_due, peer)
         peer.acks.append(Ack(id, attempt))
+
+    def _acks_due(self, peer: Peer) -> None:
+        peer.ack_timer = None
+        self.post_acks(peer)
 
     def post_acks(self, peer: Peer) -> None:
         """Put the acknowledgements that wait into the next stanza."""
         acks, peer.acks = peer.acks, []
         for ack in acks:
-            self.post(peer, self.codec.write_event(ack))
+            self.insist(peer, ack)
 
     def flush(self, peer: Peer) -> None:
         """Send what waits for a peer, in as few stanzas as it takes."""
         peer.flushing = False
         if not self.connected:
-            # Ops of open calls are written anew for the next stream and finals are kept; the rest
-            # (cancels, acks) is said again when the peer shows that it still waits.
-            peer.outbox.clear()
+            # Ops of open calls are written anew for the next stream, and finals are kept.
+            peer.outbox = [item for item in peer.outbox if item.until > self.now]
             return
         while peer.outbox:
-            room = min(self.limits.stanza, peer.stanza)
-            bodies: list[bytes] = []
+            # The brackets, and a comma less than there are events.
+            room = min(self.limits.stanza, peer.stanza) - 1
+            items: list[Item] = []
             calls: list[Call] = []
-            for written, call in peer.outbox[: self.limits.events]:
-                if bodies and len(written) + 1 > room:
+            for item in peer.outbox[: self.limits.events]:
+                call = item.call
+                room -= len(item.written) + 1
+                if items and (room < 0 or (call is not None and calls and not peer.batch)):
                     break
-                room -= len(written) + 1
-                bodies.append(written)
+                items.append(item)
                 if call is not None:
-                    call.sends += 1
+                    call.sent(peer.epoch)
                     calls.append(call)
-            del peer.outbox[: len(bodies)]
-            self._send_batch(peer.address, bodies, calls)
+            del peer.outbox[: len(items)]
+            self._send_batch(peer, items, calls)
 
-    def _send_batch(self, to: str, bodies: list[bytes], calls: list[Call]) -> None:
+    def _send_batch(self, peer: Peer, items: list[Item], calls: list[Call]) -> None:
         def answered(stanza: Stanza) -> None:
             self._calls_answered(stanza, calls)
 
         def unanswered() -> None:
+            now = self.now
+            for item in items:
+                if item.until > now:
+                    self._put(peer, item)
             if self.connected:
                 self._calls_unanswered(calls)
 
-        self.send_iq(to, self.codec.join(bodies), answered, unanswered)
+        body = self.codec.join([item.written for item in items])
+        self.send_iq(peer.address, body, answered, unanswered)
 
     def send_iq(
         self,
@@ -239,12 +259,19 @@ class Link:
 
     # -- what comes
 
-    def answer(self, stanza: Stanza) -> None:
-        """Take the answer to an IQ; it counts only from whom we asked (RFC 6120, 8.2.3)."""
+    def answer(self, stanza: Stanza) -> bool:
+        """Take the answer to an IQ; it counts only from whom we asked (RFC 6120, 8.2.3).
+
+        False if it answers nothing that waits for an answer.
+        """
         sent = self._iqs.get(stanza.id)
-        if sent is not None and sent.to == stanza.sender:
-            del self._iqs[stanza.id]
-            sent.answered(stanza)
+        if sent is None or sent.to != stanza.sender:
+            return False
+        del self._iqs[stanza.id]
+        if stanza.problem is not None and stanza.problem.reason == "unreachable":
+            self._bounced(sent.to)
+        sent.answered(stanza)
+        return True
 
     def opened(self) -> None:
         """A new stream: the server has forgotten whom we had introduced ourselves to."""
@@ -252,6 +279,21 @@ class Link:
             peer.introduced = False
             peer.present = False
         self.send_presence()
+        for peer in list(self.peers.values()):
+            if peer.outbox:
+                self.flush(peer)
+
+    def close(self) -> None:
+        """Say the acknowledgements that wait; nothing is said again after that."""
+        for peer in self.peers.values():
+            self.post_acks(peer)
+            self.flush(peer)
+
+    def closed(self) -> None:
+        """The stream has ended for good: give up what waits for an answer, and every timer."""
+        self.void()
+        for peer in self.peers.values():
+            peer.rest()
 
     def void(self) -> None:
         """No answer to what was sent will come."""

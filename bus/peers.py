@@ -5,12 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from spinal.protocols import Ack, Advertisement, Hello
 
 if TYPE_CHECKING:
     from .call import Call
+
+
+class Item(NamedTuple):
+    """An event that waits to be sent."""
+
+    written: bytes
+    #: The call, if it is an op.
+    call: Call | None
+    #: Time until which it is said again if it may not have arrived; 0: somebody else sees to that.
+    until: float
 
 
 @dataclass(slots=True)
@@ -29,15 +39,34 @@ class Peer:
     #: Bytes of JSON text it reads in one stanza.
     stanza: int = 60 * 1024
     features: Sequence[str] = ()
-    #: Events that leave in the next stanza, written; with the call where one is an op.
-    outbox: list[tuple[bytes, Call | None]] = field(
-        default_factory=lambda: list[tuple[bytes, "Call | None"]]()
+    #: It takes several ops in one stanza.
+    batch: bool = False
+    #: Our calls to it that have not ended.
+    calls: dict[tuple[str, int], Call] = field(
+        default_factory=lambda: dict[tuple[str, int], "Call"]()
     )
+    #: What leaves in the next stanza.
+    outbox: list[Item] = field(default_factory=lambda: list["Item"]())
     flushing: bool = False
-    #: Acknowledgements that wait for a stanza to ride on.
+    #: Acknowledgements that wait for a stanza to ride on, and when they go alone.
     acks: list[Ack] = field(default_factory=list[Ack])
+    ack_timer: asyncio.TimerHandle | None = None
     #: Fires when it has been gone for the grace.
     gone: asyncio.TimerHandle | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is lost when it is forgotten."""
+        return not (self.present or self.calls or self.outbox or self.acks or self.gone)
+
+    def rest(self) -> None:
+        """Stop its timers and say nothing more to it."""
+        for timer in (self.gone, self.ack_timer):
+            if timer is not None:
+                timer.cancel()
+        self.gone = self.ack_timer = None
+        self.acks.clear()
+        self.outbox.clear()
 
     def learn(self, said: Hello | Advertisement) -> bool:
         """Take over what it announced; true if it has begun a new life since we last heard."""
@@ -46,4 +75,5 @@ class Peer:
             self.epoch = said.epoch
         self.stanza = said.stanza
         self.features = said.features
+        self.batch = "batch" in said.features
         return reborn

@@ -6,7 +6,6 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
 
 import structlog
 
@@ -33,8 +32,10 @@ from spinal.protocols import (
     State,
 )
 from spinal.protocols import address as addresses
+from spinal.protocols.values import write as write_value
 
 from .errors import CallError
+from .jsontext import dumps
 from .link import RESEND, Link
 from .tasks import Tasks
 
@@ -53,14 +54,12 @@ MAX_KEPT = 10_000
 MAX_KEPT_BYTES = 64 * 1024 * 1024
 #: Most requests that run or wait here at once.
 MAX_REQUESTS = 20_000
-#: Most ids of ended exchanges that are remembered.
-MAX_REMEMBERED = 20_000
-#: Bytes that an event takes beside its value.
-ENVELOPE = 4096
+#: Most ids of ended exchanges that are remembered, of each kind.
+MAX_REMEMBERED = 100_000
 
 #: Caller's bare address, id, attempt.
 _Key = tuple[str, str, int]
-_T = TypeVar("_T")
+_Memory = OrderedDict[_Key, tuple[Problem, float]]
 
 #: Runs one op and gives its value; raises :class:`CallError` for a problem.
 Handler = Callable[["Request"], Awaitable[Json]]
@@ -100,7 +99,7 @@ class Request:
     sequence: int = 0
     #: Pieces of the stream that the reader has not taken, by number, written.
     untaken: dict[int, bytes] = field(default_factory=dict[int, bytes])
-    credit: asyncio.Event | None = None
+    credit: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def remaining(self) -> float:
@@ -132,17 +131,19 @@ class Request:
     async def data(self, value: Json) -> None:
         """Send a numbered piece of the stream, waiting while the window is full.
 
-        Dropped when the caller takes no stream.  Returns when the piece was written, not when it
-        was read.
+        Dropped when the caller takes no stream, or the request has ended.  Returns when the piece
+        was written, not when it was read.
 
         Raises:
             LocalProtocolError: the value is not I-JSON or above the inline limit.
         """
         if self.op.window == 0:
             return
-        while len(self.untaken) >= self.op.window:
-            self.credit = asyncio.Event()
+        while self.running and len(self.untaken) >= self.op.window:
+            self.credit.clear()
             await self.credit.wait()
+        if not self.running:
+            return
         event = Data(self.op.id, self.op.attempt, seq=self.sequence, value=value)
         self.table.send_data(self, event)
         self.sequence += 1
@@ -150,14 +151,13 @@ class Request:
     async def settled(self) -> None:
         """Wait until every piece of data was taken by the reader."""
         while self.untaken:
-            self.credit = asyncio.Event()
+            self.credit.clear()
             await self.credit.wait()
 
     def taken(self, seq: int) -> None:
         """The reader has this piece."""
         self.untaken.pop(seq, None)
-        if self.credit is not None:
-            self.credit.set()
+        self.credit.set()
 
     def accept(self) -> None:
         """Count as accepted from now on: the end is a final, even if it is a refusal."""
@@ -209,15 +209,18 @@ class Requests:
     ) -> None:
         self._link = link
         self._handler = handler
-        self._dispatchers = dispatchers
+        #: Whose ``caller`` is believed, and whose calls survive their absence.
+        self.dispatchers = frozenset(dispatchers)
         self._epoch = epoch
         self._arm = arm
         self._tasks = Tasks("requests")
         self._requests: dict[_Key, Request] = {}
         #: The stanza in whose answer a request can still be answered.
         self._waiting: dict[_Key, Incoming] = {}
-        self._done: OrderedDict[_Key, None] = OrderedDict()
-        self._tombstones: OrderedDict[_Key, float] = OrderedDict()
+        #: Exchanges that are over, with what a resent op is told and until when: those whose finals
+        #: were acknowledged, and those that were refused or cancelled before they came.
+        self._done: _Memory = OrderedDict()
+        self._refused: _Memory = OrderedDict()
         self._kept = 0
         self._kept_bytes = 0
         self._unkept = asyncio.Event()
@@ -273,10 +276,14 @@ class Requests:
                 return replace(known.final, again=True)
             known.exchange.say("accepted")
             return Accepted(op.id, op.attempt)
-        problem = self._unfit(key, op)
+        over = self._done.get(key) or self._refused.get(key)
+        if over is not None:
+            return Error(op.id, op.attempt, problem=over[0])
+        problem = self._unfit(op)
         if problem is not None:
+            self._remember(self._refused, key, problem, op.left / 1000)
             return Error(op.id, op.attempt, problem=problem)
-        believed = op.caller is not None and sender in self._dispatchers
+        believed = op.caller is not None and sender in self.dispatchers
         request = Request(
             op,
             sender,
@@ -291,12 +298,14 @@ class Requests:
         request.task = self._tasks.spawn(self._run(key, request), op.op)
         return None
 
-    def _unfit(self, key: _Key, op: Op) -> Problem | None:
+    def _remember(self, memory: _Memory, key: _Key, problem: Problem, seconds: float) -> None:
+        memory[key] = (problem, self._link.now + seconds)
+        if len(memory) > MAX_REMEMBERED:
+            memory.popitem(last=False)
+        self._arm()
+
+    def _unfit(self, op: Op) -> Problem | None:
         """Why an op is not even handed to the handler."""
-        if key in self._done:
-            return Problem("already-done")
-        if self._tombstones.pop(key, None) is not None:
-            return Problem("cancelled", "it was cancelled before it arrived")
         if op.left <= 0:
             return Problem("expired")
         if op.epoch is not None and self._epoch is not None and op.epoch != self._epoch:
@@ -316,10 +325,11 @@ class Requests:
         key = (addresses.bare(sender), event.id, event.attempt)
         request = self._requests.get(key)
         if request is None:
-            state = "late" if key in self._done else "unknown"
-            if state == "unknown":
-                _remember(self._tombstones, key, self._link.now + event.left / 1000)
-                self._arm()
+            over = self._done.get(key) or self._refused.get(key)
+            if over is None:
+                over = (Problem("cancelled", "it was cancelled before it arrived"), 0.0)
+                self._remember(self._refused, key, over[0], event.left / 1000)
+            state = "unknown" if over[0].reason == "cancelled" else "late"
         elif request.final is not None:
             state = "late"
         else:
@@ -342,7 +352,8 @@ class Requests:
         self._kept -= 1
         self._kept_bytes -= len(request.written)
         self._unkept.set()
-        _remember(self._done, key, None)
+        left = max(0.0, request.deadline - self._link.now)
+        self._remember(self._done, key, Problem("already-done"), left)
 
     # -- running
 
@@ -363,16 +374,20 @@ class Requests:
             problem = exc.problem
         except asyncio.CancelledError:
             if request.stopping is None:
-                # Not one call is stopped but all of us: there is nobody left to answer.
-                self._requests.pop(key, None)
-                raise
-            problem = request.stopping
-        except Exception as exc:
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    # Not one call is stopped but all of us: there is nobody left to answer.
+                    self._requests.pop(key, None)
+                    raise
+                log.exception("handler_failed", op=request.op.op, id=request.op.id)
+            problem = request.stopping or Problem("failed", "something in it was cancelled")
+        except (Exception, SystemExit) as exc:
+            # An operation that exits ends itself, and not the program that serves the others.
             if isinstance(exc, TimeoutError) and limit.expired():
                 problem = Problem("deadline")
             else:
                 log.exception("handler_failed", op=request.op.op, id=request.op.id)
-                problem = Problem("failed", f"{type(exc).__name__}: {exc}"[:1000])
+                problem = Problem("failed", _words(exc))
         if isinstance(value, Relayed):
             value, agent = value.value, value.agent
         self._end(key, request, value, problem, agent)
@@ -387,16 +402,21 @@ class Requests:
     ) -> None:
         """Say the end of a request, and keep it unless it was a refusal."""
         op = request.op
+        request.credit.set()
+        if problem is not None:
+            problem = _printable(problem)
         if problem is not None and problem.meaning.ran is Ran.NO and not request.accepted:
             request.exchange.say("error")
             del self._requests[key]
+            self._remember(self._refused, key, problem, request.remaining)
             error = Error(op.id, op.attempt, problem=problem)
             self._say(key, request, self._link.codec.write_event(error))
             return
         ran = int((self._link.now - request.began) * 1000)
         request.exchange.say("final")
         request.final, request.written = self._write_final(
-            Final(op.id, op.attempt, value=value, problem=problem, agent=agent, ran=ran)
+            Final(op.id, op.attempt, value=value, problem=problem, agent=agent, ran=ran),
+            self._link.peer(request.sender).stanza - 2,
         )
         request.due = self._link.now + request.pause
         self._kept += 1
@@ -404,19 +424,26 @@ class Requests:
         self._say(key, request, request.written)
         self._arm()
 
-    def _write_final(self, final: Final) -> tuple[Final, bytes]:
-        inline = self._link.limits.inline
+    def _write_final(self, final: Final, room: int) -> tuple[Final, bytes]:
         try:
             written = self._link.codec.write_event(final)
-            if len(written) > inline + ENVELOPE:
-                raise LocalProtocolError(
-                    f"the result takes {len(written)} bytes, and at most {inline} travel inline: "
-                    "return a blob"
-                )
+            self._check_inline(written, final.value, "the result", room)
         except ProtocolError as exc:
             final = replace(final, value=None, problem=Problem("failed", str(exc)))
             written = self._link.codec.write_event(final)
         return final, written
+
+    def _check_inline(self, written: bytes, value: Json, what: str, room: int) -> None:
+        """Refuse a value above the inline limit, or an event above what the peer reads."""
+        inline = min(self._link.limits.inline, room)
+        if len(written) > inline and (
+            len(written) > room or len(write_value(value, dumps)) > inline
+        ):
+            raise LocalProtocolError(
+                f"{what} takes {len(written)} bytes, and at most {inline} travel inline: "
+                "give a blob",
+                "too-large",
+            )
 
     # -- answers
 
@@ -454,7 +481,9 @@ class Requests:
         """Answer now: what is not ready is accepted."""
         for key in list(incoming.pending):
             self._waiting.pop(key, None)
-            request = self._requests[key]
+            request = self._requests.get(key)
+            if request is None:
+                continue
             request.accept()
             self._link.introduce(self._link.peer(request.sender))
             accepted = Accepted(request.op.id, request.op.attempt)
@@ -500,12 +529,8 @@ class Requests:
     def send_data(self, request: Request, event: Data) -> None:
         """Send a piece of a request's stream; it is kept until the reader has taken it."""
         written = self._link.codec.write_event(event)
-        inline = self._link.limits.inline
-        if len(written) > inline + ENVELOPE:
-            raise LocalProtocolError(
-                f"a piece of data takes {len(written)} bytes, and at most {inline} travel inline",
-                "too-large",
-            )
+        room = self._link.peer(request.sender).stanza - 2
+        self._check_inline(written, event.value, "a piece of data", room)
         request.exchange.say("data")
         request.untaken[event.seq] = written
         self._send_piece(request, event.seq, written)
@@ -531,25 +556,26 @@ class Requests:
     def opened(self) -> None:
         """A new stream: callers learn again when we go."""
         for request in self._requests.values():
-            if request.sender not in self._dispatchers:
+            if request.sender not in self.dispatchers:
                 self._link.introduce(self._link.peer(request.sender))
 
     def returned(self, sender: str) -> None:
-        """A caller is here again: say what it has not acknowledged or taken."""
-        bare = addresses.bare(sender)
-        for key, request in self._requests.items():
-            if key[0] != bare:
+        """A caller is here again: say what it has not acknowledged or taken.
+
+        Not to another one of its account, which would acknowledge what it does not know.
+        """
+        for request in self._requests.values():
+            if request.sender != sender:
                 continue
             if request.final is not None:
-                request.sender = sender
                 self._link.post(self._link.peer(sender), request.written)
-            elif request.sender == sender:
+            else:
                 for seq, written in request.untaken.items():
                     self._send_piece(request, seq, written)
 
     def vanished(self, sender: str) -> None:
         """A caller's grace is over: stop its requests, unless it is a dispatcher."""
-        if sender in self._dispatchers:
+        if sender in self.dispatchers:
             return
         for request in list(self._requests.values()):
             if request.sender == sender and request.running:
@@ -566,12 +592,11 @@ class Requests:
                     self._forget(key)
                 elif request.due <= now:
                     self._repeat(request, now)
-        while self._tombstones:
-            key, until = next(iter(self._tombstones.items()))
-            if until > now:
-                break
-            del self._tombstones[key]
-        return bool(self._kept or self._tombstones)
+        for memory in (self._done, self._refused):
+            # In the order of arrival, so that one with a late deadline holds others for a while.
+            while memory and next(iter(memory.values()))[1] <= now:
+                memory.popitem(last=False)
+        return bool(self._kept or self._done or self._refused)
 
     def _repeat(self, request: Request, now: float) -> None:
         request.pause = min(MAX_PAUSE, request.pause * 2)
@@ -581,10 +606,18 @@ class Requests:
             self._link.post(peer, request.written)
 
 
-def _remember(table: OrderedDict[_Key, _T], key: _Key, value: _T) -> None:
-    table[key] = value
-    while len(table) > MAX_REMEMBERED:
-        table.popitem(last=False)
+def _words(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"[:1000]
+    except Exception as exc:  # noqa: BLE001 - whatever it is, it becomes a part of the answer
+        # The exception is the user's own class, and so is what makes words of it.
+        return f"{type(error).__name__} (and its text cannot be had: {type(exc).__name__})"
+
+
+def _printable(problem: Problem) -> Problem:
+    """Make sure that a problem can travel: file names may bring half characters into a text."""
+    text = problem.text.encode("utf-8", "replace").decode()
+    return problem if text == problem.text else replace(problem, text=text)
 
 
 def _nothing() -> None:

@@ -65,6 +65,7 @@ from spinal.protocols import address as addresses
 from .call import Call
 from .calls import PATIENCE, Calls
 from .connection import Connection
+from .errors import NotConnected
 from .jsontext import dumps, loads
 from .link import RESEND, Link
 from .peers import Peer
@@ -111,7 +112,6 @@ class Session:
         self.connection = connection
         self.codec = codec or Codec(dumps, loads)
         self.limits = self.codec.limits
-        self.dispatchers = frozenset(dispatchers)
         self.epoch = epoch
         self._role = role
         self._trust = trust or self._own_domain
@@ -128,10 +128,16 @@ class Session:
         #: Told of events that belong to no call (mirror, seen, advertisement), with the sender.
         self.on_event: Callable[[str, Event], None] = _ignore
         self._link = Link(
-            connection, self.codec, self.hello, self._answered, self._unanswered, self._arm
+            connection,
+            self.codec,
+            self.hello,
+            self._answered,
+            self._unanswered,
+            self._gone,
+            self._arm,
         )
         self._calls = Calls(self._link)
-        self._requests = Requests(self._link, handler, self.dispatchers, epoch, self._arm)
+        self._requests = Requests(self._link, handler, dispatchers, epoch, self._arm)
         self._tick: asyncio.TimerHandle | None = None
         self._open = False
 
@@ -160,18 +166,18 @@ class Session:
         if not self._open:
             return
         self._open = False
-        self._calls.close()
-        await self._requests.close()
-        for peer in self.peers.values():
-            if peer.gone is not None:
-                peer.gone.cancel()
-            self._link.post_acks(peer)
-            self._link.flush(peer)
         if self._tick is not None:
             self._tick.cancel()
             self._tick = None
-        await self.connection.close()
-        self._link.void()
+        self._calls.close()
+        try:
+            await self._requests.close()
+            self._link.close()
+        finally:
+            try:
+                await self.connection.close()
+            finally:
+                self._link.closed()
 
     @property
     def address(self) -> str:
@@ -182,6 +188,27 @@ class Session:
     def connected(self) -> bool:
         """Whether a stream is ready now."""
         return self.connection.connected
+
+    @property
+    def dispatchers(self) -> frozenset[str]:
+        """Addresses whose ``caller`` is believed and whose calls survive their absence."""
+        return self._requests.dispatchers
+
+    @dispatchers.setter
+    def dispatchers(self, addresses: Collection[str]) -> None:
+        self._requests.dispatchers = frozenset(addresses)
+
+    @property
+    def on_final(self) -> Callable[[str, Final], bool]:
+        """Told of a final that belongs to no open call of ours, and of its sender.
+
+        Gives whether it may be acknowledged now, which is what happens if nobody sets this.
+        """
+        return self._calls.on_final
+
+    @on_final.setter
+    def on_final(self, told: Callable[[str, Final], bool]) -> None:
+        self._calls.on_final = told
 
     @property
     def peers(self) -> Mapping[str, Peer]:
@@ -254,8 +281,12 @@ class Session:
 
         Raises:
             CallError: with reason ``bad-arguments`` or ``too-large``, when the arguments cannot
-                travel; nothing was sent.
+                travel, or with ``malformed``, when ``to`` is no address; nothing was sent.
+            NotConnected: the session is not open.
+            ValueError: a call with this id and attempt has not ended.
         """
+        if not self._open:
+            raise NotConnected("the session is closed: open it before calling")
         return self._calls.make(
             to,
             op,
@@ -333,10 +364,14 @@ class Session:
 
     def opened(self) -> None:
         """A new stream: be present, and say again what may not have arrived."""
+        here = [peer for peer in self.peers.values() if peer.present or peer.gone is not None]
         self._link.opened()
         self.on_open()
         self._calls.opened()
         self._requests.opened()
+        for peer in here:
+            # Who left while we were away does not tell us; who is there answers our hello.
+            self._await_return(peer, again=True)
         self._arm()
 
     def closed(self, reason: str) -> None:
@@ -354,7 +389,7 @@ class Session:
             if asked:
                 self._take_iq(stanza)
             elif stanza.kind == "iq":
-                self._link.answer(stanza)
+                self._take_answer(stanza)
             elif stanza.kind == "presence":
                 self._take_presence(stanza)
             else:
@@ -363,6 +398,14 @@ class Session:
             log.warning("stanza_refused", sender=stanza.sender, problem=str(exc))
             if asked:
                 self._link.reply(stanza.sender, stanza.id, problem=exc.problem)
+
+    def _take_answer(self, stanza: Stanza) -> None:
+        if self._link.answer(stanza) or stanza.body is None or stanza.type == "error":
+            return
+        peer = self.peers.get(stanza.sender)
+        if peer is not None and peer.called:
+            # To a stanza that we have given up, or of an earlier stream: what it says still counts.
+            self._calls.answered(stanza, ())
 
     def _take_message(self, stanza: Stanza) -> None:
         if stanza.body is None or stanza.type == "error":
@@ -451,7 +494,7 @@ class Session:
                 self._link.peer(sender).introduced = False
             self.on_presence_error(sender, stanza.problem or Problem("unreachable"))
         elif stanza.type == "unavailable":
-            self._absent(sender)
+            self._gone(sender)
             self.on_presence(sender, False, ())
         elif stanza.type == "":
             events = self.codec.read(stanza.body) if stanza.body is not None else []
@@ -470,27 +513,40 @@ class Session:
         for event in events:
             if isinstance(event, (Hello, Advertisement)):
                 greeted = greeted or isinstance(event, Hello)
-                if peer.learn(event):
-                    self._calls.reborn(peer)
+                self._calls.learned(peer, peer.learn(event))
         if greeted:
             # An advertisement is a heartbeat and is not greeted back.
+            if returned:
+                # What we said before it came was perhaps said to nobody.
+                peer.introduced = False
             self._link.introduce(peer)
         if returned:
+            self._calls.returned(peer)
             self._requests.returned(sender)
 
-    def _absent(self, sender: str) -> None:
-        if sender not in self.peers:
-            return
-        peer = self._link.peer(sender)
-        peer.present = peer.introduced = False
+    def _gone(self, sender: str) -> None:
+        """A peer's stream is gone: it said so, or the server found nobody."""
+        peer = self.peers.get(sender)
+        if peer is not None:
+            peer.present = peer.introduced = False
+            self._calls.absent(peer)
+            self._await_return(peer)
+
+    def _await_return(self, peer: Peer, again: bool = False) -> None:
+        """Give a peer its grace; ``again`` starts one that runs anew."""
         if peer.gone is not None:
+            if not again:
+                return
             peer.gone.cancel()
-        self._calls.absent(peer)
         peer.gone = asyncio.get_running_loop().call_later(GRACE, self._vanished, peer)
 
     def _vanished(self, peer: Peer) -> None:
         peer.gone = None
-        self._requests.vanished(peer.address)
+        if not self.connected:
+            # It cannot show that it is back before we are.
+            self._await_return(peer)
+        else:
+            self._requests.vanished(peer.address)
 
     # -- what is due
 

@@ -104,6 +104,9 @@ async def main(place: Path | None, descriptor: int | None) -> int:
             log.error("dispatcher_failed", error=str(error))
             supervisor.failed(error)
             return error.exit_code
+        except Exception:
+            log.exception("dispatcher_crashed")
+            return 1
     return 0
 
 

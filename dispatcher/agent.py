@@ -65,6 +65,7 @@ class KnownAgent:
     __slots__ = (
         "_ended",
         "_flying",
+        "_full",
         "_others",
         "_recent",
         "_recent_at",
@@ -92,7 +93,10 @@ class KnownAgent:
         self.prefetches = True
         #: Turn of the last call that was sent to it.
         self.used = Turn(0)
-        self._flying: dict[AttemptKey, float] = {}
+        #: Attempts in flight: when they were sent, and of which operation they are.
+        self._flying: dict[AttemptKey, tuple[float, str]] = {}
+        #: Operations that it refused as busy since its last report.
+        self._full: set[str] = set()
         self._ended: dict[AttemptKey, float] = {}
         self._others = 0
         self._recent = 0.0
@@ -137,6 +141,7 @@ class KnownAgent:
         self.advertisement = advertisement
         self.last_seen = now
         self.gone_at = None
+        self._full.clear()
         self._forget(now)
         if "holds" in advertisement.features:
             held = advertisement.held
@@ -161,28 +166,37 @@ class KnownAgent:
         """Give our attempts that are in flight, oldest first."""
         return iter(tuple(self._flying))
 
-    def started(self, key: AttemptKey, turn: Turn, now: float) -> None:
+    def started(self, key: AttemptKey, op: str, turn: Turn, now: float) -> None:
         """Count an attempt that is being sent to it."""
-        self._flying[key] = now
+        self._flying[key] = (now, op)
         self._recent = self._faded(now) + 1.0
         self._recent_at = now
         self.used = turn
 
     def ended(self, key: AttemptKey, now: float) -> None:
         """Count an attempt as over, however it ended; one that is not in flight is ignored."""
-        if self._flying.pop(key, None) is not None:
+        flying = self._flying.pop(key, None)
+        if flying is not None:
+            self._full.discard(flying[1])
             self._forget(now)
             self._ended[key] = now
 
-    def refused(self) -> None:
-        """Learn that it had no room for a call, although we thought so.
+    def refused(self, key: AttemptKey) -> None:
+        """Learn that it had no room for an attempt, although we thought so.
 
-        It counts as full until its next report, or until a call of ours ends there.  If all its
-        slots were ours, it is one that keeps nothing waiting.
+        Either all its slots were ours, and it keeps nothing waiting; or slots of which we do not
+        know are taken, and it counts as full for this operation until its next report or until a
+        call of ours of the same operation ends there.
         """
+        flying = self._flying.pop(key, None)
         if len(self._flying) >= self.slots:
             self.prefetches = False
-        self._others = max(self._others, self.slots - len(self._flying))
+        elif flying is not None:
+            self._full.add(flying[1])
+
+    def full(self, op: str) -> bool:
+        """Tell whether it refused this operation as busy and may still do so."""
+        return op in self._full
 
     def drains(self) -> None:
         """Learn that it takes no new work, before its next report says so."""
@@ -198,7 +212,7 @@ class KnownAgent:
             return []
         held = self.advertisement.held
         since = self.last_seen - REPORT_AGE
-        return [key for key, sent in self._flying.items() if sent < since and key not in held]
+        return [key for key, (sent, _) in self._flying.items() if sent < since and key not in held]
 
     # -- how much more it can take
 

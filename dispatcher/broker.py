@@ -140,6 +140,11 @@ class Broker:
         self.watch: Callable[[Seen], None] | None = None
 
     @property
+    def expecting(self) -> bool:
+        """Whether an agent that is not known yet may still offer what nobody offers now."""
+        return self._expecting()
+
+    @property
     def waiting(self) -> int:
         """Calls that wait for an agent."""
         return len(self._queue)
@@ -199,41 +204,49 @@ class Broker:
     async def _run(self, errand: Errand) -> Final:
         while True:
             attempt = await self._place(errand)
-            final = await self._try(attempt)
-            problem = final.problem
-            if problem is None:
-                return final
-            agent = attempt.agent
-            if attempt.loss is None and problem.reason == "lost" and final.agent is None:
-                attempt.loss = Loss.GONE
-            if attempt.loss is not None and attempt.call is not None:
-                self.counts.lost_attempts += 1
-                history = History(attempt.may_rerun, errand.lost, errand.passed_on)
-                verdict = lost(attempt.loss, agent.address, history)
-                errand.lost = (*errand.lost, agent.address)
-                log.info(
-                    "attempt_lost",
-                    op=errand.op.op,
-                    agent=agent.address,
-                    how=attempt.loss.value,
-                    moves=verdict.problem is None,
-                )
-            elif final.agent is not None:
-                # It was begun and ended there, so its problem is its result.
-                raise CallError.of(problem, final.agent)
-            else:
-                self.counts.returned_attempts += 1
-                verdict = answered(problem)
-                self._learn(attempt, verdict.lesson)
-            if verdict.problem is not None:
-                raise CallError.of(verdict.problem, agent.address)
+            try:
+                final = await self._try(attempt)
+                if final.problem is None:
+                    return final
+                self._decide(attempt, final, final.problem)
+            finally:
+                # Only now: a slot that is given back before its refusal was learned from would be
+                # taken by the next one at once, and refused again.
+                self._release(attempt)
+
+    def _decide(self, attempt: Attempt, final: Final, problem: Problem) -> None:
+        """End the errand by raising its problem, or let it try elsewhere."""
+        errand, agent = attempt.errand, attempt.agent
+        if attempt.loss is None and problem.reason == "lost" and final.agent is None:
+            attempt.loss = Loss.GONE
+        if attempt.loss is not None and attempt.call is not None:
+            self.counts.lost_attempts += 1
+            history = History(attempt.may_rerun, errand.lost, errand.passed_on)
+            verdict = lost(attempt.loss, agent.address, history)
+            errand.lost = (*errand.lost, agent.address)
+            log.info(
+                "attempt_lost",
+                op=errand.op.op,
+                agent=agent.address,
+                how=attempt.loss.value,
+                moves=verdict.problem is None,
+            )
+        elif final.agent is not None:
+            # It was begun and ended there, so its problem is its result.
+            raise CallError.of(problem, final.agent)
+        else:
+            self.counts.returned_attempts += 1
+            verdict = answered(problem)
+            self._learn(attempt, verdict.lesson)
+        if verdict.problem is not None:
+            raise CallError.of(verdict.problem, agent.address)
 
     def _learn(self, attempt: Attempt, lesson: Lesson) -> None:
         """Take to heart what a refusal says about the agent, before its next report says so."""
         agent, errand = attempt.agent, attempt.errand
         match lesson:
             case Lesson.FULL:
-                agent.refused()
+                agent.refused(attempt.key)
             case Lesson.DRAINING:
                 agent.drains()
                 self.changed(agent)
@@ -324,7 +337,7 @@ class Broker:
         safe = operation is not None and operation.safe
         attempt = Attempt(errand, agent, errand.next_key, safe or bool(want and want.rerun))
         errand.attempts += 1
-        self._registry.start(agent, attempt.key, asyncio.get_running_loop().time())
+        self._registry.start(agent, attempt.key, op, asyncio.get_running_loop().time())
         self._attempts[attempt.key] = attempt
         if errand.demand.policy == "round-robin":
             self._last[op] = agent.address
@@ -344,41 +357,38 @@ class Broker:
         errand, agent, op = attempt.errand, attempt.agent, attempt.errand.op
         now = asyncio.get_running_loop().time()
         remaining = max(0.0, errand.deadline - now)
+        if attempt.loss is not None:
+            # Lost between the moment in which it was placed and this one: nothing was sent.
+            return Final(*attempt.key, problem=Problem("unreachable"))
+        call = attempt.call = self._session.call(
+            agent.address,
+            op.op,
+            op.args,
+            timeout=remaining,
+            id=attempt.key[0],
+            attempt=attempt.key[1],
+            epoch=agent.epoch,
+            key=_key(errand),
+            caller=errand.caller,
+            trace=op.trace,
+            window=op.window if errand.request is not None else 0,
+            patience=patience(attempt.may_rerun, remaining),
+        )
+        if self.watch is not None:
+            self.watch(self._seen("op", attempt))
         try:
-            if attempt.loss is not None:
-                # Lost between the moment in which it was placed and this one: nothing was sent.
-                return Final(*attempt.key, problem=Problem("unreachable"))
-            call = attempt.call = self._session.call(
-                agent.address,
-                op.op,
-                op.args,
-                timeout=remaining,
-                id=attempt.key[0],
-                attempt=attempt.key[1],
-                epoch=agent.epoch,
-                key=_key(errand),
-                caller=errand.caller,
-                trace=op.trace,
-                window=op.window if errand.request is not None else 0,
-                patience=patience(attempt.may_rerun, remaining),
-            )
-            if self.watch is not None:
-                self.watch(self._seen("op", attempt))
-            try:
-                if errand.request is not None and op.window:
-                    await self._pass_on(call, errand, errand.request)
-                final = await call.wait()
-            finally:
-                if not call.done:
-                    self._session.abandon(call)
-            if final.agent is not None and final.ran is not None:
-                agent.ran(op.op, final.ran / 1000)
-            if self.watch is not None:
-                state = "done" if final.problem is None else final.problem.reason
-                self.watch(self._seen("final", attempt, state, final.ran))
-            return final
+            if errand.request is not None and op.window:
+                await self._pass_on(call, errand, errand.request)
+            final = await call.wait()
         finally:
-            self._release(attempt)
+            if not call.done:
+                self._session.abandon(call)
+        if final.agent is not None and final.ran is not None:
+            agent.ran(op.op, final.ran / 1000)
+        if self.watch is not None:
+            state = "done" if final.problem is None else final.problem.reason
+            self.watch(self._seen("final", attempt, state, final.ran))
+        return final
 
     async def _pass_on(self, call: Call, errand: Errand, request: Request) -> None:
         async for item in call:

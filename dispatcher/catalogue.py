@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,9 @@ from .registry import Registry
 from .resolver import Demand, resolve
 from .roles import Right
 from .tap import Taps
+
+#: Seconds between two looks whether somebody has come who offers an operation.
+PAUSE = 0.05
 
 #: Arguments of an operation, read.
 Arguments = Mapping[str, Any]
@@ -45,6 +49,9 @@ class Catalogue:
     async def op(self, request: Request, args: Arguments) -> Json:
         """Describe one operation."""
         op = _needed(args, "op")
+        while not self._registry.offering(op) and self._broker.expecting:
+            # As a call of it would wait; ends when remembered agents are given up, or with us.
+            await asyncio.sleep(PAUSE)
         if not self._registry.offering(op):
             nobody = resolve((), Demand(op), self._broker.context())
             raise CallError.of(no_agent(op, nobody, self._registry.operations()))

@@ -32,7 +32,7 @@ MAX_MARGIN = 0.5
 ROOM = 30 * 1024
 
 #: Rules that do not keep an agent from being a target of ``all``: it is there, and may answer yet.
-PRESENT = frozenset({"busy", "suspect"})
+PRESENT = frozenset({"busy", "full", "suspect"})
 
 
 async def ask_all(broker: Broker, registry: Registry, request: Request, demand: Demand) -> Json:

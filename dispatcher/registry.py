@@ -173,10 +173,10 @@ class Registry:
         """Tell whether the description with this hash is known."""
         return hash in self._descriptions
 
-    def start(self, agent: KnownAgent, key: AttemptKey, now: float) -> None:
+    def start(self, agent: KnownAgent, key: AttemptKey, op: str, now: float) -> None:
         """Count an attempt that is being sent."""
         self._turns += 1
-        agent.started(key, Turn(self._turns), now)
+        agent.started(key, op, Turn(self._turns), now)
 
     # -- the index
 

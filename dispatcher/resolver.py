@@ -190,7 +190,16 @@ RULES: tuple[_Rule, ...] = (
         lambda agent, demand, context: not has_room(agent, demand.op),
         lambda agent, demand, context: f"busy {agent.busy}/{agent.slots}",
     ),
+    _Rule(
+        "full",
+        True,
+        lambda agent, demand, context: agent.full(demand.op),
+        lambda agent, demand, context: f"refused {demand.op} as busy since its last report",
+    ),
 )
+
+#: Rules that an agent fails because of what it is doing now.
+BUSY = frozenset({"busy", "full"})
 
 
 def rejection(agent: KnownAgent, demand: Demand, context: Context) -> _Rule | None:
@@ -233,7 +242,7 @@ def choose(
             able.append(agent)
         elif rule.later:
             later = True
-            if rule.name == "busy":
+            if rule.name in BUSY:
                 busy.append(agent)
     if demand.policy == "sticky" and (able or busy):
         held = _holder(able, busy, demand, context, avoid)
@@ -278,7 +287,7 @@ def resolve(
         if rule is None:
             able.append(agent)
         else:
-            if rule.name == "busy":
+            if rule.name in BUSY:
                 busy.append(agent)
             text = rule.text(agent, demand, context)
             rejected.append(Rejected(agent, text, rule.name, rule.later))

@@ -12,8 +12,9 @@ from xml.etree.ElementTree import Element, fromstring, tostring
 from spinal.protocols import Codec, Problem, Stanza
 
 from ..connection import ID_PREFIX, Connection, Listener
-from ..errors import CallError, NotConnected
+from ..errors import BusError, CallError, NotConnected
 from ..server.embedded.server import Attachment, EmbeddedServer
+from ..server.errors import ServerError
 
 
 class AttachedConnection(Connection):
@@ -27,7 +28,9 @@ class AttachedConnection(Connection):
         self._domain = domain
         self._listener: Listener | None = None
         self._attachment: Attachment | None = None
-        self._asked: dict[str, asyncio.Future[Element | None]] = {}
+        self._asked: dict[str, tuple[str, asyncio.Future[Element | None]]] = {}
+        #: Who is told when we go.
+        self._directed: set[str] = set()
         self._number = 0
         self._never: asyncio.Future[Exception] | None = None
 
@@ -45,7 +48,10 @@ class AttachedConnection(Connection):
         """Attach; see the contract."""
         self._never = asyncio.get_running_loop().create_future()
         self._listener = listener
-        self._attachment = self._server.attach(self._domain, self._receive)
+        try:
+            self._attachment = self._server.attach(self._domain, self._receive)
+        except ServerError as exc:
+            raise BusError(str(exc)) from exc
         listener.opened()
 
     async def failed(self) -> Exception:
@@ -56,13 +62,17 @@ class AttachedConnection(Connection):
     async def close(self) -> None:
         """Detach; see the contract."""
         if self._attachment is not None:
+            # A server does not do it for components.
+            for to in list(self._directed):
+                self.send(Stanza("presence", "unavailable", to))
             self._attachment.close()
             self._attachment = None
         if self._never is not None:
             self._never.cancel()
         asked, self._asked = self._asked, {}
-        for answer in asked.values():
-            answer.cancel()
+        for _, answer in asked.values():
+            if not answer.done():
+                answer.set_exception(CallError.of(Problem("no-answer", "the stream was closed")))
 
     def send(self, stanza: Stanza) -> None:
         """Hand a stanza to the router; see the contract."""
@@ -70,6 +80,8 @@ class AttachedConnection(Connection):
             raise NotConnected("not attached to the embedded server")
         if not stanza.to:
             return  # A component has no initial presence (XEP-0114).
+        if stanza.kind == "presence":
+            (self._directed.discard if stanza.type else self._directed.add)(stanza.to)
         attributes = {"from": self._domain, "to": stanza.to}
         if stanza.type:
             attributes["type"] = stanza.type
@@ -89,7 +101,7 @@ class AttachedConnection(Connection):
         self._number += 1
         id = f"{ID_PREFIX}ask{self._number}"
         answer: asyncio.Future[Element | None] = asyncio.get_running_loop().create_future()
-        self._asked[id] = answer
+        self._asked[id] = (to, answer)
         attributes = {"from": self._domain, "to": to, "type": kind, "id": id}
         self._attachment.deliver("iq", attributes, tostring(payload))
         try:
@@ -111,7 +123,13 @@ class AttachedConnection(Connection):
         body = Codec.body_of(inner)
         if body is not None or not inner:
             stanza = Stanza(
-                kind, type, attributes.get("to", ""), attributes.get("from", ""), id, body
+                kind,
+                type,
+                attributes.get("to", ""),
+                attributes.get("from", ""),
+                id,
+                body,
+                Problem("unreachable") if type == "error" else None,
             )
             element: Element | None = None
         else:
@@ -122,11 +140,13 @@ class AttachedConnection(Connection):
                 element.set(name, value)
             stanza = Codec.decode(element)
         if answering and (asked := self._asked.get(id)) is not None:
-            if not asked.done():
-                if stanza.type == "error":
-                    asked.set_exception(CallError.of(stanza.problem or Problem("failed")))
-                else:
-                    asked.set_result(element[0] if element is not None and len(element) else None)
+            to, answer = asked
+            if answer.done() or stanza.sender != to:
+                return
+            if stanza.type == "error":
+                answer.set_exception(CallError.of(stanza.problem or Problem("failed")))
+            else:
+                answer.set_result(element[0] if element is not None and len(element) else None)
         elif answering or kind == "presence" or stanza.body is not None:
             self._listener.received(stanza)
         elif kind == "iq":

@@ -14,12 +14,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from xml.etree.ElementTree import Element, fromstring
 
+import structlog
+
 from spinal.protocols import Codec, Problem, Stanza
 from spinal.protocols import address as addresses
 
 from ..connection import Connection, Listener
 from ..errors import AddressTaken, BusError, CallError, NotConnected
 from ..reconnect import Backoff
+
+log = structlog.get_logger()
 
 
 @dataclass(slots=True)
@@ -147,14 +151,8 @@ class MemoryBus:
             found.deliver(stanza)
         elif stanza.kind == "iq" and stanza.type in ("get", "set"):
             # RFC 6121, 8.5.3.2.3
-            bounce = Stanza(
-                "iq", "error", stanza.sender, stanza.to, stanza.id, problem=Problem("unreachable")
-            )
-            self._carry(replace(bounce, problem=_service_unavailable()))
-
-
-def _service_unavailable() -> Problem:
-    return Problem("unreachable", type="cancel", condition="service-unavailable")
+            problem = Problem("unreachable")
+            self._carry(Stanza("iq", "error", stanza.sender, stanza.to, stanza.id, problem=problem))
 
 
 class MemoryConnection(Connection):
@@ -232,7 +230,7 @@ class MemoryConnection(Connection):
         self, kind: str, to: str, payload: Element, timeout: float = 10.0
     ) -> Element | None:
         """There are no services of others on this bus."""
-        raise CallError.of(_service_unavailable())
+        raise CallError.of(Problem("unreachable", f"{to} offers nothing on a memory bus"))
 
     async def close(self) -> None:
         """Leave; see the contract."""
@@ -252,7 +250,11 @@ class MemoryConnection(Connection):
         if self.hung:
             self._inbox.append(stanza)
         elif self._connected and self._listener is not None and not self.dead:
-            self._listener.received(stanza)
+            try:
+                self._listener.received(stanza)
+            except Exception:
+                # As on a real stream, which must not end for it.
+                log.exception("stanza_handler_failed", address=self._address)
 
     def wake(self) -> None:
         """Go on after a stop."""

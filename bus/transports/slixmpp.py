@@ -46,6 +46,12 @@ logging.getLogger("slixmpp").setLevel(logging.CRITICAL)
 #: Seconds for a stream from the first packet to the bound address.
 LOGIN_TIMEOUT = 20.0
 
+#: Seconds for which a server may take our last stream, which broke, for one that lives.
+LINGERING = 60.0
+
+#: What a reconnect does not mend.
+_FINAL = (LoginRefused, CertificateRefused, AddressTaken)
+
 #: Bytes that may wait for the network before :meth:`drain` waits.
 HIGH_WATER = 1024 * 1024
 
@@ -143,6 +149,8 @@ class _SlixmppConnection(Connection):
         self._failed: asyncio.Future[Exception] | None = None
         self._asked: dict[str, tuple[str, asyncio.Future[Element | None]]] = {}
         self._number = 0
+        #: For a component: who is told when we go, because a server does not do it for components.
+        self._directed: set[str] = set()
         self._backoff = Backoff()
         self.writable = asyncio.Event()
         self.writable.set()
@@ -213,7 +221,7 @@ class _SlixmppConnection(Connection):
         def on_stream_error(error: Any) -> None:
             condition = error["condition"]
             if condition == "conflict":
-                refuse(AddressTaken(f"another program logged in as {self._address}"))
+                refuse(AddressTaken(f"another program logged in as {self._address or self._who()}"))
             elif condition == "not-authorized":
                 refuse(LoginRefused(f"{self._who()} was refused: wrong secret"))
 
@@ -280,9 +288,11 @@ class _SlixmppConnection(Connection):
             why = await ended
             self._ready = False
             self.writable.set()
-            self._backoff.ended(loop.time() - self._began)
+            lost = loop.time()
+            self._backoff.ended(lost - self._began)
             await self._end(self._stream)
             self._break(str(why))
+            self._directed.clear()
             self._listener.closed(str(why))
             if isinstance(why, Exception):
                 self._failed.set_result(why)
@@ -294,10 +304,13 @@ class _SlixmppConnection(Connection):
                 try:
                     ended = await self._log_in()
                     break
-                except (LoginRefused, CertificateRefused, AddressTaken) as exc:
-                    self._failed.set_result(exc)
-                    return
                 except BusError as exc:
+                    # Our own last stream may look like another program until the server sees its
+                    # end.
+                    ours = isinstance(exc, AddressTaken) and loop.time() - lost < LINGERING
+                    if isinstance(exc, _FINAL) and not ours:
+                        self._failed.set_result(exc)
+                        return
                     log.debug("reconnect_failed", address=self._address, problem=str(exc))
 
     def _look_up(self) -> tuple[str, int] | None:
@@ -330,7 +343,10 @@ class _SlixmppConnection(Connection):
         was_ready, self._ready = self._ready, False
         if stream is not None:
             if was_ready and stream.transport is not None:
-                stream.send_raw("<presence type='unavailable'/>" if not self._stamp else "")
+                gone = [Stanza("presence", "unavailable", to) for to in self._directed]
+                for stanza in gone if self._stamp else [Stanza("presence", "unavailable")]:
+                    stream.send_raw(Codec.encode(stanza, self._stamp))
+                self._directed.clear()
                 await stream.disconnect(wait=1.0)
             await self._end(stream)
         self._break("closed")
@@ -343,6 +359,8 @@ class _SlixmppConnection(Connection):
             if not self._ready:
                 raise NotConnected("there is no stream to the server now")
             return  # A component has no initial presence (XEP-0114).
+        if self._stamp and stanza.kind == "presence":
+            (self._directed.discard if stanza.type else self._directed.add)(stanza.to)
         self._stream.send_raw(Codec.encode(stanza, self._stamp))
 
     async def drain(self) -> None:

@@ -27,6 +27,8 @@ def test_no_docstring_is_no_help() -> None:
 
 
 def test_a_colon_inside_a_description_does_not_begin_an_argument() -> None:
-    docs = docstring.read("Do it.\n\nArgs:\n    a: one of\n        b: not an argument\n    c: yes\n")
+    docs = docstring.read(
+        "Do it.\n\nArgs:\n    a: one of\n        b: not an argument\n    c: yes\n"
+    )
 
     assert docs.args == {"a": "one of b: not an argument", "c": "yes"}

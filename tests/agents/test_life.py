@@ -65,7 +65,9 @@ class Ear:
 
     @property
     def advertisements(self) -> list[Advertisement]:
-        return [e for _, _, events in self.presences for e in events if isinstance(e, Advertisement)]
+        return [
+            e for _, _, events in self.presences for e in events if isinstance(e, Advertisement)
+        ]
 
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(10):
@@ -82,8 +84,14 @@ class World:
     caller: Session
     shelf: Shelf
 
+    async def busy(self, count: int) -> None:
+        """Wait until the agent says that so many calls run or wait."""
+        ear = self.dispatcher
+        await ear.until(lambda: [said.busy for said in ear.advertisements[-1:]] == [count])
+
     def call(self, op: str, args: dict[str, Any] | None = None, **options: Any) -> Call:
-        return self.caller.call(AGENT, op, args, **{"timeout": 20.0, **options})
+        options.setdefault("timeout", 20.0)
+        return self.caller.call(AGENT, op, args, **options)
 
 
 @pytest.fixture
@@ -115,13 +123,6 @@ async def problem_of(call: Call) -> tuple[str, str]:
     with pytest.raises(CallError) as caught:
         await call.result()
     return caught.value.reason, str(caught.value)
-
-
-async def started(call: Call) -> None:
-    """Wait until an operation says that it waits."""
-    async for item in call:
-        if isinstance(item, Log) and item.text == "waiting":
-            return
 
 
 async def test_an_operation_is_answered(world: World) -> None:
@@ -198,7 +199,7 @@ async def test_what_a_generator_yields_comes_as_data(world: World) -> None:
 
 
 async def test_lines_of_a_program_come_as_log(world: World) -> None:
-    call = world.call("/run", {"argv": ["printf", "one\\ntwo\\n"]})
+    call = world.call("/run", {"argv": ["printf", "one\\ntwo\\n"]}, window=1)
     lines = [item.text async for item in call if isinstance(item, Log)]
 
     assert lines == ["one", "two"]
@@ -214,13 +215,17 @@ async def test_blobs_are_read_stored_and_returned_by_a_coroutine(world: World) -
     assert value["stored"]["blob"]["media"] == "text/x"
 
 
-async def test_blobs_are_fetched_and_uploaded_for_a_plain_function(world: World) -> None:
+async def test_blobs_are_fetched_and_uploaded_for_a_plain_function(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     given = world.shelf.put(b"abc", "image/png")
     value = await world.call("/copy-plain", {"photo": given.to_json()}).result()
 
     assert world.shelf.kept[value["data"]["blob"]["url"]] == b"abcabc"
     assert value["file"]["blob"]["sha256"] == given.sha256
     assert value["file"]["blob"]["media"] == "image/png"
+    assert [file for file in tmp_path.rglob("*") if not file.is_dir()] == [], "all cleaned up"
 
 
 @pytest.mark.parametrize("op", ["/copy", "/copy-plain"])
@@ -237,8 +242,8 @@ async def test_a_cancelled_call_cancels_the_function(world: World) -> None:
     from sys import modules
 
     call = world.call("/wait")
-    await started(call)
-    await call.cancel() if not call.done else None
+    await world.busy(1)
+    assert await call.cancel() == "cancelled"
     async with asyncio.timeout(10):
         await world.life.slots.idle()
 
@@ -255,7 +260,7 @@ async def test_a_passed_deadline_cancels_the_function(world: World) -> None:
 
 async def test_when_slots_and_waiting_room_are_full_the_next_is_refused(world: World) -> None:
     calls = [world.call("/wait") for _ in range(4)]
-    await started(calls[0])
+    await world.busy(4)
 
     assert await problem_of(world.call("/add", {"a": 1})) == ("busy", "all 2 slots are taken")
     assert world.life.slots.load == 2.0
@@ -376,7 +381,7 @@ async def test_a_dispatcher_that_is_not_there_is_waited_for(world: World) -> Non
 async def test_a_draining_agent_finishes_and_takes_nothing_new(world: World) -> None:
     ear = world.dispatcher
     running = world.call("/run", {"argv": ["sleep", "0.3"]})
-    await ear.until(lambda: world.life.slots.busy == 1 or bool(ear.presences and running.heard))
+    await world.busy(1)
     draining = asyncio.create_task(world.life.drain(10))
     await ear.until(lambda: bool(ear.advertisements) and ear.advertisements[-1].state == "draining")
 
@@ -387,13 +392,10 @@ async def test_a_draining_agent_finishes_and_takes_nothing_new(world: World) -> 
 
 async def test_draining_gives_up_after_its_grace(world: World) -> None:
     call = world.call("/wait")
-    await started(call)
+    await world.busy(1)
 
-    # ``started`` left the stream, which gives the call up; so another one.
-    other = world.call("/run", {"argv": ["sleep", "100"]})
-    await world.dispatcher.until(lambda: bool(world.dispatcher.advertisements[-1].busy))
     assert await world.life.drain(0.05) is False
-    assert not other.done
+    assert not call.done
 
 
 async def test_a_tap_sees_direct_calls_and_not_those_of_the_dispatcher(world: World) -> None:
@@ -414,8 +416,6 @@ async def test_leaving_the_life_stops_what_runs(agent: Agent) -> None:
     bus = MemoryBus()
     async with Session(bus.connection(CALLER)) as caller:
         async with Life(agent, bus.connection(AGENT)) as life:
-            call = caller.call(AGENT, "/wait")
-            await started(call)
             waiting = caller.call(AGENT, "/run", {"argv": ["sleep", "100"]})
             async with asyncio.timeout(10):
                 while life.slots.busy == 0:

@@ -28,8 +28,8 @@ def plain_stream() -> Iterator[int]:
 async def wrong_job(job: PlainJob) -> None: ...
 
 
-async def wrong_yield() -> int:  # type: ignore[misc]  # pyright: ignore
-    yield 1
+async def wrong_yield() -> int:  # type: ignore[misc]
+    yield 1  # pyright: ignore[reportReturnType]
 
 
 def test_an_operation_writes_and_is_unsafe_unless_told_otherwise() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
+from spinal.agents import process
 from spinal.agents.errors import one_line
 from spinal.agents.job import Facts
 from spinal.agents.pools import Outcome, Pool
@@ -38,7 +39,6 @@ def call(pool: Pool, tmp_path: Path, recorder: Callable[[], Recorder]) -> Any:
         timeout: float = 20.0,
     ) -> Outcome:
         folder = tmp_path / "results"
-        folder.mkdir(exist_ok=True)
         return await pool.run(
             Facts("id-1", op, "me@x/y", 2),
             args or {},
@@ -84,9 +84,7 @@ async def test_news_and_facts_pass_between_function_and_caller(
     assert outcome.value == "id-1 /talk me@x/y 2 True"
 
 
-async def test_what_a_generator_yields_is_data(
-    call: Any, recorder: Callable[[], Recorder]
-) -> None:
+async def test_what_a_generator_yields_is_data(call: Any, recorder: Callable[[], Recorder]) -> None:
     channel = recorder()
     outcome = await call("/count", {"to": 3}, channel)
 
@@ -315,3 +313,45 @@ async def test_nothing_outlives_an_agent_that_is_killed(files: Path, tmp_path: P
         pids = [int(pid) for pid in note.read_text().split()]
         while not all(gone(pid) for pid in pids):
             await asyncio.sleep(0.01)
+
+
+SCRIPT = """
+import asyncio, os
+from pathlib import Path
+from spinal.agents import Agent
+from spinal.agents.job import Facts
+from spinal.agents.pools import Pool
+
+agent = Agent()
+
+@agent.op("/double")
+def double(number: int) -> list[int | str]:
+    return [number * 2, os.getpid(), __name__]
+
+class Channel:
+    remaining = 60.0
+
+async def main():
+    async with Pool(agent.file, agent.declared, 1) as pool:
+        outcome = await pool.run(
+            Facts("1", "/double", "me@x"), {"number": 2}, Channel(), folder=Path("unused")
+        )
+    number, pid, name = outcome.value
+    print(number, pid != os.getpid(), name)
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+async def test_an_agent_in_the_file_that_is_run_works_too(tmp_path: Path) -> None:
+    script = tmp_path / "doubling.py"
+    script.write_text(SCRIPT)
+    done = await process.run(
+        [sys.executable, str(script)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        timeout=30,
+        check=True,
+    )
+
+    assert done.text == "4 True doubling"

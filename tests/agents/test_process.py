@@ -140,7 +140,9 @@ async def test_what_left_the_group_with_the_output_open_does_not_hold_us_up(
     tmp_path: Path,
 ) -> None:
     note = tmp_path / "pid"
-    script = f"setsid sh -c 'echo $$ > {note}; exec sleep 1000' & while ! test -s {note}; do :; done"
+    script = (
+        f"setsid sh -c 'echo $$ > {note}; exec sleep 1000' & while ! test -s {note}; do :; done"
+    )
     done = await run(["sh", "-c", f"{script}; echo done"])
 
     assert done.text == "done"

@@ -8,6 +8,9 @@ from spinal.dispatcher.agent import REPORT_AGE, AgentState, KnownAgent, Turn
 from spinal.protocols import Advertisement
 
 
+OP = "/x"
+
+
 def report(**changes: Any) -> Advertisement:
     said: dict[str, Any] = {"hash": "h", "epoch": 1, "slots": 4, "features": ("holds",), **changes}
     return Advertisement(**said)
@@ -16,14 +19,14 @@ def report(**changes: Any) -> Advertisement:
 def test_a_call_in_flight_counts_before_any_report_says_so() -> None:
     agent = KnownAgent("a@x/1", report(), 0.0)
 
-    agent.started(("c", 1), Turn(1), 0.1)
+    agent.started(("c", 1), OP, Turn(1), 0.1)
 
     assert agent.busy == 1
 
 
 def test_a_call_that_ended_does_not_count_any_more_before_any_report_says_so() -> None:
     agent = KnownAgent("a@x/1", report(), 0.0)
-    agent.started(("c", 1), Turn(1), 0.1)
+    agent.started(("c", 1), OP, Turn(1), 0.1)
     agent.report(report(busy=1, holds=[["c", 1]]), 1.0)
 
     agent.ended(("c", 1), 1.1)
@@ -33,7 +36,7 @@ def test_a_call_that_ended_does_not_count_any_more_before_any_report_says_so() -
 
 def test_calls_that_others_run_count() -> None:
     agent = KnownAgent("a@x/1", report(), 0.0)
-    agent.started(("c", 1), Turn(1), 0.1)
+    agent.started(("c", 1), OP, Turn(1), 0.1)
 
     agent.report(report(busy=3, holds=[["c", 1]]), 1.0)
 
@@ -42,7 +45,7 @@ def test_calls_that_others_run_count() -> None:
 
 def test_a_call_that_ended_while_the_report_was_on_its_way_is_not_taken_for_one_of_others() -> None:
     agent = KnownAgent("a@x/1", report(), 0.0)
-    agent.started(("c", 1), Turn(1), 0.1)
+    agent.started(("c", 1), OP, Turn(1), 0.1)
     agent.ended(("c", 1), 0.9)
 
     agent.report(report(busy=1, holds=[["c", 1]]), 1.0)
@@ -52,7 +55,7 @@ def test_a_call_that_ended_while_the_report_was_on_its_way_is_not_taken_for_one_
 
 def test_a_final_that_is_held_long_after_its_end_is_not_taken_for_a_running_call() -> None:
     agent = KnownAgent("a@x/1", report(), 0.0)
-    agent.started(("c", 1), Turn(1), 0.1)
+    agent.started(("c", 1), OP, Turn(1), 0.1)
     agent.ended(("c", 1), 0.2)
 
     agent.report(report(busy=1, holds=[["c", 1]]), 0.2 + REPORT_AGE + 0.1)
@@ -62,8 +65,8 @@ def test_a_final_that_is_held_long_after_its_end_is_not_taken_for_a_running_call
 
 def test_an_agent_without_holds_is_credited_with_the_calls_that_we_wait_for() -> None:
     agent = KnownAgent("a@x/1", report(features=()), 0.0)
-    agent.started(("c", 1), Turn(1), 0.1)
-    agent.started(("d", 1), Turn(2), 0.1)
+    agent.started(("c", 1), OP, Turn(1), 0.1)
+    agent.started(("d", 1), OP, Turn(2), 0.1)
 
     agent.report(report(features=(), busy=3), 2.0)
 
@@ -81,9 +84,9 @@ def test_silence_makes_an_agent_suspect_and_a_report_clears_it() -> None:
 
 def test_an_attempt_that_the_agent_does_not_list_is_found_unless_it_was_sent_just_before() -> None:
     agent = KnownAgent("a@x/1", report(), 0.0)
-    agent.started(("old", 1), Turn(1), 1.0)
-    agent.started(("held", 1), Turn(2), 1.0)
-    agent.started(("young", 1), Turn(3), 4.9)
+    agent.started(("old", 1), OP, Turn(1), 1.0)
+    agent.started(("held", 1), OP, Turn(2), 1.0)
+    agent.started(("young", 1), OP, Turn(3), 4.9)
 
     agent.report(report(busy=1, holds=[["held", 1], ["stranger", 7], "nonsense"]), 5.0)
 
@@ -92,7 +95,7 @@ def test_an_attempt_that_the_agent_does_not_list_is_found_unless_it_was_sent_jus
 
 def test_an_agent_that_lists_nothing_because_it_cannot_is_believed() -> None:
     agent = KnownAgent("a@x/1", report(features=()), 0.0)
-    agent.started(("old", 1), Turn(1), 1.0)
+    agent.started(("old", 1), OP, Turn(1), 1.0)
 
     agent.report(report(features=()), 9.0)
 
@@ -117,28 +120,44 @@ def test_about_fifty_milliseconds_of_work_may_wait_at_an_agent(
 def test_an_agent_that_refused_what_was_to_wait_there_gets_no_more_of_it() -> None:
     agent = KnownAgent("a@x/1", report(slots=1), 0.0)
     agent.ran("/x", 0.001)
-    agent.started(("c", 1), Turn(1), 0.1)
+    agent.started(("c", 1), OP, Turn(1), 0.1)
+    agent.started(("d", 1), OP, Turn(1), 0.1)
 
-    agent.refused()
+    agent.refused(("d", 1))
 
     assert agent.prefetch("/x") == 0
 
 
-def test_an_agent_that_refused_though_it_seemed_free_counts_as_full_until_it_reports() -> None:
+def test_an_agent_that_refused_is_full_for_that_operation_until_it_reports() -> None:
     agent = KnownAgent("a@x/1", report(slots=4), 0.0)
-    agent.started(("c", 1), Turn(1), 0.1)
+    agent.started(("c", 1), OP, Turn(1), 0.1)
 
-    agent.refused()
+    agent.refused(("c", 1))
 
-    assert agent.busy == 4
-    agent.report(report(busy=1, holds=[["c", 1]]), 1.0)
-    assert agent.busy == 1
+    assert agent.full(OP)
+    assert not agent.full("/other")
+    assert agent.busy == 0
+    agent.report(report(), 1.0)
+    assert not agent.full(OP)
+
+
+def test_a_full_operation_is_tried_again_when_a_call_of_it_ends() -> None:
+    agent = KnownAgent("a@x/1", report(slots=4), 0.0)
+    agent.started(("c", 1), OP, Turn(1), 0.1)
+    agent.started(("d", 1), OP, Turn(2), 0.1)
+    agent.started(("e", 1), "/other", Turn(3), 0.1)
+    agent.refused(("d", 1))
+
+    agent.ended(("e", 1), 0.2)
+    assert agent.full(OP)
+    agent.ended(("c", 1), 0.3)
+    assert not agent.full(OP)
 
 
 def test_the_memory_of_what_ended_is_bounded_by_time() -> None:
     agent = KnownAgent("a@x/1", report(), 0.0)
     for n in range(1000):
-        agent.started((f"c{n}", 1), Turn(n), n * 0.1)
+        agent.started((f"c{n}", 1), OP, Turn(n), n * 0.1)
         agent.ended((f"c{n}", 1), n * 0.1)
 
     assert len(agent._ended) <= REPORT_AGE / 0.1 + 2  # pyright: ignore[reportPrivateUsage]

@@ -65,7 +65,7 @@ def test_withdrawing_one_operation_leaves_the_rest() -> None:
 def test_an_agent_that_went_offline_and_came_back_in_the_same_life_keeps_its_attempts() -> None:
     registry = Registry()
     agent = registry.advertised("w@x/1", report(), 0.0).agent
-    registry.start(agent, ("c", 1), 0.5)
+    registry.start(agent, ("c", 1), "/image/info", 0.5)
     registry.unavailable("w@x/1", 1.0)
     assert agent.state(1.0) is AgentState.GONE
 
@@ -79,7 +79,7 @@ def test_a_new_epoch_loses_the_attempts_of_the_old_one_at_once() -> None:
     registry = Registry()
     old = registry.advertised("w@x/1", report(), 0.0).agent
     registry.described(RESIZE)
-    registry.start(old, ("c", 1), 0.5)
+    registry.start(old, ("c", 1), "/image/info", 0.5)
 
     news = registry.advertised("w@x/1", report(epoch=2), 2.0)
 
@@ -171,7 +171,7 @@ def test_turns_count_over_all_agents() -> None:
     one = registry.advertised("w@x/1", report(), 0.0).agent
     two = registry.advertised("w@x/2", report(), 0.0).agent
 
-    registry.start(one, ("c", 1), 0.0)
-    registry.start(two, ("d", 1), 0.0)
+    registry.start(one, ("c", 1), "/image/info", 0.0)
+    registry.start(two, ("d", 1), "/image/info", 0.0)
 
     assert (one.used, two.used) == (Turn(1), Turn(2))

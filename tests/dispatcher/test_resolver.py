@@ -93,6 +93,10 @@ def test_what_time_alone_can_change_is_told_from_what_it_cannot() -> None:
     assert reason(suspect, Demand(OP), at(13.0)) == ("suspect: no report for 13 s", True)
     assert reason(gone, Demand(OP), at(12.0)) == ("gone: offline for 2 s", True)
     assert reason(busy, Demand(OP)) == ("busy 4/4", True)
+    full = known("a@x/1")
+    full.started(("c", 1), OP, Turn(1), 0.0)
+    full.refused(("c", 1))
+    assert reason(full, Demand(OP)) == (f"refused {OP} as busy since its last report", True)
     assert reason(known("a@x/1", state="draining"), Demand(OP)) == ("draining", True)
     assert reason(known("a@x/1", state="unhealthy"), Demand(OP)) == ("unhealthy", True)
     assert reason(known("a@x/1", slots=0), Demand(OP)) == ("busy 0/0", True)
@@ -146,7 +150,7 @@ def test_a_sticky_call_waits_for_its_agent_while_that_is_busy_and_only_then() ->
     mine = choose(agents, demand, at()).agent
     assert mine is not None
     for n in range(mine.slots):
-        mine.started((f"c{n}", 1), Turn(n), 0.0)
+        mine.started((f"c{n}", 1), OP, Turn(n), 0.0)
 
     choice = choose(agents, demand, at())
     resolution = resolve(agents, demand, at())
@@ -205,7 +209,7 @@ def test_a_burst_of_a_hundred_calls_spreads_over_five_equal_agents(
         agent = choose(registry.offering(OP), Demand(OP), at(now)).agent
         assert agent is not None
         sent[agent.address] += 1
-        registry.start(agent, (f"c{n}", 1), now)
+        registry.start(agent, (f"c{n}", 1), OP, now)
         flying.append((agent, (f"c{n}", 1)))
         while len(flying) > length:
             done, key = flying.pop(0)
@@ -252,7 +256,7 @@ def agents(draw: st.DrawFn) -> list[KnownAgent]:
             state=draw(st.sampled_from(["available", "available", "available", "draining"])),
         )
         for n in range(draw(st.integers(0, 3))):
-            agent.started((f"{address}-{n}", 1), Turn(n), 0.0)
+            agent.started((f"{address}-{n}", 1), OP, Turn(n), 0.0)
         if draw(st.booleans()):
             agent.ran(OP, draw(st.floats(0, 0.2)))
         if draw(st.integers(0, 5)) == 0:

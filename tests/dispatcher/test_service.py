@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -119,18 +119,14 @@ class Worker:
 
     def advertise(self, **changes: Any) -> None:
         self.said.update(changes)
-        self.session.send_presence(
-            HUB,
-            Advertisement(
-                **{
-                    "hash": self.capabilities.hash,
-                    "busy": self.running,
-                    "holds": self.session.holds(HUB),
-                    "features": sorted(FEATURES),
-                    **self.said,
-                }
-            ),
-        )
+        said: dict[str, Any] = {
+            "hash": self.capabilities.hash,
+            "busy": self.running,
+            "holds": self.session.holds(HUB),
+            "features": sorted(FEATURES),
+            **self.said,
+        }
+        self.session.send_presence(HUB, Advertisement(**said))
 
     def _presence(self, sender: str, available: bool, events: Sequence[Event]) -> None:
         if any(isinstance(event, Hello) for event in events):
@@ -200,11 +196,11 @@ class House:
 
 
 @asynccontextmanager
-async def house(bus: MemoryBus | None = None, **options: Any) -> AsyncIterator[House]:
+async def house(bus: MemoryBus | None = None, known: Path | None = None) -> AsyncGenerator[House]:
     bus = bus or MemoryBus()
     async with AsyncExitStack() as stack:
         dispatcher = await stack.enter_async_context(
-            Dispatcher(bus.connection(HUB), **{"roles": role, **options})
+            Dispatcher(bus.connection(HUB), roles=role, known=known)
         )
         me = await stack.enter_async_context(Session(bus.connection(ME), dispatchers=(HUB,)))
         yield House(bus, dispatcher, me, stack)
@@ -433,6 +429,23 @@ async def test_an_agent_that_says_it_is_full_costs_nothing_but_a_look_elsewhere(
 
     assert answer["by"] == good.address
     assert len(refuser.ran) == 1
+
+
+@virtual_time
+async def test_an_agent_that_keeps_refusing_is_not_asked_again_and_again() -> None:
+    async def full(worker: Worker, request: Request) -> Json:
+        raise CallError.of(Problem("busy"))
+
+    async with house() as home:
+        refuser = await home.worker("w@memory.test/1", full, slots=4)
+
+        calls = [home.start("/echo", timeout=30.0) for _ in range(50)]
+        results = await asyncio.gather(*(c.result() for c in calls), return_exceptions=True)
+
+        # Heartbeats come every 5 s, and each lets it be tried with as many calls as it has slots.
+        assert len(refuser.ran) <= 4 * 8
+        assert {r.reason for r in results if isinstance(r, CallError)} == {"expired"}
+        assert len(results) == 50
 
 
 @virtual_time
@@ -896,7 +909,7 @@ async def test_a_broken_file_of_known_agents_is_no_reason_not_to_start() -> None
 async def test_the_cut_of_the_dispatchers_own_stream_makes_nobody_lost() -> None:
     async with house() as home:
         worker = await home.worker("w@memory.test/1", held)
-        call = home.start("/deploy", timeout=600.0)
+        call = home.me.call(HUB, "/deploy", timeout=600.0, patience=60.0)
         await eventually(lambda: worker.running == 1)
         await asyncio.sleep(1.0)
         home.bus.up = False

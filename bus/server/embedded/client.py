@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import ssl
+from base64 import b64encode
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -14,7 +15,7 @@ from . import sasl, stanzas
 from .addresses import BadAddress, parse, resourcepart
 from .limits import Limits
 from .router import Router
-from .services import PING, SESSION, payload
+from .services import PING, SESSION, Refused, payload
 from .stream import Stream, Turn
 from .xmlstream import CLIENT, STREAMS, Element, Header, StreamError
 
@@ -143,7 +144,7 @@ class ClientStream(Stream):
             self._failed(failure)
             return
         name = "success" if done else "challenge"
-        self.send(f"<{name} xmlns='{SASL}'>{sasl.encode(answer)}</{name}>".encode())
+        self.send(f"<{name} xmlns='{SASL}'>{b64encode(answer).decode()}</{name}>".encode())
         if done:
             self.name = self._login.name
             self._login = None
@@ -162,7 +163,10 @@ class ClientStream(Stream):
         if element.kind != "iq":
             raise _out_of_turn(element)
         attributes = {"id": element.attributes.get("id", "")}
-        children = payload(element.attributes, element.inner)
+        try:
+            children = payload(element.attributes, element.inner)
+        except Refused as refused:
+            raise StreamError("policy-violation", refused.text) from refused
         if element.attributes.get("type") != "set" or [each.tag for each in children] != [
             f"{{{BIND}}}bind"
         ]:
@@ -172,13 +176,12 @@ class ClientStream(Stream):
         siblings = self._site.router.resources.get(bare, {})
         try:
             resource = resourcepart(wanted)
-        except BadAddress:
-            refusal = stanzas.error("bad-request", "that is no resource")
-            self.send(stanzas.encode("iq", attributes | {"type": "error"}, refusal))
-            return
-        old = siblings.get(resource)
-        if old is None and len(siblings) >= self._limits.resources:
-            refusal = stanzas.error("resource-constraint", "too many streams of this account")
+            old = siblings.get(resource)
+            if old is None and len(siblings) >= self._limits.resources:
+                raise Refused("resource-constraint", "too many streams of this account")
+        except (BadAddress, Refused) as error:
+            condition = error.condition if isinstance(error, Refused) else "bad-request"
+            refusal = stanzas.error(condition)
             self.send(stanzas.encode("iq", attributes | {"type": "error"}, refusal))
             return
         if old is not None:

@@ -7,7 +7,6 @@ import hashlib
 import hmac
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
 
 import structlog
 
@@ -19,8 +18,6 @@ from .stream import Stream, Turn
 from .xmlstream import COMPONENT, STREAMS, Element, Header, StreamError
 
 log = structlog.get_logger(__name__)
-
-_NEEDED: Final = ("from", "to")
 
 
 @dataclass
@@ -45,6 +42,8 @@ class ComponentStream(Stream):
         self.domain = ""
         self._expect: Callable[[Element], None] = self._expect_handshake
         self._welcome = False
+        #: From whom to whom it has said that somebody is there.
+        self._present: dict[tuple[str, str], None] = {}
         super().__init__(dock.limits, dock.turn)
         self._deadline = self._loop.call_later(dock.limits.login_time, self._too_late)
 
@@ -61,7 +60,11 @@ class ComponentStream(Stream):
         self._deadline.cancel()
         self._dock.streams.discard(self)
         if self._welcome:
-            del self._dock.router.domains[self.domain]
+            router = self._dock.router
+            del router.domains[self.domain]
+            for source, to in self._present:
+                gone = {"from": source, "to": to, "type": "unavailable"}
+                router.route("presence", gone, b"")
             log.info("component_left", domain=self.domain)
 
     def _too_late(self) -> None:
@@ -94,7 +97,7 @@ class ComponentStream(Stream):
         self._deadline.cancel()
         self._welcome = True
         self._expect = self._expect_stanza
-        self.widen(self._dock.max_stanza, self._limits.depth)
+        self.slicer.widen(self._dock.max_stanza, self._limits.depth)
         self._dock.router.domains[self.domain] = self._receive
         log.info("component_bound", domain=self.domain)
         self.send(b"<handshake/>")
@@ -109,12 +112,23 @@ class ComponentStream(Stream):
                 return
             raise StreamError("unsupported-stanza-type", f"{element.name} is no stanza")
         attributes = element.attributes
-        if not all(attributes.get(name) for name in _NEEDED):
+        if not attributes.get("from") or not attributes.get("to"):
             raise StreamError("improper-addressing", "a component says from and to")
         if not within(attributes["from"], self.domain):
             raise StreamError("invalid-from", f"that is not within {self.domain}")
+        if element.kind == "presence":
+            self._remember(attributes)
         inner = stanzas.from_component(element.inner)
         self._dock.router.route(element.kind, attributes, inner)
+
+    def _remember(self, attributes: dict[str, str]) -> None:
+        """Note who has to be told when the component is gone."""
+        told = (attributes["from"], attributes["to"])
+        type = attributes.get("type")
+        if type == "unavailable":
+            self._present.pop(told, None)
+        elif type is None and len(self._present) < self._limits.directed:
+            self._present[told] = None
 
 
 def within(address: str, domain: str) -> bool:

@@ -22,6 +22,8 @@ class Limits:
     login_depth: int = 8
     #: Attributes of one element.
     attributes: int = 64
+    #: Prefixes that the header of a stream declares; each is looked for in each stanza.
+    prefixes: int = 16
     #: Largest tag.  expat scans an unfinished tag again whenever more of it comes.
     tag: int = 32 * 1024
 
@@ -48,7 +50,9 @@ class Limits:
     #: Upload slots of one account that are not used yet, and how long they are good for.
     slots: int = 200
     slot_time: float = 300.0
-    #: Uploads and downloads at once.
-    transfers: int = 64
-    #: How long an upload may stand still.
+    #: Uploads at once, each with 1 MiB in memory; further ones wait.
+    uploads: int = 64
+    #: HTTPS connections, idle ones included.
+    https: int = 1024
+    #: How long an upload may stand still, or wait for its turn.
     upload_silence: float = 30.0

@@ -10,7 +10,7 @@ from .addresses import Address, BadAddress, parse
 from .limits import Limits
 from .roster import ROSTER, Contact, Rosters
 from .router import Router
-from .services import payload
+from .services import Refused, payload
 from .xmlstream import CLIENT
 
 if TYPE_CHECKING:
@@ -278,10 +278,8 @@ class Presences:
 def _priority(attributes: dict[str, str], inner: bytes) -> int:
     if b"priority" not in inner:
         return 0
-    for child in payload(attributes, inner):
-        if child.tag == f"{{{CLIENT}}}priority":
-            try:
-                return max(-128, min(127, int(child.text or "")))
-            except ValueError:
-                return 0
-    return 0
+    try:
+        text = payload(attributes, inner).findtext(f"{{{CLIENT}}}priority", "0")
+        return max(-128, min(127, int(text)))
+    except (Refused, ValueError):
+        return 0

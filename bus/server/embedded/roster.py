@@ -19,12 +19,7 @@ log = structlog.get_logger(__name__)
 ROSTER: Final = "jabber:iq:roster"
 
 #: (to, from) to the word for it.
-_WORDS: Final = {
-    (False, False): "none",
-    (True, False): "to",
-    (False, True): "from",
-    (True, True): "both",
-}
+_WORDS: Final = {(0, 0): "none", (1, 0): "to", (0, 1): "from", (1, 1): "both"}
 
 
 @dataclass(slots=True)

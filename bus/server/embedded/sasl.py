@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from base64 import b64decode, b64encode
+from base64 import b64decode
 from typing import Final, Protocol
 
 import scramp  # type: ignore[import-untyped]
@@ -147,8 +147,3 @@ def decode(text: bytes) -> bytes:
         return b64decode(text, validate=True)
     except ValueError as error:
         raise Failure("incorrect-encoding") from error
-
-
-def encode(data: bytes) -> str:
-    """Write base64; nothing at all for no data."""
-    return b64encode(data).decode()

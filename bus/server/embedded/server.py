@@ -109,6 +109,7 @@ class EmbeddedServer:
         """Listen.  Raises :class:`PortTaken` or another :class:`ServerError`."""
         config, limits = self.config, self.limits
         ports.check(config)
+        self._stopped.clear()
         place(config).mkdir(parents=True, exist_ok=True, mode=0o700)
         names = [config.upload_host, ports.reachable(config.listen), config.upload_domain]
         names += config.components
@@ -228,7 +229,7 @@ class EmbeddedServer:
         self._listeners.append(listener)
 
     async def _go_round(self) -> None:
-        """Every second: end the streams of removed accounts, look after silent ones."""
+        """Each round: end the streams of removed accounts, look after silent ones."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(_ROUND)

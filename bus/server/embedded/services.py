@@ -22,8 +22,12 @@ INFO: Final = "http://jabber.org/protocol/disco#info"
 ITEMS: Final = "http://jabber.org/protocol/disco#items"
 PING: Final = "urn:xmpp:ping"
 VERSION: Final = "jabber:iq:version"
+#: Profanity sends commands to nobody if the server does not know of them.  It has none itself.
+COMMANDS: Final = "http://jabber.org/protocol/commands"
 SESSION: Final = "urn:ietf:params:xml:ns:xmpp-session"
 
+#: Bytes that are parsed at most; a tree takes a hundred times as much memory.
+_PAYLOAD: Final = 64 * 1024
 #: Names and groups of one entry of a roster, in characters.
 _NAME: Final = 1023
 _GROUPS: Final = 64
@@ -41,7 +45,12 @@ class Refused(Exception):
 
 
 def payload(attributes: dict[str, str], inner: bytes) -> ET.Element:
-    """Parse the children of a stanza; it has been checked by the slicer, so this cannot fail."""
+    """Parse the children of a stanza, which the slicer has checked already.
+
+    Raises :class:`Refused` for one that is larger than anything the server is asked for.
+    """
+    if len(inner) > _PAYLOAD:
+        raise Refused("policy-violation", "too large for the server itself")
     declared = {name: uri for name, uri in attributes.items() if name.startswith("xmlns:")}
     return ET.fromstring(stanzas.encode("x", {"xmlns": CLIENT, **declared}, inner))
 
@@ -140,9 +149,11 @@ class Services:
 
     def _server_info(self, attributes: dict[str, str], query: ET.Element) -> bytes:
         no_node(query)
-        return info("server", "im", "Spinal", (INFO, ITEMS, PING, VERSION, ROSTER))
+        return info("server", "im", "Spinal", (INFO, ITEMS, PING, VERSION, ROSTER, COMMANDS))
 
     def _server_items(self, attributes: dict[str, str], query: ET.Element) -> bytes:
+        if query.get("node") == COMMANDS:
+            return f"<query xmlns='{ITEMS}' node='{COMMANDS}'/>".encode()
         no_node(query)
         domains = sorted(set(self._router.domains) | self._router.expected)
         items = "".join(

@@ -55,7 +55,7 @@ class Stream(asyncio.Protocol):
         self._turn = turn
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._slicer = self._fresh_slicer()
+        self.slicer = self._fresh_slicer()
         self._opened = False
         self.id = ""
         self.lang = ""
@@ -67,6 +67,8 @@ class Stream(asyncio.Protocol):
         self.waiting = 0
         self._flushing = False
         self._blocked = False
+        #: Whether nothing more is queued, because the stream is ending.
+        self._deaf = False
         # Back-pressure: those who wait for us, those we wait for.
         self._held: set[Stream] = set()
         self._holders: set[Stream] = set()
@@ -155,7 +157,7 @@ class Stream(asyncio.Protocol):
             self._transport.write(self._outgoing.read())
 
     def _parse(self, data: bytes) -> None:
-        slicer = self._slicer
+        slicer = self.slicer
         turn = self._turn
         turn.stream = self
         try:
@@ -168,7 +170,7 @@ class Stream(asyncio.Protocol):
                     self.end()
                 elif isinstance(item, StreamError):
                     raise item
-                if self.ended or self._slicer is not slicer:
+                if self.ended or self.slicer is not slicer:
                     # What came behind an element that begins a new stream was not meant for it:
                     # before TLS somebody else may have put it there (CVE-2011-0411).
                     return
@@ -181,13 +183,9 @@ class Stream(asyncio.Protocol):
         size, depth = self.size_limits()
         return Slicer(self.content, size, depth, self._limits)
 
-    def widen(self, size: int, depth: int) -> None:
-        """Take larger elements from now on, on the same stream."""
-        self._slicer.widen(size, depth)
-
     def restart(self) -> None:
         """Expect a new stream header, as after TLS and after a login."""
-        self._slicer = self._fresh_slicer()
+        self.slicer = self._fresh_slicer()
         self._opened = False
 
     def start_tls(self, context: ssl.SSLContext, goahead: bytes) -> None:
@@ -204,7 +202,8 @@ class Stream(asyncio.Protocol):
         return self._tls is not None
 
     def _open(self, header: Header) -> None:
-        self.lang = header.attributes.get("xml:lang", "")
+        # RFC 5646, 4.4.1: none that is in use is longer; it goes into every stanza.
+        self.lang = header.attributes.get("xml:lang", "")[:35]
         self.before_header(header)
         self._send_header()
         if header.content not in (self.content, STREAMS, ""):
@@ -226,7 +225,7 @@ class Stream(asyncio.Protocol):
 
     def send(self, data: bytes) -> None:
         """Queue bytes; they leave within this turn of the event loop."""
-        if self.ended:
+        if self._deaf:
             return
         self._out.append(data)
         self.waiting += len(data)
@@ -273,14 +272,22 @@ class Stream(asyncio.Protocol):
 
     def _overfull(self) -> None:
         if self.waiting > self._limits.backlog_hard:
-            self._too_slow()
+            # Not here and now: the end of a stream is news, which may be too much for the next.
+            self._deaf = True
+            self._loop.call_soon(self._too_slow)
             return
         if self._slow is None:
-            self._slow = self._loop.call_later(self._limits.slow_time, self._too_slow)
+            self._slow = self._loop.call_later(self._limits.slow_time, self._judge)
         sender = self._turn.stream
         if sender is not None and sender not in self._held and not sender.ended:
             self._held.add(sender)
             sender._hold(self)
+
+    def _judge(self) -> None:
+        if self.waiting > self._limits.backlog:
+            self._too_slow()
+        else:
+            self._release()
 
     def _too_slow(self) -> None:
         log.warning("slow_reader_cut", peer=self.peer, waiting=self.waiting)
@@ -325,14 +332,14 @@ class Stream(asyncio.Protocol):
         if transport is None or transport.is_closing():
             return
         if error is not None:
+            self._deaf = False
             if not self._opened:
                 # RFC 6120, 4.9.1.2: a header is sent even if the stream is refused at once.
-                self.ended = False
                 self._send_header()
-                self.ended = True
             self._out.append(_error(error))
         if self._opened:
             self._out.append(b"</stream:stream>")
+        self._deaf = True
         self.waiting = sum(map(len, self._out))
         self._flush(force=True)
         if self._tls is not None:
@@ -370,7 +377,7 @@ class Stream(asyncio.Protocol):
 
     def _gone(self) -> None:
         if not self.ended:
-            self.ended = True
+            self.ended = self._deaf = True
             self.on_gone()
             self._release()
             self._holders.clear()

@@ -88,7 +88,7 @@ class Uploads:
         self._folder = folder
         #: By the secret in the address to upload to.
         self._slots: dict[str, Slot] = {}
-        self._transfers = 0
+        self._turns = asyncio.Semaphore(limits.uploads)
         self._runner: web.AppRunner | None = None
         self._listener: asyncio.Server | None = None
         self._rounds: asyncio.Task[None] | None = None
@@ -101,7 +101,9 @@ class Uploads:
         app = web.Application()
         app.router.add_put("/put/{secret}/{name}", self._put)
         app.router.add_get("/{token}/{name}", self._get)
-        runner = self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        runner = self._runner = web.AppRunner(
+            app, access_log=None, shutdown_timeout=1.0, keepalive_timeout=15.0
+        )
         await runner.setup()
         host, port = self._config.listen, self._config.ports.upload
         try:
@@ -128,7 +130,7 @@ class Uploads:
 
     def _accept(self) -> asyncio.Protocol:
         assert self._runner is not None and self._runner.server is not None
-        if len(self._runner.server.connections) >= 2 * self._limits.transfers:
+        if len(self._runner.server.connections) >= self._limits.https:
             return _Refusal()
         return self._runner.server()
 
@@ -188,9 +190,7 @@ class Uploads:
             raise Refused("resource-constraint", "use the slots that you have first")
         if shutil.disk_usage(self._folder).free < promised + size + _SPARE:
             raise Refused("resource-constraint", "the disk is full")
-        type = request.get("content-type", "")
-        if not _TYPE.fullmatch(type):
-            type = _DEFAULT_TYPE
+        type = _media_type(request.get("content-type", ""))
         token, secret = (secrets.token_urlsafe(_TOKEN_BYTES) for _ in range(2))
         self._slots[secret] = Slot(token, owner, name, size, type, now + self._limits.slot_time)
         host = self._config.upload_host
@@ -230,24 +230,27 @@ class Uploads:
             raise web.HTTPForbidden(text="no such slot, or it has expired\n")
         if request.content_length != slot.size:
             raise web.HTTPBadRequest(text=f"the slot is for exactly {slot.size} bytes\n")
-        if self._transfers >= self._limits.transfers:
-            raise web.HTTPServiceUnavailable(headers={"Retry-After": "5"})
         del self._slots[request.match_info["secret"]]
         part = self._folder / f"{slot.token}.part"
-        self._transfers += 1
+        try:
+            async with asyncio.timeout(self._limits.upload_silence):
+                await self._turns.acquire()
+        except TimeoutError as error:
+            raise web.HTTPServiceUnavailable from error
         try:
             with await asyncio.to_thread(open, part, "xb", opener=_private) as file:
                 await self._save(request, file)
             if part.stat().st_size != slot.size:
                 raise web.HTTPBadRequest(text="the upload was cut\n")
-            facts = {"name": slot.name, "type": slot.type, "owner": slot.owner}
+            type = slot.type or _media_type(request.headers.get("Content-Type", ""))
+            facts = {"name": slot.name, "type": type or _DEFAULT_TYPE, "owner": slot.owner}
             write(self._folder / f"{slot.token}.json", json.dumps(facts).encode(), 0o600)
             part.rename(self._folder / slot.token)
         except (ClientConnectionError, ConnectionError, TimeoutError) as error:
             log.info("upload_cut", owner=slot.owner, error=repr(error))
             raise web.HTTPRequestTimeout from error
         finally:
-            self._transfers -= 1
+            self._turns.release()
             part.unlink(missing_ok=True)
         log.info("blob_stored", owner=slot.owner, size=slot.size)
         return web.Response(status=201)
@@ -309,6 +312,11 @@ class _Refusal(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport.close()
+
+
+def _media_type(text: str) -> str:
+    """Give the type if it may go into a header, else ""."""
+    return text if _TYPE.fullmatch(text) else ""
 
 
 def _private(path: str, flags: int) -> int:

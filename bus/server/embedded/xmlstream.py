@@ -200,6 +200,8 @@ class Slicer:
             raise StreamError("invalid-namespace", "a stream of jabber:client is needed")
         declared = _declarations(tag)
         content = declared.pop("", "")
+        if len(declared) > self._limits.prefixes:
+            raise StreamError("policy-violation", "too many prefixes")
         self._prefixes = [(f"{p}:".encode(), f"xmlns:{p}", uri) for p, uri in declared.items()]
         self._items.append(Header(_plain(attributes), content))
 

@@ -145,7 +145,10 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     except click.UsageError:
         work.close()
         raise
-    return asyncio.run(work)
+    try:
+        return asyncio.run(work)
+    except KeyboardInterrupt:
+        raise Ended(130) from None
 
 
 def client() -> Client:
@@ -232,13 +235,13 @@ def report(error: Exception, *, as_json: bool = False) -> int:
     """Say in one line what went wrong and what to do next, and give the exit code."""
     words, code = _told(error)
     line = " ".join(words.split())
-    say(f"spinal: {line}")
+    agent = getattr(error, "agent", None)
+    say(f"spinal: {line} (at {agent})" if agent else f"spinal: {line}")
     if as_json:
         detail: dict[str, Json] = {"text": line, "exit": code}
         problem = getattr(error, "problem", None)
         if problem is not None:
             detail = {**problem.to_json(), **detail}
-        agent = getattr(error, "agent", None)
         if agent:
             detail["agent"] = agent
         print_json({"error": detail})

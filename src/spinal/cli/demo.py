@@ -63,6 +63,8 @@ SPREAD: Final = 480
 #: Seconds that a process may take to be ready, and to end when it is asked to.
 READY_WITHIN: Final = 60.0
 END_WITHIN: Final = 10.0
+#: Most of a log that is shown of a process that did not start.
+MAX_LOG: Final = 8000
 #: Seconds that one job may take, waiting for its turn included.
 JOB_WITHIN: Final = 120.0
 #: Results that are being fetched and checked at once.
@@ -192,9 +194,13 @@ class Stage:
                 f"{name} was not ready within {READY_WITHIN:g} s: {_last_line(log)}"
             ) from None
         if said.get("event") != "ready":
-            error = said.get("error") or {"text": _last_line(log)}
-            kind = HomeError if error.get("exit") == HomeError.exit_code else BusError
-            raise kind(f"{name} did not start: {error['text']}")
+            error = said.get("error", {})
+            text = f"{name} did not start: {error.get('text') or _last_line(log)}"
+            if error.get("exit") == HomeError.exit_code:
+                raise HomeError(text)
+            # Nobody did anything wrong, so all that is known is worth reading.
+            say(log.read_text(errors="replace")[-MAX_LOG:].rstrip())
+            raise BusError(text)
 
     def kill(self, name: str) -> int:
         """Kill one of them, and give its number."""
@@ -239,7 +245,7 @@ class Photo:
 
     path: Path
     blob: Blob
-    ratio: float
+    size: tuple[int, int]
     tiny: bytes
 
     @classmethod
@@ -250,13 +256,13 @@ class Photo:
         from spinal.bus import Blob
 
         with Image.open(path) as image:
-            return cls(path, Blob.of(path), image.height / image.width, _tiny(image))
+            return cls(path, Blob.of(path), image.size, _tiny(image))
 
     def wrong(self, file: Path, width: int) -> str:
         """Say what is wrong with a result; nothing if it is right."""
         from PIL import Image, UnidentifiedImageError
 
-        size = (width, round(width * self.ratio))
+        size = (width, round(self.size[1] * width / self.size[0]))
         try:
             with Image.open(file) as image:
                 if image.size != size:
@@ -396,23 +402,23 @@ class Play:
             async with asyncio.TaskGroup() as group:
                 async for mapped in bus.options(timeout=JOB_WITHIN).map(OP, asked):
                     if mapped.error is None:
-                        board.result(mapped.agent, mapped.ran)
-                    self._perhaps_kill(board, show)
+                        board.result(mapped.agent)
+                    self.perhaps_kill(board, show)
                     group.create_task(take(mapped))
         finally:
             drawing.cancel()
             await asyncio.wait([drawing])
 
-    def _perhaps_kill(self, board: Scoreboard, show: Show) -> None:
+    def perhaps_kill(self, board: Scoreboard, show: Show) -> None:
         """Kill the victim half-way, in a moment in which it has work."""
         victim = board.workers[VICTIM]
         if self._killed or board.done < self.jobs // 3:
             return
         if victim.running or board.done >= self.jobs // 2:
             pid, after = self.stage.kill(VICTIM), board.done
-            held = board.killed(VICTIM)
-            self._killed = {"agent": VICTIM, "pid": pid, "after": after, "held": held}
-            show.line(f"SIGKILL to {VICTIM} (pid {pid}) after {after} jobs; it had {held} in hand.")
+            board.killed(VICTIM)
+            self._killed = {"agent": VICTIM, "pid": pid, "after": after}
+            show.line(f"SIGKILL to {VICTIM} (pid {pid}) after {after} of {self.jobs} jobs.")
 
     async def _check(self, mapped: Mapped, photo: Photo, width: int) -> None:
         """Save one result and see whether it is right."""
@@ -465,8 +471,7 @@ class Play:
         again = len(board.moved)
         click.echo(
             f"{right} of {self.jobs} results are there and right: {self.jobs - right} lost.\n"
-            f"{VICTIM} was killed with {self._killed['held']} jobs in hand; "
-            f"{again} {'was' if again == 1 else 'were'} run again elsewhere.\n"
+            f"{VICTIM} was killed with {again} job{'s' * (again != 1)} in hand, which others did.\n"
             f"Results: {self.out}{os.sep}   (everything took {seconds:.0f} s)\n\n"
             f"{_next(files)}"
         )

@@ -48,7 +48,7 @@ class Scoreboard:
     def __init__(self, names: Iterable[str], jobs: int, caller: str, op: str) -> None:
         self.workers = {name: Worker(name) for name in names}
         self.jobs = jobs
-        #: Jobs that more than one worker was given.
+        #: Jobs that were given to another worker because theirs had been killed.
         self.moved: set[str] = set()
         self._caller = caller
         self._op = op
@@ -70,26 +70,23 @@ class Scoreboard:
             before = self._given.get(job)
             if before is not None and before != worker.name:
                 self.workers[before].running.discard(job)
-                self.moved.add(job)
+                if self.workers[before].killed:
+                    self.moved.add(job)
             self._given[job] = worker.name
             worker.running.add(job)
         else:
             worker.running.discard(job)
+            worker.seconds += (event.get("ran") or 0) / 1000
 
-    def result(self, agent: str | None, seconds: float | None) -> None:
-        """Take a result of an agent, and how long it ran there."""
+    def result(self, agent: str | None) -> None:
+        """Take a result of an agent."""
         worker = self.workers.get(address.local(agent or ""))
         if worker is not None:
             worker.done += 1
-            worker.seconds += seconds or 0.0
 
-    def killed(self, name: str) -> int:
-        """Take note of a killed worker; gives the number of jobs that it had."""
-        worker = self.workers[name]
-        worker.killed = True
-        held = len(worker.running)
-        worker.running.clear()
-        return held
+    def killed(self, name: str) -> None:
+        """Take note of a killed worker."""
+        self.workers[name].killed = True
 
     def line(self) -> str:
         """Say how it stands in one line."""
@@ -113,8 +110,10 @@ class Show:
         quiet: bool = False,
         drawn: bool | None = None,
         clock: Callable[[], float] = time.monotonic,
+        out: Callable[[str], None] = say,
     ) -> None:
         self._board = board
+        self._out = out
         self._quiet = quiet
         self._drawn = sys.stderr.isatty() if drawn is None else drawn
         self._clock = clock
@@ -141,7 +140,7 @@ class Show:
             self._live.update(self._draw(), refresh=True)
             self._live.stop()
         elif kind is None and not self._quiet:
-            say(self._board.line())
+            self._out(self._board.line())
 
     def tick(self) -> None:
         """Show how it stands, if it is time to."""
@@ -149,14 +148,14 @@ class Show:
             self._live.update(self._draw(), refresh=True)
         elif not self._quiet and self._clock() >= self._next:
             self._next = self._clock() + PAUSE
-            say(self._board.line())
+            self._out(self._board.line())
 
     def line(self, text: str) -> None:
         """Print a line without spoiling the picture."""
         if self._live is not None:
             self._live.console.print(text, markup=False, highlight=False)
         elif not self._quiet:
-            say(text)
+            self._out(text)
 
     def _draw(self) -> RenderableType:
         from rich.progress_bar import ProgressBar

@@ -88,7 +88,7 @@ def make() -> dict[str, object]:
 
 @agent.op("/read-blob")
 def read_blob(photo: Blob) -> None:
-    photo.read()
+    getattr(photo, "read")()  # noqa: B009 - type checkers know that this is wrong
 
 
 @agent.op("/big")

@@ -210,3 +210,15 @@ async def test_a_contact_may_live_at_a_component(world: World) -> None:
     a = await world.login("a")
     await a.say("<presence/>")
     await raw.until("<presence [^>]*type='probe'[^>]*>")
+
+
+async def test_who_was_told_that_a_component_is_there_learns_of_its_end(world: World) -> None:
+    raw = await component(world)
+    a, b = await world.login("a"), await world.login("b")
+    for name in "ab":
+        await raw.say(f"<presence from='x@{DOMAIN}/r' to='{name}@bus.test/r'/>")
+    await raw.say(f"<presence from='x@{DOMAIN}/r' to='b@bus.test/r' type='unavailable'/>")
+    await b.until("<presence [^>]*type='unavailable'[^>]*>")
+    raw.cut()
+    await a.until(f"<presence from='x@{DOMAIN}/r' to='a@bus.test/r' type='unavailable'/>")
+    assert "unavailable" not in await b.nothing_but()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,6 +15,7 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import cast
 
+import aiohttp
 import psutil
 import pytest
 from tests.bus.server.embedded.conftest import PASSWORD, World
@@ -78,6 +81,24 @@ async def test_accounts_come_and_go_while_it_runs(
     await process.remove_account("a")
     assert "<not-authorized" in await a.rest()
     await process.remove_account("a")
+    await a.close()
+
+
+async def test_blobs_go_through_the_loop_that_it_runs_on(process: EmbeddedProcess) -> None:
+    world = World(cast(EmbeddedServer, process))
+    a = await world.login("a")
+    data = os.urandom(3_000_000)
+    text = await a.ask(
+        "<iq type='get' id='1' to='upload.bus.test'><request xmlns='urn:xmpp:http:upload:0'"
+        f" filename='x' size='{len(data)}'/></iq>",
+        "</iq>",
+    )
+    put, get = re.findall("url='([^']*)'", text)
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=world.tls)) as http:
+        async with http.put(put, data=io.BytesIO(data)) as answer:
+            assert answer.status == 201
+        async with http.get(get) as answer:
+            assert await answer.read() == data
     await a.close()
 
 

@@ -80,3 +80,20 @@ async def test_a_prefixed_request_is_understood(world: World) -> None:
         "<iq type='get' id='1' to='bus.test' xmlns:p='urn:xmpp:ping'><p:ping/></iq>",
         "type='result'",
     )
+
+
+async def test_it_knows_of_commands_so_that_clients_send_them_to_others(world: World) -> None:
+    commands = "http://jabber.org/protocol/commands"
+    a = await world.login("a")
+    assert f"<feature var='{commands}'/>" in await a.ask(get(INFO), "</iq>")
+    text = await a.ask(get(ITEMS.replace("/>", f" node='{commands}'/>")), "</iq>")
+    assert f"<query xmlns='http://jabber.org/protocol/disco#items' node='{commands}'/>" in text
+    run = f"<iq type='set' id='1' to='bus.test'><command xmlns='{commands}' node='x'/></iq>"
+    await a.ask(run, "<service-unavailable")
+
+
+async def test_a_huge_request_to_the_server_is_refused(world: World) -> None:
+    a = await world.login("a")
+    huge = get(f"<ping xmlns='urn:xmpp:ping'>{'<a/>' * 20_000}</ping>")
+    await a.ask(huge, "<policy-violation.*?</iq>")
+    assert await a.nothing_but() == ""

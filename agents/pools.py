@@ -86,7 +86,7 @@ class Pool:
 
     @property
     def pids(self) -> list[int]:
-        """Numbers of the processes that are there."""
+        """Numbers of the process groups that are there."""
         return [worker.pid for worker in self._workers]
 
     async def run(
@@ -229,7 +229,6 @@ class _Worker:
                         "-m",
                         "spinal.agents.worker",
                         str(theirs.fileno()),
-                        str(os.getpid()),
                     ],
                     stdout=2,
                     env={**os.environ, "PYTHONPATH": path},

@@ -1,21 +1,23 @@
 """A worker process: loads an agent's file and runs its plain functions, one after the other.
 
-Theory of operation.  The main thread runs the functions, because signals are delivered there and
-some libraries insist on it.  A second thread reads the socket, so that the agent's end is noticed
-whatever the function does: then the whole process group is killed.  Where the kernel offers it we
-are killed with the agent anyway (prctl(2), PR_SET_PDEATHSIG), which holds even while a function
-keeps the interpreter's lock.
+Theory of operation.  There are two processes in the group.  The *guard*, which leads it, does
+nothing but wait: when the agent is gone it kills the group, so that nothing is left behind
+whatever the function does, even while it keeps the interpreter's lock; when the *worker*, its
+child, ends, it ends in the same way.  (To have the kernel kill us with the agent by
+PR_SET_PDEATHSIG would spare the guard, but leaves behind what the function has started.)
 
-The socket carries frames and nothing else; what the function prints goes to standard error.
+In the worker, the main thread runs the functions, because signals are delivered there and some
+libraries insist on it; a second thread reads the socket.  The socket carries frames and nothing
+else; what the function prints goes to standard error.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import queue
 import resource
+import select
 import signal
 import socket
 import sys
@@ -44,8 +46,6 @@ from .process import MEMORY_UNIT
 
 #: Longest traceback that goes to the agent's log.
 MAX_TRACEBACK: Final = 32 * 1024
-
-_PR_SET_PDEATHSIG: Final = 1
 
 
 class Stopped(BaseException):
@@ -82,7 +82,7 @@ class Worker:
             self._connection.sendall(frames.write(frame))
 
     def _read(self) -> None:
-        """Read frames until the agent is gone, then end everything that we started."""
+        """Read frames until the agent is gone; then the guard is about to kill us."""
         with contextlib.suppress(OSError, ValueError, msgspec.MsgspecError):
             while True:
                 told = frames.read_told(self._receive(frames.length(self._receive(4))))
@@ -90,7 +90,6 @@ class Worker:
                     self._taken.release()
                 else:
                     self._told.put(told)
-        os.killpg(0, signal.SIGKILL)
 
     def _receive(self, size: int) -> bytes:
         parts = bytearray()
@@ -283,18 +282,36 @@ def _cost(before: float) -> Cost:
     return Cost(max(0.0, _cpu() - before), memory)
 
 
-def _die_with_parent(parent: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(0)  # It died before we could ask.
+def _guard(worker: int, connection: int) -> NoReturn:
+    """Be the guard: end as the worker ends, or with the whole group when the agent is gone."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_watch, args=(connection,), name="agent", daemon=True).start()
+    _, status = os.waitpid(worker, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if code < 0:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        if -code not in (signal.SIGKILL, signal.SIGSTOP):
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code if code >= 0 else 1)
+
+
+def _watch(connection: int) -> None:
+    """Wait until the agent's end of the socket is closed; what is said there is not for us."""
+    poll = select.poll()
+    poll.register(connection, 0)
+    poll.poll()
+    os.killpg(0, signal.SIGKILL)
 
 
 def main(argv: list[str]) -> NoReturn:
-    """Serve the socket whose descriptor is the first argument; the second is the agent's pid."""
-    descriptor, parent = int(argv[0]), int(argv[1])
-    _die_with_parent(parent)
+    """Serve the socket whose descriptor is the first argument."""
+    descriptor = int(argv[0])
     os.set_inheritable(descriptor, False)
+    worker = os.fork()
+    if worker:
+        _guard(worker, descriptor)
     Worker(socket.socket(fileno=descriptor)).serve()
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
+import secrets
 import ssl
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
+from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -111,9 +112,10 @@ class Blobs:
             raise BlobError(f"a blob of {ref.size} bytes goes into a file: use save(path)")
         found = bytearray()
         digest = hashlib.sha256()
-        async for chunk in self._stream(ref):
-            found += chunk
-            digest.update(chunk)
+        async with aclosing(self._stream(ref)) as chunks:
+            async for chunk in chunks:
+                found += chunk
+                digest.update(chunk)
         _check(ref, len(found), digest.hexdigest())
         return bytes(found)
 
@@ -123,15 +125,16 @@ class Blobs:
         Raises:
             BlobError: as for :meth:`fetch`, or the file cannot be written.
         """
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
         digest = hashlib.sha256()
         size = 0
         try:
             with part.open("wb") as file:
-                async for chunk in self._stream(ref):
-                    size += len(chunk)
-                    digest.update(chunk)
-                    await asyncio.to_thread(file.write, chunk)
+                async with aclosing(self._stream(ref)) as chunks:
+                    async for chunk in chunks:
+                        size += len(chunk)
+                        digest.update(chunk)
+                        await asyncio.to_thread(file.write, chunk)
             _check(ref, size, digest.hexdigest())
             part.replace(path)
         except OSError as exc:
@@ -154,7 +157,7 @@ class Blobs:
             )
         return self._http
 
-    async def _stream(self, ref: BlobRef) -> AsyncIterator[bytes]:
+    async def _stream(self, ref: BlobRef) -> AsyncGenerator[bytes]:
         """Give the bytes as they come, never more than announced."""
         import aiohttp
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING
 
 from spinal.protocols import (
@@ -118,7 +118,7 @@ class Call:
             raise CallError.of(final.problem, final.agent)
         return final.value
 
-    async def __aiter__(self) -> AsyncIterator[Item]:
+    async def __aiter__(self) -> AsyncGenerator[Item]:
         """Give what comes before the end, in order; stops at the end without raising."""
         try:
             while True:

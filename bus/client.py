@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +28,7 @@ from .blob import Blob, blobs_in, put
 from .blobs import Blobs
 from .call import Call, Item
 from .connection import Connection
-from .errors import BusError, CallError
+from .errors import BlobError, BusError, CallError
 from .home import Credentials
 from .session import Session
 
@@ -135,13 +135,13 @@ class Client:
         self._connection = connection
         self._dispatchers = tuple(dispatchers)
         self._options = Options()
-        self._link: _Link | None = None
-        self._stack = AsyncExitStack()
+        self._shared = _Shared()
 
     # -- life
 
     async def __aenter__(self) -> Self:
-        if self._link is not None:
+        shared = self._shared
+        if shared.link is not None:
             raise BusError("this client is open already")
         connection, blobs = self._connection, None
         dispatchers = self._dispatchers
@@ -154,8 +154,8 @@ class Client:
             session = await stack.enter_async_context(Session(connection, dispatchers=dispatchers))
             if blobs is not None:
                 stack.push_async_callback(blobs.close)
-            self._stack = stack.pop_all()
-        self._link = _Link(session, blobs, dispatchers)
+            shared.stack = stack.pop_all()
+        shared.link = _Link(session, blobs, dispatchers)
         return self
 
     async def __aexit__(
@@ -167,9 +167,12 @@ class Client:
         await self.close()
 
     async def close(self) -> None:
-        """Cancel what is under way and log out; may be called again."""
-        self._link = None
-        await self._stack.aclose()
+        """Cancel what is under way and log out; may be called again.
+
+        Clients made by :meth:`options` are closed with it.
+        """
+        self._shared.link = None
+        await self._shared.stack.aclose()
 
     @property
     def address(self) -> str:
@@ -178,9 +181,10 @@ class Client:
 
     @property
     def _open(self) -> _Link:
-        if self._link is None:
+        link = self._shared.link
+        if link is None:
             raise BusError("the client is not open: use `async with Client() as bus`")
-        return self._link
+        return link
 
     # -- options
 
@@ -240,7 +244,6 @@ class Client:
         twin = Client.__new__(Client)
         twin.__dict__.update(self.__dict__)
         twin._options = replace(self._options, **changes)
-        twin._stack = AsyncExitStack()
         return twin
 
     # -- calls
@@ -300,15 +303,16 @@ class Client:
 
     async def _finish(self, call: Call) -> Any:
         if self._options.news is not None:
-            async for item in call:
-                self._options.news(item)
+            async with aclosing(aiter(call)) as items:
+                async for item in items:
+                    self._options.news(item)
         return self.value(await call.result())
 
     def value(self, value: Json) -> Any:
         """Make Python of a JSON value: references become blobs."""
         return self._open.incoming(value)
 
-    async def stream(self, op: str, /, **arguments: Argument) -> AsyncIterator[Any]:
+    async def stream(self, op: str, /, **arguments: Argument) -> AsyncGenerator[Any]:
         """Ask for an operation and give the pieces of its stream as they come.
 
         Progress and log lines go to the ``news`` option.  Leaving the loop early cancels the call.
@@ -317,16 +321,13 @@ class Client:
             CallError: at the end of the loop, if the operation did not end well.
         """
         call = await self.start(op, arguments, window=STREAM_WINDOW)
-        try:
-            async for item in call:
+        async with aclosing(aiter(call)) as items:
+            async for item in items:
                 if isinstance(item, Data):
                     yield self.value(item.value)
                 elif self._options.news is not None:
                     self._options.news(item)
-            await call.result()
-        finally:
-            if not call.done:
-                self._open.session.abandon(call)
+        await call.result()
 
     async def map(
         self,
@@ -336,7 +337,7 @@ class Client:
         *,
         window: int = WINDOW,
         ordered: bool = False,
-    ) -> AsyncIterator[Mapped]:
+    ) -> AsyncGenerator[Mapped]:
         """Ask for an operation once for each set of arguments.
 
         Inputs are taken from ``over`` as there is room for them, so it may be endless.  An input
@@ -354,6 +355,7 @@ class Client:
         inputs = enumerate(over)
         running: set[asyncio.Task[Mapped]] = set()
         queue: deque[asyncio.Task[Mapped]] = deque()
+        order: dict[asyncio.Task[Mapped], int] = {}
         exhausted = False
         try:
             while True:
@@ -364,7 +366,10 @@ class Client:
                         break
                     task = asyncio.get_running_loop().create_task(self._one(op, *pair))
                     running.add(task)
-                    queue.append(task)
+                    if ordered:
+                        queue.append(task)
+                    else:
+                        order[task] = pair[0]
                 if not running and not (ordered and queue):
                     return
                 if ordered:
@@ -374,14 +379,16 @@ class Client:
                     yield task.result()
                 else:
                     done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                    queue.clear()
-                    for task in done:
+                    queue = deque(sorted(done, key=order.__getitem__))
+                    while queue:
+                        task = queue.popleft()
+                        del order[task]
                         yield task.result()
         finally:
-            for task in running:
+            left = [*running, *queue]
+            for task in left:
                 task.cancel()
-            if running:
-                await asyncio.wait(running)
+            await asyncio.gather(*left, return_exceptions=True)
 
     async def _one(self, op: str, index: int, arguments: Mapping[str, Argument]) -> Mapped:
         try:
@@ -395,6 +402,22 @@ class Client:
         assert final is not None
         ran = None if final.ran is None else final.ran / 1000
         return Mapped(index, arguments, value, agent=final.agent, ran=ran)
+
+    async def upload(self, source: Path | bytes, media_type: str | None = None) -> Blob:
+        """Upload a file or bytes once, for any number of calls.
+
+        Raises:
+            BlobError: it cannot be read, is larger than the server takes, or the transfer failed.
+        """
+        link = self._open
+        try:
+            blob = Blob.of(source, media_type)
+        except ValueError as exc:
+            raise BlobError(str(exc)) from exc
+        await link.outgoing({"blob": blob})
+        assert blob.ref is not None
+        found: Blob = link.incoming(blob.ref.to_json())
+        return found
 
     # -- who is there
 
@@ -414,7 +437,7 @@ class Client:
         """List the operations that can be asked for, with their schemas."""
         return await self._pages("/spinal/ops")
 
-    async def tap(self) -> AsyncIterator[dict[str, Any]]:
+    async def tap(self) -> AsyncGenerator[dict[str, Any]]:
         """Watch the calls on the bus; for the owner alone."""
         async for seen in self.options(to=self._dispatcher, timeout=24 * 3600).stream(
             "/spinal/tap"
@@ -445,8 +468,16 @@ class Client:
 AGENT_RESOURCE = "agent"
 
 
+class _Shared:
+    """What a client and those made by its options have in common: one connection, or none yet."""
+
+    def __init__(self) -> None:
+        self.link: _Link | None = None
+        self.stack = AsyncExitStack()
+
+
 class _Link:
-    """What all clients over one connection share."""
+    """What all clients over one open connection use."""
 
     def __init__(self, session: Session, blobs: Blobs | None, dispatchers: Sequence[str]) -> None:
         self.session = session

@@ -67,10 +67,9 @@ Handler = Callable[["Request"], Awaitable[Json]]
 
 @dataclass(frozen=True, slots=True)
 class Relayed:
-    """A value that a handler got from another agent, whom the final then names."""
+    """What a handler gives that had it done: the final then names who did it, and how long it ran."""
 
-    value: Json
-    agent: str
+    final: Final
 
 
 @dataclass(slots=True, eq=False)
@@ -363,8 +362,9 @@ class Requests:
         value: Json = None
         problem: Problem | None = None
         agent: str | None = None
+        limit = asyncio.timeout_at(request.deadline)
         try:
-            async with asyncio.timeout_at(request.deadline) as limit:
+            async with limit:
                 value = await self._handler(request)
                 if request.untaken:
                     await request.settled()
@@ -388,9 +388,11 @@ class Requests:
             else:
                 log.exception("handler_failed", op=request.op.op, id=request.op.id)
                 problem = Problem("failed", _words(exc))
+        ran = int((self._link.now - request.began) * 1000)
         if isinstance(value, Relayed):
-            value, agent = value.value, value.agent
-        self._end(key, request, value, problem, agent)
+            done = value.final
+            value, agent, ran = done.value, done.agent, ran if done.ran is None else done.ran
+        self._end(key, request, value, problem, agent, ran)
 
     def _end(
         self,
@@ -399,6 +401,7 @@ class Requests:
         value: Json,
         problem: Problem | None,
         agent: str | None,
+        ran: int,
     ) -> None:
         """Say the end of a request, and keep it unless it was a refusal."""
         op = request.op
@@ -412,7 +415,6 @@ class Requests:
             error = Error(op.id, op.attempt, problem=problem)
             self._say(key, request, self._link.codec.write_event(error))
             return
-        ran = int((self._link.now - request.began) * 1000)
         request.exchange.say("final")
         request.final, request.written = self._write_final(
             Final(op.id, op.attempt, value=value, problem=problem, agent=agent, ran=ran),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import weakref
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -17,6 +18,50 @@ from .errors import BusError
 from .home import Credentials
 
 _T = TypeVar("_T")
+
+
+class _Running:
+    """An open client and the thread that its loop runs in."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever, name="spinal", daemon=True)
+        self.thread.start()
+        try:
+            self.run(client.__aenter__())
+        except BaseException:
+            self.close()
+            raise
+
+    def run(self, work: Coroutine[Any, Any, _T]) -> _T:
+        future: Future[_T] = asyncio.run_coroutine_threadsafe(work, self.loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def close(self) -> None:
+        """Log out, end whatever still runs on the loop, and the thread."""
+        try:
+            self.run(self._wind_up())
+        finally:
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self.thread.join()
+            self.loop.close()
+
+    async def _wind_up(self) -> None:
+        try:
+            await self.client.close()
+        finally:
+            # Threads that wait for these must not wait for ever.
+            left = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+            await asyncio.get_running_loop().shutdown_asyncgens()
+            await asyncio.get_running_loop().shutdown_default_executor()
 
 
 class SyncBlob:
@@ -71,7 +116,6 @@ class SyncClient:
         home: Path | str | None = None,
         *,
         credentials: Credentials | None = None,
-        _client: Client | None = None,
         _base: SyncClient | None = None,
         _options: Mapping[str, Any] | None = None,
     ) -> None:
@@ -80,10 +124,9 @@ class SyncClient:
         self._base = _base
         self._chosen: Mapping[str, Any] = _options or {}
         self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-        self._client: Client | None = None
-        self._pid = 0
+        self._running: _Running | None = None
+        if _base is None:
+            _clients.add(self)
 
     def __enter__(self) -> Self:
         self._ready()
@@ -122,6 +165,10 @@ class SyncClient:
         inputs = (_unwrapped(arguments) for arguments in over)
         return self._iterate(self._view().map(op, over=inputs, window=window, ordered=ordered))
 
+    def upload(self, source: Path | bytes, media_type: str | None = None) -> SyncBlob:
+        """Upload a file or bytes once, for any number of calls; see ``Client.upload``."""
+        return SyncBlob(self.run(self._view().upload(source, media_type)), self)
+
     def resolve(self, op: str) -> Resolution:
         """Ask who could do an operation; see ``Client.resolve``."""
         return self.run(self._view().resolve(op))
@@ -138,15 +185,9 @@ class SyncClient:
         """Cancel what is under way and log out; the next call logs in again."""
         owner = self._base or self
         with owner._lock:
-            loop, thread, client = owner._loop, owner._thread, owner._client
-            owner._loop = owner._thread = owner._client = None
-        if loop is None or thread is None or owner._pid != os.getpid():
-            return
-        if client is not None:
-            asyncio.run_coroutine_threadsafe(client.close(), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
+            running, owner._running = owner._running, None
+        if running is not None:
+            running.close()
 
     # -- the loop in its thread
 
@@ -154,39 +195,41 @@ class SyncClient:
         """Run a coroutine on the client's loop and wait for it.
 
         Ctrl-C while waiting cancels it there.
+
+        Raises:
+            BusError: the client is closed, or this is its own thread, which cannot wait for itself.
         """
-        owner = self._base or self
-        loop = owner._loop
-        assert loop is not None
-        future: Future[_T] = asyncio.run_coroutine_threadsafe(work, loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
+        running = (self._base or self)._running
+        if running is None or running.thread is threading.current_thread():
+            work.close()
+            raise BusError(
+                "the client is closed: call something first"
+                if running is None
+                else "a callback of the client runs in its own thread and cannot wait for it"
+            )
+        return running.run(work)
 
     def _ready(self) -> Client:
         owner = self._base or self
-        if owner._client is not None and owner._pid == os.getpid():
-            return owner._client
-        with owner._lock:
-            if owner._client is not None and owner._pid == os.getpid():
-                return owner._client
-            # After a fork the parent's loop and thread are not here; its sockets are, unused.
-            loop = asyncio.new_event_loop()
-            thread = threading.Thread(target=loop.run_forever, name="spinal", daemon=True)
-            thread.start()
-            client = Client(owner._home, credentials=owner._credentials)
-            try:
-                asyncio.run_coroutine_threadsafe(client.__aenter__(), loop).result()
-            except BaseException:
-                loop.call_soon_threadsafe(loop.stop)
-                thread.join()
-                loop.close()
-                raise
-            owner._loop, owner._thread, owner._client = loop, thread, client
-            owner._pid = os.getpid()
-            return client
+        running = owner._running
+        if running is None:
+            with owner._lock:
+                running = owner._running
+                if running is None:
+                    running = owner._running = _Running(
+                        Client(owner._home, credentials=owner._credentials)
+                    )
+        return running.client
+
+    def _forked(self) -> None:
+        """Begin anew in a child: the thread of the parent's loop is not here, its sockets are.
+
+        They are kept as they are, because taking them down would say goodbye in the parent's name.
+        """
+        self._lock = threading.Lock()
+        if self._running is not None:
+            _inherited.append(self._running)
+            self._running = None
 
     def _view(self) -> Client:
         client = self._ready()
@@ -225,7 +268,8 @@ class SyncClient:
             while (item := self.run(step())) is not _END:
                 yield self._plain(item)
         finally:
-            self.run(leave())
+            if (self._base or self)._running is not None:
+                self.run(leave())
 
 
 class _End:
@@ -233,6 +277,18 @@ class _End:
 
 
 _END = _End()
+
+#: Clients of this process, and what a child has of its parent's.
+_clients: weakref.WeakSet[SyncClient] = weakref.WeakSet()
+_inherited: list[_Running] = []
+
+
+def _after_fork() -> None:
+    for client in list(_clients):
+        client._forked()  # pyright: ignore[reportPrivateUsage] - of this module
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _unwrapped(arguments: Mapping[str, Argument]) -> dict[str, Argument]:

@@ -383,6 +383,8 @@ class Broker:
         finally:
             if not call.done:
                 self._session.abandon(call)
+                if self.watch is not None:
+                    self.watch(self._seen("final", attempt, "cancelled"))
         if final.agent is not None and final.ran is not None:
             agent.ran(op.op, final.ran / 1000)
         if self.watch is not None:

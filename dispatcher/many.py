@@ -138,7 +138,7 @@ async def ask_any(broker: Broker, registry: Registry, request: Request, demand: 
                 except CallError as exc:
                     error = exc
                 else:
-                    return Relayed(final.value, final.agent or "")
+                    return Relayed(final)
     finally:
         for task in running:
             task.cancel()

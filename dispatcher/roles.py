@@ -34,14 +34,16 @@ class RoleTable:
     """Answers whether an address has a right."""
 
     def __init__(self, roles: Roles) -> None:
-        self._roles = roles
+        self._role = roles if callable(roles) else _by_bare_address(roles)
 
     def role(self, address: str) -> str | None:
         """Give the role of whoever has a full or bare address."""
-        if isinstance(self._roles, Mapping):
-            return self._roles.get(bare(address))
-        return self._roles(address)
+        return self._role(address)
 
     def may(self, address: str, right: Right) -> bool:
         """Tell whether an address has a right; strangers have none."""
         return right in RIGHTS.get(self.role(address) or "", ())
+
+
+def _by_bare_address(table: Mapping[str, str]) -> Callable[[str], str | None]:
+    return lambda address: table.get(bare(address))

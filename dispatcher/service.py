@@ -370,7 +370,7 @@ class Dispatcher:
         errand = self.broker.errand(request, demand)
         errand.request = request
         final = await self.broker.run(errand)
-        return Relayed(final.value, final.agent or "")
+        return Relayed(final)
 
     def _watched(self, watched: bool) -> None:
         self.broker.watch = self._taps.seen if watched else None

@@ -263,6 +263,9 @@ async def platform(
             name: value for name, value in os.environ.items() if not name.startswith("SPINAL_")
         }
         environ["SPINAL_HOME"] = str(folder)
+        # Children find the package where we did, installed or not.
+        found = [str(Path(__file__).absolute().parent.parent), environ.get("PYTHONPATH", "")]
+        environ["PYTHONPATH"] = os.pathsep.join(filter(None, found))
         processes = _Processes()
         stack.push_async_callback(processes.close)
         up = await processes.start(

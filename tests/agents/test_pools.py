@@ -64,7 +64,8 @@ async def test_a_worker_is_started_on_demand_and_used_again(pool: Pool, call: An
     first = await call("/pid")
     second = await call("/pid")
 
-    assert first.value == second.value == pool.pids[0]
+    assert first.value == second.value
+    assert os.getpgid(first.value) == pool.pids[0]
 
 
 async def test_two_calls_at_once_have_two_workers_and_a_third_waits(pool: Pool, call: Any) -> None:
@@ -133,14 +134,16 @@ async def test_a_worker_that_dies_fails_its_call_and_is_replaced(
     assert (await call("/add", {"a": 1})).value == 2
 
 
+@pytest.mark.parametrize("victim", ["guard", "worker"])
 async def test_a_worker_that_is_killed_during_a_call_fails_it(
-    pool: Pool, call: Any, tmp_path: Path, recorder: Callable[[], Recorder]
+    pool: Pool, call: Any, tmp_path: Path, recorder: Callable[[], Recorder], victim: str
 ) -> None:
     channel = recorder()
     note = tmp_path / "pids"
     running = asyncio.create_task(call("/sleep", {"file": str(note)}, channel))
     await channel.heard("sleeping")
-    os.kill(pool.pids[0], signal.SIGKILL)
+    worker = int(note.read_text().split()[0])
+    os.kill(worker if victim == "worker" else pool.pids[0], signal.SIGKILL)
     with pytest.raises(CallError, match=r"died \(signal 9\)"):
         await running
 
@@ -153,7 +156,7 @@ async def test_a_worker_that_died_while_idle_costs_nobody_a_call(pool: Pool, cal
     second = (await call("/pid")).value
 
     assert second != first
-    assert pool.pids == [second]
+    assert pool.pids == [os.getpgid(second)]
 
 
 async def test_a_cancelled_function_cleans_up_and_its_children_go(
@@ -287,14 +290,16 @@ class Channel:
 
 async def main():
     async with Pool(Path(sys.argv[1]), "plain", 1) as pool:
-        await pool.run(Facts("1", "/sleep", "me@x"), {"file": sys.argv[2], "stubborn": True},
-                       Channel(), folder=Path("."))
+        await pool.run(Facts("1", sys.argv[3], "me@x"), {"file": sys.argv[2]}, Channel(), folder=Path("."))
 
 asyncio.run(main())
 """
 
 
-async def test_nothing_outlives_an_agent_that_is_killed(files: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("op", ["/sleep", "/hog"])
+async def test_nothing_outlives_an_agent_that_is_killed(
+    files: Path, tmp_path: Path, op: str
+) -> None:
     note = tmp_path / "pids"
     parent = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -302,6 +307,7 @@ async def test_nothing_outlives_an_agent_that_is_killed(files: Path, tmp_path: P
         PARENT,
         str(files / "plain.py"),
         str(note),
+        op,
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )

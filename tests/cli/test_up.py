@@ -75,6 +75,8 @@ class TestLife:
         agent = Program(place, "agent", "run", str(WORKER), "--json")
         try:
             agent.until(event="ready")
+            while not (place / "dispatcher" / "agents.json").exists():
+                spinal("agents")
             for number, reason in (
                 (signal.SIGKILL, "it was killed by SIGKILL"),
                 (signal.SIGSTOP, "it hung: nothing was heard of it for 5 s"),

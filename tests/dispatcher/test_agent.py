@@ -7,7 +7,6 @@ import pytest
 from spinal.dispatcher.agent import REPORT_AGE, AgentState, KnownAgent, Turn
 from spinal.protocols import Advertisement
 
-
 OP = "/x"
 
 

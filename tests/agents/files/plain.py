@@ -76,6 +76,15 @@ def sleep(job: Job, file: str, stubborn: bool = False) -> None:
         Path(file).with_suffix(".ended").write_text(str(job.cancelled))
 
 
+@agent.op("/hog")
+def hog(job: Job, file: str) -> None:
+    """Keep the interpreter's lock for ever, so that no other thread of ours can run."""
+    child = subprocess.Popen(["sleep", "1000"])
+    Path(file).write_text(f"{os.getpid()} {child.pid}")
+    job.log("sleeping")
+    ctypes.PyDLL(None).sleep(1000)
+
+
 @agent.op("/size")
 def size(photo: Blob) -> dict[str, object]:
     return {"size": len(photo.data), "suffix": photo.path.suffix, "sha256": photo.sha256}

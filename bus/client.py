@@ -16,6 +16,7 @@ from spinal.protocols import (
     Json,
     LocalProtocolError,
     Problem,
+    RemoteProtocolError,
     Want,
     duration,
     is_reference,
@@ -500,7 +501,10 @@ class _Link:
     def incoming(self, value: Json) -> Any:
         """Make blobs of references."""
         if is_reference(value):
-            ref = parse_reference(value)
+            try:
+                ref = parse_reference(value)
+            except RemoteProtocolError as exc:
+                raise CallError.of(Problem("blob", f"the answer holds a bad blob: {exc}")) from exc
             return Blob(None, ref.media_type, ref=ref, store=self.blobs or _NoStore())
         if isinstance(value, dict):
             members: dict[str, Any] = value
@@ -513,7 +517,7 @@ class _Link:
 
 class _NoStore(Blobs):
     def __init__(self) -> None:
-        self._uploads = frozenset()
+        self._uploads = frozenset[str]()
 
 
 def _copied(value: Any) -> Any:

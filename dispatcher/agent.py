@@ -26,12 +26,9 @@ PREFETCH = 0.05
 #: Most calls that may wait at an agent, however short they are.
 MAX_PREFETCH = 64
 
-#: Time in which the memory of a call that was sent fades, in seconds.
-FADE = 1.0
-
-#: What a call that was just sent adds to the load of an agent with one slot, until it has faded.
-#: Big enough that noise in reported loads cannot draw a burst of short calls to one agent.
-PRESSURE = 0.25
+#: Loads are told apart in steps of this size.  Within a step agents take turns, so that noise in
+#: reports of up to five seconds ago cannot draw every short call to one agent.
+LOAD_STEP = 0.25
 
 #: Weight of the newest run in the moving average of an operation's run time.
 NEWEST = 0.2
@@ -67,8 +64,6 @@ class KnownAgent:
         "_flying",
         "_full",
         "_others",
-        "_recent",
-        "_recent_at",
         "_runs",
         "address",
         "advertisement",
@@ -91,7 +86,7 @@ class KnownAgent:
         self.gone_at: float | None = None
         #: Whether it takes calls beyond its slots; until it refuses one, we suppose so.
         self.prefetches = True
-        #: Turn of the last call that was sent to it.
+        #: Turn of the last call that was sent to it, or of its coming.
         self.used = Turn(0)
         #: Attempts in flight: when they were sent, and of which operation they are.
         self._flying: dict[AttemptKey, tuple[float, str]] = {}
@@ -99,8 +94,6 @@ class KnownAgent:
         self._full: set[str] = set()
         self._ended: dict[AttemptKey, float] = {}
         self._others = 0
-        self._recent = 0.0
-        self._recent_at = now
         self._runs: dict[str, float] = {}
         self.report(advertisement, now)
 
@@ -169,8 +162,6 @@ class KnownAgent:
     def started(self, key: AttemptKey, op: str, turn: Turn, now: float) -> None:
         """Count an attempt that is being sent to it."""
         self._flying[key] = (now, op)
-        self._recent = self._faded(now) + 1.0
-        self._recent_at = now
         self.used = turn
 
     def ended(self, key: AttemptKey, now: float) -> None:
@@ -216,9 +207,10 @@ class KnownAgent:
 
     # -- how much more it can take
 
-    def pressure(self, now: float) -> float:
-        """Load as reported, and what we sent in the last second on top of it."""
-        return self.advertisement.load + PRESSURE * self._faded(now) / (self.slots or 1)
+    @property
+    def load_step(self) -> int:
+        """The load that it reported, in steps of :data:`LOAD_STEP`."""
+        return int(min(self.advertisement.load, 1e9) / LOAD_STEP)
 
     def ran(self, op: str, seconds: float) -> None:
         """Learn how long one call of an operation ran here."""
@@ -235,9 +227,6 @@ class KnownAgent:
         return MAX_PREFETCH if work >= MAX_PREFETCH * mean else int(work / mean)
 
     # -- helpers
-
-    def _faded(self, now: float) -> float:
-        return self._recent * math.exp((self._recent_at - now) / FADE) if self._recent else 0.0
 
     def _forget(self, now: float) -> None:
         """Drop what ended so long ago that no report can still count it."""

@@ -36,7 +36,7 @@ from .policies import Context
 from .queue import Entry, Queue
 from .refusal import no_agent, none_free
 from .registry import Registry
-from .resolver import Demand, choose, rejection, resolve
+from .resolver import Choice, Demand, Resolution, choose, rejection, resolve
 from .retry import History, Lesson, Loss, answered, forgotten_for, lost, patience
 
 log = structlog.get_logger()
@@ -269,12 +269,19 @@ class Broker:
         end = errand.deadline - min(MAX_MARGIN, MARGIN * (errand.deadline - began))
         while True:
             demand = errand.demand
-            choice = choose(
-                self.offering(demand), demand, self.context(errand.caller), frozenset(errand.lost)
-            )
-            if choice.agent is not None and not self._queue.has(demand):
+            if self._queue.has(demand):
+                # Those who wait already would have been started if anybody were free.
+                choice = Choice(None, later=True)
+            else:
+                choice = choose(
+                    self._groups(demand),
+                    demand,
+                    self.context(errand.caller),
+                    frozenset(errand.lost),
+                )
+            if choice.agent is not None:
                 return self._reserve(errand, choice.agent)
-            if choice.agent is None and not choice.later and not self._expecting():
+            if not choice.later and not self._expecting():
                 raise CallError.of(self._nobody(errand))
             if choice.only:
                 demand = replace(demand, only=choice.only)
@@ -292,8 +299,6 @@ class Broker:
                 self._queue.add(entry, loop.time())
             except QueueFull as exc:
                 raise CallError.of(exc.problem) from exc
-            if choice.agent is not None:
-                self.pump(choice.agent)
             try:
                 async with asyncio.timeout_at(end):
                     attempt = await waiter.placed
@@ -311,15 +316,13 @@ class Broker:
                 return attempt
 
     def _nobody(self, errand: Errand) -> Problem:
-        demand = errand.demand
-        resolution = resolve(self.offering(demand), demand, self.context(errand.caller))
-        problem = no_agent(demand.op, resolution, self._registry.operations())
+        op = errand.demand.op
+        problem = no_agent(op, self._explain(errand), self._registry.operations())
         return self._after_loss(errand, problem)
 
     def _too_late(self, errand: Errand, seconds: float) -> Problem:
-        demand = errand.demand
-        resolution = resolve(self.offering(demand), demand, self.context(errand.caller))
-        return self._after_loss(errand, none_free(demand.op, seconds, resolution))
+        problem = none_free(errand.demand.op, seconds, self._explain(errand))
+        return self._after_loss(errand, problem)
 
     @staticmethod
     def _after_loss(errand: Errand, problem: Problem) -> Problem:
@@ -420,12 +423,16 @@ class Broker:
     def _now(self) -> float:
         return self._registry.time(asyncio.get_running_loop().time())
 
-    def offering(self, demand: Demand) -> Collection[KnownAgent]:
+    def _groups(self, demand: Demand) -> list[Collection[KnownAgent]]:
         """Give the agents that come into question."""
         if demand.only:
             agent = self._registry.get(demand.only)
-            return (agent,) if agent is not None else ()
-        return self._registry.offering(demand.op)
+            return [(agent,)] if agent is not None else []
+        return self._registry.groups(demand.op)
+
+    def _explain(self, errand: Errand) -> Resolution:
+        agents = [agent for group in self._groups(errand.demand) for agent in group]
+        return resolve(agents, errand.demand, self.context(errand.caller))
 
     def pump(self, agent: KnownAgent) -> None:
         """Start what waits and can run on an agent now."""
@@ -439,7 +446,7 @@ class Broker:
             if rejection(agent, demand, context) is not None:
                 return False
             if demand.policy == "sticky" and not demand.only:
-                found = choose(self._registry.offering(demand.op), demand, context)
+                found = choose(self._registry.groups(demand.op), demand, context)
                 return found.agent is agent
             return True
 
@@ -500,7 +507,7 @@ class Broker:
         context = self.context()
         for op in ops:
             for demand in self._queue.demands(op):
-                choice = choose(self.offering(demand), demand, context)
+                choice = choose(self._groups(demand), demand, context)
                 if choice.agent is None and not choice.later:
                     self._wake(self._queue.waiting_for(demand))
 

@@ -43,7 +43,7 @@ def busy_fraction(agent: KnownAgent) -> float:
 
 
 def _least_loaded(agent: KnownAgent, op: str, sticky: str, context: Context) -> Any:
-    return (busy_fraction(agent), agent.pressure(context.now), agent.used, agent.address)
+    return (busy_fraction(agent), agent.load_step, agent.used, agent.address)
 
 
 def _cheapest(agent: KnownAgent, op: str, sticky: str, context: Context) -> Any:

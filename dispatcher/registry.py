@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -39,17 +40,19 @@ class News:
 class Registry:
     """Every agent in its present life.
 
-    Equal workers share one description.  The index by operation holds only agents whose
-    description is known; who is eligible among them is for the resolver to say.
+    Equal workers share one description, and the index by operation holds descriptions, so a
+    thousand equal workers cost it one entry.  Who is eligible is for the resolver to say.
     """
 
     def __init__(self, most: int = MAX_AGENTS) -> None:
         self._most = most
         self._agents: dict[str, KnownAgent] = {}
-        self._by_op: dict[str, dict[str, KnownAgent]] = {}
         self._descriptions: dict[str, Capabilities] = {}
-        #: Hash of a description -> who advertises it; also for those that are still unknown.
-        self._users: dict[str, dict[str, KnownAgent]] = {}
+        #: Hash of a description -> who advertises it, least recently used first; also for those
+        #: that are still unknown.
+        self._users: dict[str, OrderedDict[str, KnownAgent]] = {}
+        #: Operation -> hashes of the descriptions that have it.
+        self._by_op: dict[str, dict[str, None]] = {}
         self._turns = 0
         self._stopped_at: float | None = None
 
@@ -108,13 +111,13 @@ class Registry:
         users = self._users.get(capabilities.hash)
         if not users:
             return ()
-        agents = tuple(users.values())
-        for agent in agents:
-            self._unlink(agent)
-        self._descriptions[capabilities.hash] = capabilities
-        for agent in agents:
-            self._link(agent)
-        return agents
+        if capabilities.hash not in self._descriptions:
+            self._descriptions[capabilities.hash] = capabilities
+            for op in capabilities.operations:
+                self._by_op.setdefault(op, {})[capabilities.hash] = None
+        for agent in users.values():
+            agent.capabilities = capabilities
+        return tuple(users.values())
 
     def unavailable(self, address: str, now: float) -> KnownAgent | None:
         """Take unavailable presence; gives the agent if it was there until now."""
@@ -152,14 +155,23 @@ class Registry:
 
     # -- what is asked of it
 
-    def offering(self, op: str) -> Sequence[KnownAgent]:
-        """Give the agents that offer an operation, in the order in which they came."""
-        found = self._by_op.get(op)
-        return tuple(found.values()) if found else ()
+    def groups(self, op: str) -> list[Collection[KnownAgent]]:
+        """Give the agents that offer an operation, in groups of equals.
+
+        Within a group the least recently used come first; the resolver relies on it.
+        """
+        return [self._users[hash].values() for hash in self._by_op.get(op, ())]
+
+    def offering(self, op: str) -> list[KnownAgent]:
+        """Give the agents that offer an operation."""
+        return [agent for group in self.groups(op) for agent in group]
 
     def operations(self) -> Mapping[str, int]:
         """Give every operation that somebody offers, and by how many."""
-        return {op: len(agents) for op, agents in sorted(self._by_op.items())}
+        return {
+            op: sum(len(self._users[hash]) for hash in hashes)
+            for op, hashes in sorted(self._by_op.items())
+        }
 
     def undescribed(self) -> Mapping[str, Sequence[str]]:
         """Give the hashes whose description is unknown, and who could be asked for it."""
@@ -175,29 +187,34 @@ class Registry:
 
     def start(self, agent: KnownAgent, key: AttemptKey, op: str, now: float) -> None:
         """Count an attempt that is being sent."""
-        self._turns += 1
-        agent.started(key, op, Turn(self._turns), now)
+        agent.started(key, op, self._turn(), now)
+        users = self._users[agent.advertisement.hash]
+        if users.get(agent.address) is agent:
+            users.move_to_end(agent.address)
 
     # -- the index
 
+    def _turn(self) -> Turn:
+        self._turns += 1
+        return Turn(self._turns)
+
     def _link(self, agent: KnownAgent) -> None:
         hash = agent.advertisement.hash
-        self._users.setdefault(hash, {})[agent.address] = agent
+        self._users.setdefault(hash, OrderedDict())[agent.address] = agent
+        agent.used = self._turn()
         agent.capabilities = self._descriptions.get(hash)
-        for op in agent.operations:
-            self._by_op.setdefault(op, {})[agent.address] = agent
 
     def _unlink(self, agent: KnownAgent) -> None:
-        hash = agent.advertisement.hash
-        for op in agent.operations:
-            offering = self._by_op[op]
-            del offering[agent.address]
-            if not offering:
-                del self._by_op[op]
-        del self._users[hash][agent.address]
+        del self._users[agent.advertisement.hash][agent.address]
 
     def _release(self, hash: str) -> None:
         """Drop a description that nobody has any more; after linking, because they may be one."""
-        if not self._users.get(hash, True):
-            del self._users[hash]
-            self._descriptions.pop(hash, None)
+        if self._users.get(hash, True):
+            return
+        del self._users[hash]
+        description = self._descriptions.pop(hash, None)
+        for op in description.operations if description else ():
+            hashes = self._by_op[op]
+            del hashes[hash]
+            if not hashes:
+                del self._by_op[op]

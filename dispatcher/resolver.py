@@ -97,10 +97,14 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class _Rule:
+class Rule:
+    """One thing that an agent must be."""
+
     name: str
+    #: Whether time alone may change it.
     later: bool
     fails: Callable[[KnownAgent, Demand, Context], bool]
+    #: Says it of an agent that fails.
     text: Callable[[KnownAgent, Demand, Context], str]
 
 
@@ -135,34 +139,34 @@ def has_room(agent: KnownAgent, op: str) -> bool:
 
 
 #: In this order: what never changes by waiting comes first, so that ``later`` means what it says.
-RULES: tuple[_Rule, ...] = (
-    _Rule(
+RULES: tuple[Rule, ...] = (
+    Rule(
         "description",
         True,
         lambda agent, demand, context: agent.capabilities is None,
         lambda agent, demand, context: "its description has not come yet",
     ),
-    _Rule(
+    Rule(
         "operation",
         False,
         lambda agent, demand, context: demand.op not in agent.operations,
         lambda agent, demand, context: f"does not offer {demand.op}",
     ),
-    _Rule(
+    Rule(
         "target",
         False,
         lambda agent, demand, context: demand.only not in ("", agent.address),
         lambda agent, demand, context: f"the call is for {demand.only}",
     ),
-    _Rule(
+    Rule(
         "unable",
         False,
         lambda agent, demand, context: agent.address in demand.exclude,
         lambda agent, demand, context: "it said that it cannot do this call",
     ),
-    _Rule("place", False, _elsewhere, _where),
-    _Rule("tags", False, _untagged, _missing_tags),
-    _Rule(
+    Rule("place", False, _elsewhere, _where),
+    Rule("tags", False, _untagged, _missing_tags),
+    Rule(
         "gone",
         True,
         lambda agent, demand, context: agent.gone_at is not None,
@@ -170,7 +174,7 @@ RULES: tuple[_Rule, ...] = (
             f"gone: offline for {context.now - (agent.gone_at or 0.0):.0f} s"
         ),
     ),
-    _Rule(
+    Rule(
         "suspect",
         True,
         lambda agent, demand, context: agent.state(context.now) is AgentState.SUSPECT,
@@ -178,19 +182,19 @@ RULES: tuple[_Rule, ...] = (
             f"suspect: no report for {context.now - agent.last_seen:.0f} s"
         ),
     ),
-    _Rule(
+    Rule(
         "state",
         True,
         lambda agent, demand, context: agent.advertisement.state != "available",
         lambda agent, demand, context: agent.advertisement.state,
     ),
-    _Rule(
+    Rule(
         "busy",
         True,
         lambda agent, demand, context: not has_room(agent, demand.op),
         lambda agent, demand, context: f"busy {agent.busy}/{agent.slots}",
     ),
-    _Rule(
+    Rule(
         "full",
         True,
         lambda agent, demand, context: agent.full(demand.op),
@@ -202,7 +206,7 @@ RULES: tuple[_Rule, ...] = (
 BUSY = frozenset({"busy", "full"})
 
 
-def rejection(agent: KnownAgent, demand: Demand, context: Context) -> _Rule | None:
+def rejection(agent: KnownAgent, demand: Demand, context: Context) -> Rule | None:
     """Give the first rule that an agent fails, or nothing if it can start the call now."""
     for rule in RULES:
         if rule.fails(agent, demand, context):
@@ -226,33 +230,70 @@ def order(agent: KnownAgent, demand: Demand, context: Context, avoid: frozenset[
     )
 
 
+#: Policies of which the best possible agent is known when it is seen: idle, and unused for longest.
+_LEAST_LOADED = frozenset({"least-loaded", "any-first"})
+
+
 def choose(
-    agents: Iterable[KnownAgent],
+    groups: Iterable[Iterable[KnownAgent]],
     demand: Demand,
     context: Context,
     avoid: frozenset[str] = frozenset(),
 ) -> Choice:
-    """Give the agent that :func:`resolve` ranks first."""
+    """Give the agent that :func:`resolve` ranks first.
+
+    The agents come in groups (``Registry.groups``); in each the least recently used are first, so
+    with the usual policy an idle one ends the search of its group.
+    """
+    if demand.policy in _LEAST_LOADED:
+        return _least_loaded(groups, demand, context, avoid)
     able: list[KnownAgent] = []
     busy: list[KnownAgent] = []
     later = False
-    for agent in agents:
-        rule = rejection(agent, demand, context)
-        if rule is None:
-            able.append(agent)
-        elif rule.later:
-            later = True
-            if rule.name in BUSY:
-                busy.append(agent)
+    for group in groups:
+        for agent in group:
+            rule = rejection(agent, demand, context)
+            if rule is None:
+                able.append(agent)
+            elif rule.later:
+                later = True
+                if rule.name in BUSY:
+                    busy.append(agent)
     if demand.policy == "sticky" and (able or busy):
         held = _holder(able, busy, demand, context, avoid)
         if held is not None:
             return Choice(None, True, held.address)
     if not able:
         return Choice(None, later)
-    if len(able) == 1 and demand.policy != "random":
-        return Choice(able[0])
     return Choice(min(able, key=lambda agent: order(agent, demand, context, avoid)))
+
+
+def _least_loaded(
+    groups: Iterable[Iterable[KnownAgent]],
+    demand: Demand,
+    context: Context,
+    avoid: frozenset[str],
+) -> Choice:
+    best: KnownAgent | None = None
+    best_key: Any = None
+    later = False
+    for group in groups:
+        for agent in group:
+            rule = rejection(agent, demand, context)
+            if rule is not None:
+                later = later or rule.later
+                continue
+            key = order(agent, demand, context, avoid)
+            if best is None or key < best_key:
+                best, best_key = agent, key
+            if (
+                not agent.busy
+                and not agent.load_step
+                and agent.address not in avoid
+                and agent.address != context.caller
+            ):
+                break
+    return Choice(best, best is None and later)
 
 
 def _holder(

@@ -122,8 +122,8 @@ def test_a_caller_that_is_an_agent_gets_itself_only_if_nobody_else_can() -> None
 
     context = at(caller="a@x/1")
 
-    assert choose([me, other], Demand(OP), context).agent is other
-    assert choose([me], Demand(OP), context).agent is me
+    assert choose([[me, other]], Demand(OP), context).agent is other
+    assert choose([[me]], Demand(OP), context).agent is me
     (candidate,) = resolve([me], Demand(OP), context).candidates
     assert "is the caller itself: only if nobody else can" in candidate.reasons
 
@@ -131,8 +131,8 @@ def test_a_caller_that_is_an_agent_gets_itself_only_if_nobody_else_can() -> None
 def test_an_agent_on_which_the_call_was_lost_is_the_last_resort() -> None:
     bad, other = known("a@x/1"), known("b@x/1", load=0.9)
 
-    assert choose([bad, other], Demand(OP), at(), frozenset({"a@x/1"})).agent is other
-    assert choose([bad], Demand(OP), at(), frozenset({"a@x/1"})).agent is bad
+    assert choose([[bad, other]], Demand(OP), at(), frozenset({"a@x/1"})).agent is other
+    assert choose([[bad]], Demand(OP), at(), frozenset({"a@x/1"})).agent is bad
 
 
 def test_a_free_slot_comes_before_waiting_at_an_agent_whatever_the_policy() -> None:
@@ -140,32 +140,32 @@ def test_a_free_slot_comes_before_waiting_at_an_agent_whatever_the_policy() -> N
     cheap.ran(OP, 0.001)
     demand = Demand(OP, policy="cheapest")
 
-    assert choose([cheap, dear], demand, at()).agent is dear
+    assert choose([[cheap, dear]], demand, at()).agent is dear
     assert [c.agent for c in resolve([cheap, dear], demand, at()).candidates] == [dear, cheap]
 
 
 def test_a_sticky_call_waits_for_its_agent_while_that_is_busy_and_only_then() -> None:
     agents = [known(f"a@x/{n}") for n in range(5)]
     demand = Demand(OP, policy="sticky", sticky="user-17")
-    mine = choose(agents, demand, at()).agent
+    mine = choose([agents], demand, at()).agent
     assert mine is not None
     for n in range(mine.slots):
         mine.started((f"c{n}", 1), OP, Turn(n), 0.0)
 
-    choice = choose(agents, demand, at())
+    choice = choose([agents], demand, at())
     resolution = resolve(agents, demand, at())
 
     assert (choice.agent, choice.only) == (None, mine.address)
     assert resolution.candidates == ()
     assert resolution.later
     mine.gone_at = 1.0
-    assert choose(agents, demand, at()).agent not in (None, mine)
+    assert choose([agents], demand, at()).agent not in (None, mine)
 
 
 def test_loads_are_numbers() -> None:
     agents = [known("a@x/1", load=10.1), known("b@x/1", load=9.2)]
 
-    assert choose(agents, Demand(OP), at()).agent is agents[1]
+    assert choose([agents], Demand(OP), at()).agent is agents[1]
 
 
 def test_round_robin_goes_on_after_the_last_one_even_if_that_has_left() -> None:
@@ -173,7 +173,7 @@ def test_round_robin_goes_on_after_the_last_one_even_if_that_has_left() -> None:
     demand = Demand(OP, policy="round-robin")
 
     def after(last: str) -> str:
-        agent = choose(agents, demand, at(last={OP: last})).agent
+        agent = choose([agents], demand, at(last={OP: last})).agent
         assert agent is not None
         return agent.address
 
@@ -206,7 +206,7 @@ def test_a_burst_of_a_hundred_calls_spreads_over_five_equal_agents(
     flying: list[tuple[KnownAgent, tuple[str, int]]] = []
     for n in range(100):
         now = 0.5 + n * 0.001
-        agent = choose(registry.offering(OP), Demand(OP), at(now)).agent
+        agent = choose(registry.groups(OP), Demand(OP), at(now)).agent
         assert agent is not None
         sent[agent.address] += 1
         registry.start(agent, (f"c{n}", 1), OP, now)
@@ -284,7 +284,7 @@ def test_choosing_gives_what_resolving_ranks_first_and_never_an_ineligible_agent
     avoid = frozenset({ADDRESSES[2]})
 
     resolution = resolve(found, demand, at(now, caller), avoid)
-    choice = choose(found, demand, at(now, caller), avoid)
+    choice = choose([found], demand, at(now, caller), avoid)
 
     ranked = [candidate.agent for candidate in resolution.candidates]
     rejected = [item.agent for item in resolution.rejected]

@@ -195,7 +195,7 @@ def blobs_in(value: Any) -> list[tuple[Steps, Blob]]:
         if isinstance(item, Blob):
             found.append((steps, item))
         elif isinstance(item, dict):
-            members: dict[str, Any] = item
+            members: dict[str, Any] = item  # pyright: ignore[reportUnknownVariableType] - of Any
             stack.extend(((*steps, key), inner) for key, inner in members.items())
         elif isinstance(item, (list, tuple)):
             items: list[Any] = list(item)  # pyright: ignore[reportUnknownArgumentType] - of Any

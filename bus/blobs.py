@@ -88,11 +88,10 @@ class Blobs:
         put, get, headers = await self._slot(name, size, media_type)
         import aiohttp
 
-        body = source if isinstance(source, bytes) else _chunks(source)
         headers = {**headers, "Content-Length": str(size), "Content-Type": media_type}
         try:
             async with self._session().put(
-                put, data=body, headers=headers, allow_redirects=False
+                put, data=_chunks(source), headers=headers, allow_redirects=False
             ) as response:
                 if response.status not in (200, 201, 204):
                     raise BlobError(
@@ -247,8 +246,12 @@ def _measure(source: bytes | Path) -> tuple[int, str]:
         return file.tell(), digest.hexdigest()
 
 
-async def _chunks(path: Path) -> AsyncIterator[bytes]:
-    with path.open("rb") as file:
+async def _chunks(source: bytes | Path) -> AsyncIterator[bytes]:
+    if isinstance(source, bytes):
+        for start in range(0, len(source), CHUNK):
+            yield source[start : start + CHUNK]
+        return
+    with source.open("rb") as file:
         while chunk := await asyncio.to_thread(file.read, CHUNK):
             yield chunk
 

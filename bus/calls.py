@@ -44,6 +44,8 @@ log = structlog.get_logger()
 
 #: Seconds that a peer may be gone before a call to it counts as lost, if nobody says otherwise.
 PATIENCE = 10.0
+#: Seconds after the deadline of a call that we gave up in which its final may still come.
+OWED = 60.0
 #: Seconds between two tries at a peer that may have our op and at whose address nobody is.
 RETRY = 1.0
 
@@ -194,6 +196,10 @@ class Calls:
     def _settle(self, call: Call, problem: Problem) -> None:
         """End a call from our side."""
         self._drop(call)
+        if call.sends and not call.exchange.state.over:
+            # Its final may still come: to be acknowledged, so that it need not be kept.
+            peer = self._link.peer(call.to)
+            peer.owes = max(peer.owes, call.deadline + OWED)
         call.finish(problem)
 
     def _drop(self, call: Call) -> None:

@@ -507,7 +507,7 @@ class _Link:
                 raise CallError.of(Problem("blob", f"the answer holds a bad blob: {exc}")) from exc
             return Blob(None, ref.media_type, ref=ref, store=self.blobs or _NoStore())
         if isinstance(value, dict):
-            members: dict[str, Any] = value
+            members: dict[str, Any] = value  # pyright: ignore[reportUnknownVariableType] - of Any
             return {key: self.incoming(inner) for key, inner in members.items()}
         if isinstance(value, list):
             items: list[Any] = value  # pyright: ignore[reportUnknownVariableType] - of Any

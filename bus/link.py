@@ -280,6 +280,8 @@ class Link:
             peer.present = False
         self.send_presence()
         for peer in list(self.peers.values()):
+            if peer.owes > self.now:
+                self.introduce(peer)
             if peer.outbox:
                 self.flush(peer)
 

@@ -48,6 +48,8 @@ class Peer:
     #: What leaves in the next stanza.
     outbox: list[Item] = field(default_factory=lambda: list["Item"]())
     flushing: bool = False
+    #: Time until which it may keep finals of calls that we have given up.
+    owes: float = 0.0
     #: Acknowledgements that wait for a stanza to ride on, and when they go alone.
     acks: list[Ack] = field(default_factory=list[Ack])
     ack_timer: asyncio.TimerHandle | None = None

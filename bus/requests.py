@@ -88,7 +88,8 @@ class Request:
     task: asyncio.Task[None] | None = None
     #: Why it is being stopped, once it is.
     stopping: Problem | None = None
-    began: float = 0.0
+    #: ``loop.time()`` at which its handler was called.
+    began: float | None = None
     #: The end, kept until it is acknowledged, and written.
     final: Final | None = None
     written: bytes = b""
@@ -167,7 +168,9 @@ class Request:
         """Cancel its handler; the first reason is the one that the caller gets."""
         if self.stopping is None and self.task is not None:
             self.stopping = why
-            self.task.cancel()
+            if self.began is not None:
+                # A task that is cancelled before its first step never takes one.
+                self.task.cancel()
 
 
 @dataclass(slots=True)
@@ -259,6 +262,8 @@ class Requests:
         """Stop every handler and wait for it."""
         await self._tasks.close()
         self.void()
+        self._requests.clear()
+        self._kept = self._kept_bytes = 0
 
     # -- what comes
 
@@ -358,12 +363,14 @@ class Requests:
 
     async def _run(self, key: _Key, request: Request) -> None:
         assert self._handler is not None
-        request.began = self._link.now
+        request.began = began = self._link.now
         value: Json = None
         problem: Problem | None = None
         agent: str | None = None
         limit = asyncio.timeout_at(request.deadline)
         try:
+            if request.stopping is not None:
+                raise CallError.of(request.stopping)
             async with limit:
                 value = await self._handler(request)
                 if request.untaken:
@@ -388,7 +395,7 @@ class Requests:
             else:
                 log.exception("handler_failed", op=request.op.op, id=request.op.id)
                 problem = Problem("failed", _words(exc))
-        ran = int((self._link.now - request.began) * 1000)
+        ran = int((self._link.now - began) * 1000)
         if isinstance(value, Relayed):
             done = value.final
             value, agent, ran = done.value, done.agent, ran if done.ran is None else done.ran

@@ -239,7 +239,7 @@ class SyncClient:
         if isinstance(value, Blob):
             return SyncBlob(value, self)
         if isinstance(value, dict):
-            members: dict[str, Any] = value
+            members: dict[str, Any] = value  # pyright: ignore[reportUnknownVariableType] - of Any
             return {key: self._plain(inner) for key, inner in members.items()}
         if isinstance(value, list):
             items: list[Any] = value  # pyright: ignore[reportUnknownVariableType] - of Any

@@ -37,7 +37,7 @@ from .queue import Entry, Queue
 from .refusal import no_agent, none_free
 from .registry import Registry
 from .resolver import Choice, Demand, Resolution, choose, rejection, resolve
-from .retry import History, Lesson, Loss, answered, forgotten_for, lost, patience
+from .retry import History, Lesson, Loss, answered, ended, forgotten_for, lost, patience
 
 log = structlog.get_logger()
 
@@ -231,15 +231,15 @@ class Broker:
                 how=attempt.loss.value,
                 moves=verdict.problem is None,
             )
-        elif final.agent is not None:
-            # It was begun and ended there, so its problem is its result.
-            raise CallError.of(problem, final.agent)
         else:
-            self.counts.returned_attempts += 1
-            verdict = answered(problem)
+            if final.agent is not None:
+                verdict = ended(problem, attempt.may_rerun)
+            else:
+                verdict = answered(problem)
+            self.counts.returned_attempts += verdict.problem is None
             self._learn(attempt, verdict.lesson)
         if verdict.problem is not None:
-            raise CallError.of(verdict.problem, agent.address)
+            raise CallError.of(verdict.problem, final.agent or agent.address)
 
     def _learn(self, attempt: Attempt, lesson: Lesson) -> None:
         """Take to heart what a refusal says about the agent, before its next report says so."""
@@ -383,11 +383,13 @@ class Broker:
             if errand.request is not None and op.window:
                 await self._pass_on(call, errand, errand.request)
             final = await call.wait()
+        except asyncio.CancelledError:
+            if self.watch is not None:
+                self.watch(self._seen("final", attempt, "cancelled"))
+            raise
         finally:
             if not call.done:
                 self._session.abandon(call)
-                if self.watch is not None:
-                    self.watch(self._seen("final", attempt, "cancelled"))
         if final.agent is not None and final.ran is not None:
             agent.ran(op.op, final.ran / 1000)
         if self.watch is not None:

@@ -69,7 +69,8 @@ async def ask_all(broker: Broker, registry: Registry, request: Request, demand: 
         rows[target] = row = await _row(
             broker, broker.errand(request, _only(demand, target), end), target, end
         )
-        request.progress(len(rows), len(targets))
+        if request.op.window:
+            request.progress(len(rows), len(targets))
         if request.op.window > 1:
             async with saying:
                 await request.data(row)

@@ -79,13 +79,23 @@ class Verdict:
 
 
 def answered(problem: Problem) -> Verdict:
-    """Decide after an agent refused, or the stanza bounced: not counted, the deadline bounds it.
-
-    A problem that the operation itself ended with is its result, and ends the call.
-    """
+    """Decide after an agent refused, or the stanza bounced: not counted, the deadline bounds it."""
     meaning = problem.meaning
     if meaning.ran is Ran.NO and meaning.again is Again.ELSEWHERE:
         return Verdict(None, LESSONS.get(problem.reason, Lesson.UNABLE))
+    return Verdict(problem)
+
+
+def ended(problem: Problem, may_rerun: bool) -> Verdict:
+    """Decide after an operation ended with a problem: that is its result.
+
+    Only of a refusal that came late, because the op had been accepted for the agent when it was
+    refused, may a call that can run twice make a second try.  Others may not: the problem may be
+    that of a call which the operation made itself, after it had done something.
+    """
+    verdict = answered(problem)
+    if may_rerun and verdict.lesson in (Lesson.FULL, Lesson.DRAINING):
+        return verdict
     return Verdict(problem)
 
 

@@ -72,6 +72,13 @@ DESCRIBE_TIMEOUT = 10.0
 MAX_STRANGERS = 1000
 
 
+_ARRIVALS = {
+    Arrival.JOINED: "agent_joined",
+    Arrival.RETURNED: "agent_returned",
+    Arrival.RESTARTED: "agent_restarted",
+}
+
+
 class Dispatcher:
     """Resolves and brokers on one connection.  Use as an async context manager.
 
@@ -128,13 +135,11 @@ class Dispatcher:
         self._undescribed: dict[str, float] = {}
         self._suspects: set[str] = set()
         self._strangers: set[str] = set()
-        self._open = False
 
     # -- life
 
     async def __aenter__(self) -> Self:
         self._missing = set(self._remembered.load())
-        self._open = True
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._tasks.close)
             stack.callback(self._taps.close)
@@ -159,7 +164,6 @@ class Dispatcher:
         await self._stack.aclose()
 
     def _leave(self) -> None:
-        self._open = False
         self.broker.close()
         self._remember()
 
@@ -249,7 +253,7 @@ class Dispatcher:
         for key in news.lost:
             self.broker.lose(key, Loss.RESTARTED)
         log.info(
-            "agent_joined" if news.arrival is Arrival.JOINED else f"agent_{news.arrival.value}",
+            _ARRIVALS[news.arrival],
             agent=agent.address,
             epoch=agent.epoch,
             slots=agent.slots,

@@ -111,14 +111,14 @@ class _ClientStream(_Stream, ClientXMPP):
         self, owner: _SlixmppConnection, address: str, password: str, context: ssl.SSLContext
     ) -> None:
         self._owner = owner
-        ClientXMPP.__init__(self, address, password, ssl_context=context)
+        base: Any = ClientXMPP
+        base.__init__(self, address, password, ssl_context=context)
         self.plugin["feature_mechanisms"].use_mechs = set(MECHANISMS)
         self.enable_direct_tls = False
         self.enable_plaintext = False
         self.auto_authorize = None
         self.auto_subscribe = False
-        self.register_plugin("xep_0030")
-        self.register_plugin("xep_0199")
+        _answer_others(self)
 
     def get_ssl_context(self) -> ssl.SSLContext:
         return self.ssl_context
@@ -127,9 +127,15 @@ class _ClientStream(_Stream, ClientXMPP):
 class _ComponentStream(_Stream, ComponentXMPP):
     def __init__(self, owner: _SlixmppConnection, domain: str, secret: str) -> None:
         self._owner = owner
-        ComponentXMPP.__init__(self, domain, secret)  # type: ignore[no-untyped-call]
-        self.register_plugin("xep_0030")
-        self.register_plugin("xep_0199")
+        base: Any = ComponentXMPP
+        base.__init__(self, domain, secret)
+        _answer_others(self)
+
+
+def _answer_others(stream: Any) -> None:
+    """Have slixmpp answer what ordinary tools ask: service discovery and pings."""
+    stream.register_plugin("xep_0030")
+    stream.register_plugin("xep_0199")
 
 
 class _SlixmppConnection(Connection):
@@ -214,6 +220,16 @@ class _SlixmppConnection(Connection):
                 )
             )
 
+        def on_refused(_: object) -> None:
+            refuse(LoginRefused(f"{self._who()} was refused: unknown account or wrong password"))
+
+        def on_nobody(error: object) -> None:
+            refuse(
+                BusError(
+                    f"nobody answers at {self._host}:{self._port} ({error}): is `spinal up` running?"
+                )
+            )
+
         def on_start(_: object) -> None:
             if not ready.done():
                 ready.set_result(None)
@@ -241,22 +257,9 @@ class _SlixmppConnection(Connection):
             ("session_start", on_start),
             ("stream_error", on_stream_error),
             ("disconnected", on_end),
-            (
-                "failed_all_auth",
-                lambda _: refuse(
-                    LoginRefused(f"{self._who()} was refused: unknown account or wrong password")
-                ),
-            ),
+            ("failed_all_auth", on_refused),
             ("ssl_invalid_chain", refuse_certificate),
-            (
-                "connection_failed",
-                lambda error: refuse(
-                    BusError(
-                        f"nobody answers at {self._host}:{self._port} ({error}): is `spinal up` "
-                        "running?"
-                    )
-                ),
-            ),
+            ("connection_failed", on_nobody),
         ):
             stream.add_event_handler(event, handler)
         stream.connect(self._host, self._port)

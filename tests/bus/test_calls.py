@@ -2,28 +2,30 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from itertools import count
+from typing import Any
 
 import pytest
 
-from spinal.bus.errors import CallError, OperationFailed, Unreached
+from spinal.bus.call import Call
+from spinal.bus.errors import CallError, OperationFailed
 from spinal.bus.session import Handler, Request, Session
-from spinal.protocols import Codec, Final, Json, Stanza
+from spinal.protocols import Final, Json, Problem, Stanza
 from spinal.testing import Faults, ManualClock, MemoryBus, eventually, virtual_time
 
 ANN, THUMBS = "ann@memory.test/desk", "thumbs@memory.test/agent"
 
 
 @asynccontextmanager
-async def agent_on(bus: MemoryBus, handler: Handler, epoch: int = 1) -> AsyncIterator[Session]:
+async def agent_on(bus: MemoryBus, handler: Handler, epoch: int = 1) -> AsyncGenerator[Session]:
     async with Session(bus.connection(THUMBS), handler, role="agent", epoch=epoch) as agent:
         yield agent
 
 
 @asynccontextmanager
-async def pair(handler: Handler) -> AsyncIterator[tuple[MemoryBus, Session, Session]]:
+async def pair(handler: Handler) -> AsyncGenerator[tuple[MemoryBus, Session, Session]]:
     bus = MemoryBus()
     async with agent_on(bus, handler) as agent, Session(bus.connection(ANN)) as caller:
         caller.send_presence(THUMBS, caller.hello())
@@ -62,9 +64,9 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-async def reason(call_or_error: object) -> str:
+async def reason(call: Call) -> str:
     with pytest.raises(CallError) as ended:
-        await call_or_error.result()  # type: ignore[attr-defined]  # pyright: ignore
+        await call.result()
     return ended.value.reason
 
 
@@ -479,13 +481,10 @@ async def test_a_refusal_is_the_same_when_the_op_is_sent_again() -> None:
 
     async def handler(request: Request) -> Json:
         if busy:
-            raise CallError.of(_busy)
+            raise CallError.of(Problem("busy"))
         runs.append(request.op.id)
         return None
 
-    from spinal.protocols import Problem
-
-    _busy = Problem("busy")
     async with pair(handler) as (bus, caller, _):
         bus.faults = drop_first("iq", "result")
         call = caller.call(THUMBS, "/n")
@@ -503,6 +502,6 @@ async def test_hundreds_of_absences_leave_no_timers_behind() -> None:
         for _ in range(50):
             bus.cut(THUMBS)
             await eventually(lambda: caller.peers[THUMBS].present, 15)
-        loop = asyncio.get_running_loop()
-        live = [t for t in loop._scheduled if not t.cancelled()]  # type: ignore[attr-defined]  # pyright: ignore
-        assert len(live) < 15
+        loop: Any = asyncio.get_running_loop()
+        scheduled: list[asyncio.TimerHandle] = loop._scheduled
+        assert len([timer for timer in scheduled if not timer.cancelled()]) < 15

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 from spinal.bus.reconnect import Backoff
 
@@ -14,7 +15,7 @@ def test_pauses_lie_between_nothing_and_a_ceiling_that_doubles() -> None:
 
 def test_a_thousand_do_not_come_at_once() -> None:
     pauses = sorted(Backoff(rng=random.Random(n)).pause() for n in range(1000))
-    assert max(b - a for a, b in zip(pauses, pauses[1:], strict=False)) < 0.02
+    assert max(b - a for a, b in pairwise(pauses)) < 0.02
     assert pauses[0] < 0.01 and pauses[-1] > 0.49
 
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 import pytest
@@ -32,7 +32,7 @@ ANN, THUMBS = "ann@memory.test/desk", "thumbs@memory.test/agent"
 @asynccontextmanager
 async def pair(
     handler: Handler | None, bus: MemoryBus | None = None
-) -> AsyncIterator[tuple[MemoryBus, Session, Session]]:
+) -> AsyncGenerator[tuple[MemoryBus, Session, Session]]:
     """A caller and an agent on one bus, which know each other already."""
     bus = bus or MemoryBus()
     async with (
@@ -189,12 +189,14 @@ async def test_nobody_at_the_address_is_told_at_once() -> None:
 
 @virtual_time
 async def test_who_is_not_trusted_may_not_ask() -> None:
-    async with pair(echo) as (bus, _, agent):
-        async with Session(bus.connection("eve@elsewhere.test/x"), trust=lambda _: True) as eve:
-            with pytest.raises(CallError) as refused:
-                await eve.call(THUMBS, "/echo").result()
-            assert refused.value.reason == "not-allowed"
-            assert agent.running == agent.kept == 0
+    async with (
+        pair(echo) as (bus, _, agent),
+        Session(bus.connection("eve@elsewhere.test/x"), trust=lambda _: True) as eve,
+    ):
+        with pytest.raises(CallError) as refused:
+            await eve.call(THUMBS, "/echo").result()
+        assert refused.value.reason == "not-allowed"
+        assert agent.running == agent.kept == 0
 
 
 @virtual_time

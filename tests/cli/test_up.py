@@ -1,3 +1,4 @@
+import asyncio
 import json
 import os
 import signal
@@ -12,9 +13,9 @@ import psutil
 import pytest
 
 from spinal.bus.home import Home
-from spinal.bus.server import available
+from spinal.bus.server import ServerConfig, available, free_ports, launch
 
-from .conftest import COMMAND, WORKER, Program, environment, spinal_at
+from .conftest import COMMAND, WORKER, Outcome, Program, environment, spinal_at
 
 
 @pytest.fixture(params=["embedded", "prosody", "ejabberd"])
@@ -35,7 +36,20 @@ def dispatcher_of(up: Program) -> psutil.Process:
 
 
 def gone(processes: list[psutil.Process], within: float = 10) -> bool:
-    return not psutil.wait_procs(processes, timeout=within)[1]
+    """Wait until none of them runs; remains that nobody has collected do not."""
+    deadline = time.monotonic() + within
+    while any(map(runs, processes)):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 class TestLife:
@@ -177,3 +191,43 @@ def test_people_are_told_what_to_try_next(place: Path) -> None:
         assert up.wait(30) == 0
     assert "is up: spinal.localhost at 127.0.0.1:" in said[0]
     assert any("agent run FILE.py" in line for line in said)
+
+
+async def test_a_server_elsewhere_is_used_with_its_accounts(place: Path, tmp_path: Path) -> None:
+    there = ServerConfig(tmp_path / "there", "bus.example", free_ports())
+    there.folder.mkdir()
+    names = {"dispatcher": "dispatcher", "owner": "owner", "worker": "agent"}
+    server = await launch("embedded", there)
+    spinal = spinal_at(place)
+
+    async def run(*words: str) -> Outcome:
+        return await asyncio.to_thread(spinal, *words)
+
+    try:
+        for name in names:
+            await server.add_account(name, f"secret of {name}")
+        words = ("--server", f"127.0.0.1:{there.ports.c2s}", "--domain", there.domain)
+        refused = await run("up", *words, "--ca", str(server.ca))
+        assert refused.code == 2 and "account add dispatcher" in refused.line
+        (tmp_path / "password").touch()
+        for name, role in names.items():
+            (tmp_path / "password").write_text(f"secret of {name}")
+            password = ("--password-file", str(tmp_path / "password"))
+            assert (await run("account", "add", name, "--role", role, *password)).code == 0
+        up = Program(place, "up", "--json")
+        try:
+            ready = await asyncio.to_thread(up.next)
+            assert ready["xmpp"] == f"127.0.0.1:{there.ports.c2s}"
+            agent = Program(place, "agent", "run", str(WORKER), "--json")
+            try:
+                await asyncio.to_thread(agent.next)
+                done = await run("call", "/test/add", "a=1", "--json")
+                assert done.json == {"value": 2}
+                done = await run("call", "/test/upper", f"text={WORKER}", "--json")
+                assert done.json["value"]["blob"]["size"] == WORKER.stat().st_size
+            finally:
+                assert await asyncio.to_thread(agent.end) == 0, agent.err
+        finally:
+            assert await asyncio.to_thread(up.end) == 0, up.err
+    finally:
+        await server.stop()

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spinal.dispatcher.agent import LEASE, AgentState, Turn
+from spinal.dispatcher.agent import LEASE, AgentState
 from spinal.dispatcher.errors import RegistryFull
+from spinal.dispatcher.policies import Context
 from spinal.dispatcher.registry import Arrival, Registry
-from spinal.protocols import Advertisement, Capabilities, Operation
+from spinal.dispatcher.resolver import Demand, choose, resolve
+from spinal.protocols import POLICIES, Advertisement, Capabilities, Operation
 
 RESIZE = Capabilities.of([Operation("/image/resize"), Operation("/image/info")])
 DEPLOY = Capabilities.of([Operation("/deploy/release"), Operation("/image/info")])
@@ -166,12 +169,67 @@ def test_the_index_by_operation_says_what_a_scan_of_all_agents_says(
         assert set(registry.undescribed()) == {h for h in advertised if not registry.knows(h)}
 
 
-def test_turns_count_over_all_agents() -> None:
+def test_whoever_was_used_or_came_last_is_the_last_of_its_group() -> None:
     registry = Registry()
-    one = registry.advertised("w@x/1", report(), 0.0).agent
-    two = registry.advertised("w@x/2", report(), 0.0).agent
+    agents = [registry.advertised(f"w@x/{n}", report(), 0.0).agent for n in range(3)]
+    registry.described(RESIZE)
 
-    registry.start(one, ("c", 1), "/image/info", 0.0)
-    registry.start(two, ("d", 1), "/image/info", 0.0)
+    registry.start(agents[0], ("c", 1), "/image/info", 0.0)
+    registry.advertised("w@x/1", report(epoch=2), 0.0)
 
-    assert (one.used, two.used) == (Turn(1), Turn(2))
+    assert offering(registry, "/image/info") == ["w@x/2", "w@x/0", "w@x/1"]
+    used = [agent.used for agent in registry.offering("/image/info")]
+    assert used == sorted(used)
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["report", "report", "start", "start", "start", "end", "refuse", "gone"]),
+        st.sampled_from([f"w@x/{n}" for n in range(5)]),
+        st.sampled_from([RESIZE, RESIZE, DEPLOY]),
+        st.sampled_from([0.0, 0.0, 0.1, 0.3, 0.8]),
+        st.sampled_from([0, 0, 0, 1]),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=300)
+@given(STEPS, st.sampled_from(POLICIES), st.sampled_from(["c@x/1", "w@x/0"]))
+def test_choosing_by_the_index_gives_what_a_plain_scan_of_everybody_ranks_first(
+    steps: list[tuple[str, str, Capabilities, float, int]], policy: str, caller: str
+) -> None:
+    registry = Registry()
+    now = 0.0
+    for n, (what, address, capabilities, load, busy) in enumerate(steps):
+        now += 0.5
+        agent = registry.get(address)
+        if what == "report" or agent is None:
+            registry.advertised(
+                address, report(capabilities, slots=2, load=load, busy=busy, cost=load), now
+            )
+            registry.described(capabilities)
+        elif what == "start":
+            registry.start(agent, (f"c{n}", 1), "/image/info", now)
+        elif what == "gone":
+            registry.unavailable(address, now)
+        elif agent.in_flight:
+            key = next(agent.attempts())
+            if what == "end":
+                agent.ended(key, now)
+            else:
+                agent.refused(key)
+
+        for op in ("/image/info", "/deploy/release"):
+            demand = Demand(op, policy=policy)
+            avoid = frozenset({"w@x/1"})
+
+            def context(now: float = now) -> Context:
+                return Context(now, Random(3), caller)
+
+            # One after the other draws from equal randomness only in equal order.
+            everybody = registry.offering(op) if policy == "random" else list(registry)
+            scanned = resolve(everybody, demand, context(), avoid).candidates
+            chosen = choose(registry.groups(op), demand, context(), avoid).agent
+            assert policy == "random" or chosen is (scanned[0].agent if scanned else None)
+            assert (chosen is None) == (not scanned)

@@ -284,7 +284,8 @@ def test_choosing_gives_what_resolving_ranks_first_and_never_an_ineligible_agent
     avoid = frozenset({ADDRESSES[2]})
 
     resolution = resolve(found, demand, at(now, caller), avoid)
-    choice = choose([found], demand, at(now, caller), avoid)
+    oldest_first = sorted(found, key=lambda agent: (agent.used, agent.address))
+    choice = choose([oldest_first], demand, at(now, caller), avoid)
 
     ranked = [candidate.agent for candidate in resolution.candidates]
     rejected = [item.agent for item in resolution.rejected]

@@ -2,7 +2,16 @@ from __future__ import annotations
 
 import pytest
 
-from spinal.dispatcher.retry import History, Lesson, Loss, answered, forgotten_for, lost, patience
+from spinal.dispatcher.retry import (
+    History,
+    Lesson,
+    Loss,
+    answered,
+    ended,
+    forgotten_for,
+    lost,
+    patience,
+)
 from spinal.protocols import REASONS, Again, Problem, Ran
 
 
@@ -28,6 +37,16 @@ def test_a_call_moves_on_only_after_an_answer_that_says_that_nothing_ran(reason:
 )
 def test_a_refusal_teaches_something_about_the_agent(reason: str, lesson: Lesson) -> None:
     assert answered(Problem(reason)).lesson is lesson
+
+
+@pytest.mark.parametrize("reason", sorted(REASONS))
+def test_the_problem_of_an_operation_is_its_result_unless_it_was_a_late_refusal(
+    reason: str,
+) -> None:
+    problem = Problem(reason)
+
+    assert ended(problem, False).problem is problem
+    assert (ended(problem, True).problem is None) == (reason in ("busy", "draining"))
 
 
 def test_a_lost_safe_attempt_moves() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any, Self
 
 import pytest
@@ -34,7 +36,7 @@ from spinal.protocols import (
     Want,
 )
 from spinal.protocols.address import bare
-from spinal.testing import MemoryBus, eventually, virtual_time
+from spinal.testing import Faults, MemoryBus, eventually, virtual_time
 
 HUB = "hub@memory.test/d"
 ME = "me@memory.test/web"
@@ -1134,3 +1136,103 @@ async def test_nothing_is_left_of_calls_that_have_ended() -> None:
         assert agent is not None
         assert agent.busy == 0
         assert not isinstance(results[0], Unreached)
+
+
+@virtual_time
+async def test_all_reaches_a_busy_agent_as_soon_as_it_has_room() -> None:
+    async with house() as home:
+        worker = await home.worker("w@memory.test/1", held, slots=1)
+        first = home.start("/echo", n=1)
+        await eventually(lambda: worker.running == 1)
+
+        everybody = home.start("/echo", want=Want(policy="all"), n=2)
+        await eventually(lambda: home.dispatcher.broker.waiting == 1)
+        worker.free.set()
+
+        assert (await everybody.result())[0]["value"]["n"] == 2
+        assert (await first.result())["n"] == 1
+
+
+@virtual_time
+async def test_round_robin_goes_round() -> None:
+    async with house() as home:
+        for n in range(3):
+            await home.worker(f"w@memory.test/{n}")
+        want = Want(policy="round-robin")
+
+        answers = [(await home.start("/echo", want=want).result())["by"][-1] for _ in range(6)]
+
+        assert answers == ["0", "1", "2", "0", "1", "2"]
+
+
+@virtual_time
+async def test_closing_the_dispatcher_leaves_no_task_and_cancels_what_runs() -> None:
+    async with house() as home:
+        worker = await home.worker("w@memory.test/1", held)
+        home.start("/echo", timeout=600.0)
+        await eventually(lambda: worker.running == 1)
+
+        await home.dispatcher.close()
+
+        await eventually(lambda: worker.stopped == 1, timeout=15.0)
+        names = [task.get_name() for task in asyncio.all_tasks()]
+        assert not {"housekeeping", "settling", "greeting"} & set(names)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@virtual_time
+async def test_under_cuts_hangs_and_kills_every_call_ends_and_none_that_is_unsafe_runs_twice(
+    seed: int,
+) -> None:
+    rng = Random(seed)
+    deployed: Counter[int] = Counter()
+
+    async def work(worker: Worker, request: Request) -> Json:
+        number = request.op.args["n"]
+        if request.op.op == "/deploy":
+            deployed[number] += 1
+        await asyncio.sleep(rng.choice([0.01, 0.3, 2.0, 8.0]))
+        return number
+
+    bus = MemoryBus(seed=seed)
+    async with house(bus) as home:
+        workers = [await home.worker(f"w@memory.test/{n}", work, slots=3) for n in range(4)]
+        # A server does not lose presence: the stream under it is reliable.
+        bus.faults = Faults(
+            (0.001, 0.05), 0.03, 0.03, 0.1, applies=lambda stanza: stanza.kind != "presence"
+        )
+
+        async def chaos() -> None:
+            for epoch in range(2, 1000):
+                await asyncio.sleep(rng.uniform(1.0, 4.0))
+                number = rng.randrange(4)
+                address = workers[number].address
+                match rng.choice(["cut", "cut", "kill", "hang"]):
+                    case "cut":
+                        bus.cut(address)
+                    case "hang":
+                        bus.hang(address)
+                        await asyncio.sleep(rng.uniform(1.0, 20.0))
+                        workers[number].connection.wake()
+                    case _:
+                        bus.kill(address)
+                        await asyncio.sleep(rng.uniform(0.0, 3.0))
+                        workers[number] = await home.stack.enter_async_context(
+                            Worker(bus, address, work, slots=3, epoch=epoch)
+                        )
+
+        trouble = asyncio.create_task(chaos())
+        calls: list[Call] = []
+        for n in range(100):
+            calls.append(home.start("/echo" if n % 3 else "/deploy", n=n, timeout=120.0))
+            await asyncio.sleep(rng.uniform(0.0, 0.3))
+        async with asyncio.timeout(130.0):
+            finals = [await call.wait() for call in calls]
+        trouble.cancel()
+        await asyncio.wait([trouble])
+
+        assert all(count == 1 for count in deployed.values())
+        ends = Counter(final.problem.reason for final in finals if final.problem is not None)
+        assert set(ends) <= {"lost", "busy"}, ends
+        assert (home.dispatcher.broker.waiting, home.dispatcher.broker.in_flight) == (0, 0)
+        assert all(agent.in_flight == 0 for agent in home.dispatcher.registry)

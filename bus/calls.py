@@ -253,11 +253,7 @@ class Calls:
                 self._resend(call)
 
     def hear(self, sender: str, event: Event, taken: Callable[[], None] | None = None) -> None:
-        """Take an event of one of our calls; ``taken`` is called once its reader has it.
-
-        Raises:
-            RemoteProtocolError: nothing that an honest agent could say now.
-        """
+        """Take an event of one of our calls; ``taken`` is called once its reader has it."""
         if not isinstance(event, CallEvent):
             return
         call = self._calls.get(event.exchange)
@@ -272,7 +268,12 @@ class Calls:
             # The life of the agent that had it would have known the id.
             self._settle(call, _lost(f"{sender} does not know it any longer"))
             return
-        call.exchange.hear(event.type)
+        try:
+            call.exchange.hear(event.type)
+        except RemoteProtocolError as exc:
+            # It ends the call and nothing else: other events of its stanza were taken already.
+            self._give_up(call, Problem("failed", f"{sender} broke the protocol: {exc}"))
+            return
         call.heard = True
         call.unanswered = False
         call.returned()

@@ -424,11 +424,20 @@ class Client:
 
     async def resolve(self, op: str) -> Resolution:
         """Ask the dispatcher who could do an operation, without doing it."""
-        raw = await self.ask_dispatcher("/spinal/resolve", op=op, **self._options.want.to_json())
-        return Resolution(
-            tuple(Candidate(c["agent"], tuple(c["reasons"])) for c in raw["candidates"]),
-            tuple(Rejected(r["agent"], r["reason"]) for r in raw["rejected"]),
-        )
+        candidates: list[Candidate] = []
+        rejected: list[Rejected] = []
+        more = True
+        while more:
+            page = await self.ask_dispatcher(
+                "/spinal/resolve",
+                op=op,
+                offset=len(candidates) + len(rejected),
+                **self._options.want.to_json(),
+            )
+            candidates += [Candidate(c["agent"], tuple(c["reasons"])) for c in page["candidates"]]
+            rejected += [Rejected(r["agent"], r["reason"]) for r in page["rejected"]]
+            more = page["more"]
+        return Resolution(tuple(candidates), tuple(rejected))
 
     async def agents(self) -> list[dict[str, Any]]:
         """List the agents that the dispatcher knows."""

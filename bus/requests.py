@@ -95,7 +95,7 @@ class Request:
     written: bytes = b""
     #: When to say the final again, and the pause after that.
     due: float = 0.0
-    pause: float = 2.0
+    pause: float = 1.0
     sequence: int = 0
     #: Pieces of the stream that the reader has not taken, by number, written.
     untaken: dict[int, bytes] = field(default_factory=dict[int, bytes])

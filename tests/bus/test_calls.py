@@ -12,7 +12,7 @@ import pytest
 from spinal.bus.call import Call
 from spinal.bus.errors import CallError, OperationFailed
 from spinal.bus.session import Handler, Request, Session
-from spinal.protocols import Final, Json, Problem, Stanza
+from spinal.protocols import Error, Final, Json, Problem, Stanza
 from spinal.testing import Faults, ManualClock, MemoryBus, eventually, virtual_time
 
 ANN, THUMBS = "ann@memory.test/desk", "thumbs@memory.test/agent"
@@ -505,3 +505,58 @@ async def test_hundreds_of_absences_leave_no_timers_behind() -> None:
         loop: Any = asyncio.get_running_loop()
         scheduled: list[asyncio.TimerHandle] = loop._scheduled
         assert len([timer for timer in scheduled if not timer.cancelled()]) < 15
+
+
+@virtual_time
+async def test_a_call_that_is_cancelled_in_the_turn_in_which_it_was_made_ends_at_both_ends() -> (
+    None
+):
+    work = Work()
+    async with pair(work) as (_, caller, agent):
+        call = caller.call(THUMBS, "/n")
+        caller.abandon(call)
+        assert await reason(call) == "cancelled"
+        await asyncio.sleep(2)
+        assert agent.running == agent.kept == 0
+        assert not work.runs
+
+
+@virtual_time
+async def test_a_caller_that_gave_up_comes_back_for_the_final_to_be_dropped() -> None:
+    async with pair(Work(3)) as (bus, caller, agent):
+        bus.faults = Faults(drop=1.0, applies=lambda s: b"cancel" in (s.body or b""))
+        call = caller.call(THUMBS, "/n", timeout=5)
+        await eventually(lambda: call.heard)
+        caller.abandon(call)
+        bus.cut(ANN)
+        await eventually(lambda: agent.kept == 1)
+        await eventually(lambda: agent.kept == 0, 5)
+
+
+@virtual_time
+async def test_a_restarted_agent_that_refuses_what_the_old_one_took_has_lost_it() -> None:
+    bus = MemoryBus()
+
+    async def busy(request: Request) -> Json:
+        raise CallError.of(Problem("busy"))
+
+    async with Session(bus.connection(ANN)) as caller:
+        async with Session(bus.connection(THUMBS), Work(60)):
+            call = caller.call(THUMBS, "/n", patience=60)
+            await eventually(lambda: call.heard)
+        async with Session(bus.connection(THUMBS), busy):
+            bus.cut(ANN)
+            assert await reason(call) == "lost"
+
+
+@virtual_time
+async def test_an_agent_that_takes_back_what_it_accepted_ends_that_call_alone() -> None:
+    work = Work(5)
+    async with pair(work) as (_, caller, agent):
+        bad, good = caller.call(THUMBS, "/n"), caller.call(THUMBS, "/n", {"n": 1})
+        await eventually(lambda: bad.heard)
+        agent.say(ANN, Error(bad.id, problem=Problem("busy")))
+        with pytest.raises(OperationFailed, match="broke the protocol"):
+            await bad.result()
+        assert await good.result() == 1
+        assert work.stopped == [bad.id]

@@ -62,10 +62,11 @@ class Site:
                 case "/raise":
                     raise CallError.of(Problem(args["reason"]))
                 case "/spinal/resolve":
-                    return {
-                        "candidates": [{"agent": THUMBS, "reasons": ["idle"]}],
-                        "rejected": [{"agent": "b", "reason": "draining"}],
-                    }
+                    if args["offset"]:
+                        rejected = [{"agent": "b", "reason": "draining"}]
+                        return {"candidates": [], "rejected": rejected, "more": False}
+                    candidates = [{"agent": THUMBS, "reasons": ["idle"]}]
+                    return {"candidates": candidates, "rejected": [], "more": True}
                 case "/spinal/agents":
                     offset = args["offset"]
                     items = [{"agent": n} for n in range(offset, min(offset + 2, 5))]

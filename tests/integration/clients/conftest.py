@@ -74,11 +74,11 @@ async def logged_in(server: Server, name: str, *plugins: str) -> AsyncGenerator[
             await begun.get()
         yield bot
     finally:
-        gone = told(bot, "disconnected")
         await bot.disconnect(wait=1.0)
-        if gone.empty() and bot.transport is not None:
-            bot.abort()
         bot.cancel_connection_attempt()
+        # slixmpp cancels it only when the garbage collector comes by.
+        bot._run_out_filters.cancel()
+        await asyncio.wait([bot._run_out_filters])
 
 
 def told(bot: Bot, *events: str) -> asyncio.Queue[Stanza]:

@@ -6,6 +6,7 @@ import pytest
 from slixmpp.exceptions import IqError
 
 from spinal.bus.server import Server
+from spinal.testing import eventually
 
 from .conftest import DOMAIN, SOON, Bot, logged_in, soon, told
 
@@ -75,8 +76,8 @@ async def test_two_clients_subscribe_to_each_other_and_see_each_other_go(
         await soon(heard, carol.boundjid.bare, "available")
         bot.send_presence(pshow="away", pstatus="at lunch")
         assert (await soon(seen, bot.boundjid.bare, "away"))["status"] == "at lunch"
-        reply = await carol.get_roster(timeout=SOON)
-        assert reply["roster"]["items"][bot.boundjid.bare]["subscription"] == "both"
+        entry = carol.client_roster[bot.boundjid.bare]
+        await eventually(lambda: entry["subscription"] == "both", SOON, "both see each other")
     await soon(heard, f"carol@{DOMAIN}", "unavailable")
     async with logged_in(server, "carol") as carol:
         await carol.del_roster_item(bot.boundjid.bare)

@@ -1,0 +1,88 @@
+"""Profanity: a person at a terminal, on the same bus as the machines."""
+
+import os
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from spinal.bus.server import Server
+
+from .conftest import DOMAIN, PASSWORD, Bot, need, soon, told
+from .terminal import Terminal, terminal
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+ANN = f"ann@{DOMAIN}"
+BOT = f"bot@{DOMAIN}"
+
+
+@asynccontextmanager
+async def profanity(server: Server, folder: Path, ca: Path) -> AsyncGenerator[Terminal]:
+    """Start it as on its first day, and let it connect with TLS or not at all."""
+    need("profanity", "tmux")
+    env = {
+        "HOME": str(folder),
+        "XDG_CONFIG_HOME": str(folder / "config"),
+        "XDG_DATA_HOME": str(folder / "data"),
+        "SSL_CERT_FILE": str(ca),
+    }
+    async with terminal("profanity", env=env) as window:
+        await window.shows("Welcome to", "[offline]")
+        port = server.config.ports.c2s
+        await window.type(f"/connect {ANN} server 127.0.0.1 port {port} tls force")
+        await window.shows("Enter password")
+        await window.type(PASSWORD)
+        yield window
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def ann(server: Server, tmp_path: Path) -> AsyncGenerator[Terminal]:
+    async with profanity(server, tmp_path, server.ca) as window:
+        await window.shows("logged in successfully", "[TLS]", "[online]")
+        yield window
+
+
+async def test_an_authority_that_is_not_the_home_s_is_not_trusted(
+    server: Server, tmp_path: Path
+) -> None:
+    async with profanity(server, tmp_path, Path(os.devnull)) as window:
+        shown = await window.shows("TLS certificate verification failed", "/tls deny")
+        assert "logged in" not in shown
+        await window.type("/tls deny")
+        await window.shows("Login failed.", "[offline]")
+
+
+async def test_a_person_and_a_bot_write_to_each_other(ann: Terminal, bot: Bot) -> None:
+    came = told(bot, "message")
+    await ann.type(f"/msg {BOT} restart 5 < 6 & 7?")
+    message = await soon(came, ANN, "chat")
+    assert message["body"] == "restart 5 < 6 & 7?"
+    bot.send_message(mto=message["from"], mbody="restarted <all> of them", mtype="chat")
+    await ann.shows("restart 5 < 6 & 7?", "restarted <all> of them")
+
+
+async def test_a_contact_is_added_and_seen_coming_and_going(ann: Terminal, bot: Bot) -> None:
+    heard = told(bot, "got_online", "got_offline")
+    await ann.type(f"/roster add {BOT} Robot")
+    await ann.shows("Roster item added")
+    await ann.type(f"/sub request {BOT}")
+    # slixmpp says yes, and asks back.
+    await ann.shows(f"Received authorization request from {BOT}")
+    await ann.type(f"/sub allow {BOT}")
+    await soon(heard, ANN, "available")
+    await ann.type("/roster")
+    await ann.shows("Online (1)", "Robot")
+    bot.send_presence(pshow="dnd", pstatus="reindexing")
+    await ann.shows("is dnd", "reindexing", "Do not disturb (1)")
+    await ann.type("/disconnect")
+    await soon(heard, ANN, "unavailable")
+
+
+async def test_it_leaves_in_good_order(ann: Terminal, bot: Bot) -> None:
+    await ann.type("/disconnect")
+    await ann.shows("logged out successfully", "[offline]")
+    await ann.type("/quit")
+    assert await ann.ended() == 0

@@ -216,8 +216,13 @@ class Link:
         """
         self._number += 1
         id = f"{ID_PREFIX}{self._number:x}"
-        self.connection.send(Stanza("iq", "set", to, id=id, body=body))
+        # First, because within one process the answer may come before ``send`` returns.
         self._iqs[id] = _Sent(to, answered, unanswered, self.now + timeout)
+        try:
+            self.connection.send(Stanza("iq", "set", to, id=id, body=body))
+        except BaseException:
+            self._iqs.pop(id, None)
+            raise
         self._arm()
 
     def reply(

@@ -217,6 +217,8 @@ class Requests:
         self._arm = arm
         self._tasks = Tasks("requests")
         self._requests: dict[_Key, Request] = {}
+        #: The same by the full address of the caller, who may come and go.
+        self._from: dict[str, dict[_Key, Request]] = {}
         #: The stanza in whose answer a request can still be answered.
         self._waiting: dict[_Key, Incoming] = {}
         #: Exchanges that are over, with what a resent op is told and until when: those whose finals
@@ -263,6 +265,7 @@ class Requests:
         await self._tasks.close()
         self.void()
         self._requests.clear()
+        self._from.clear()
         self._kept = self._kept_bytes = 0
 
     # -- what comes
@@ -274,7 +277,9 @@ class Requests:
         known = self._requests.get(key)
         if known is not None:
             known.exchange.hear("op")
+            self._unlist(key, known)
             known.sender = sender
+            self._from.setdefault(sender, {})[key] = known
             if known.final is not None:
                 known.exchange.say("final")
                 return replace(known.final, again=True)
@@ -297,6 +302,7 @@ class Requests:
         )
         request.exchange.hear("op")
         self._requests[key] = request
+        self._from.setdefault(sender, {})[key] = request
         self._waiting[key] = incoming
         incoming.pending.add(key)
         request.task = self._tasks.spawn(self._run(key, request), op.op)
@@ -350,9 +356,20 @@ class Requests:
             request.exchange.hear("ack")
             self._forget(key)
 
+    def _drop(self, key: _Key) -> Request:
+        request = self._requests.pop(key)
+        self._unlist(key, request)
+        return request
+
+    def _unlist(self, key: _Key, request: Request) -> None:
+        listed = self._from[request.sender]
+        del listed[key]
+        if not listed:
+            del self._from[request.sender]
+
     def _forget(self, key: _Key) -> None:
         """Drop a kept final; its id is remembered, so that a late resend does not run it again."""
-        request = self._requests.pop(key)
+        request = self._drop(key)
         self._kept -= 1
         self._kept_bytes -= len(request.written)
         self._unkept.set()
@@ -384,7 +401,7 @@ class Requests:
                 task = asyncio.current_task()
                 if task is not None and task.cancelling():
                     # Not one call is stopped but all of us: there is nobody left to answer.
-                    self._requests.pop(key, None)
+                    self._drop(key)
                     raise
                 log.exception("handler_failed", op=request.op.op, id=request.op.id)
             problem = request.stopping or Problem("failed", "something in it was cancelled")
@@ -417,7 +434,7 @@ class Requests:
             problem = _printable(problem)
         if problem is not None and problem.meaning.ran is Ran.NO and not request.accepted:
             request.exchange.say("error")
-            del self._requests[key]
+            self._drop(key)
             self._remember(self._refused, key, problem, request.remaining)
             error = Error(op.id, op.attempt, problem=problem)
             self._say(key, request, self._link.codec.write_event(error))
@@ -564,30 +581,28 @@ class Requests:
 
     def opened(self) -> None:
         """A new stream: callers learn again when we go."""
-        for request in self._requests.values():
-            if request.sender not in self.dispatchers:
-                self._link.introduce(self._link.peer(request.sender))
+        for sender in list(self._from):
+            if sender not in self.dispatchers:
+                self._link.introduce(self._link.peer(sender))
 
     def returned(self, sender: str) -> None:
         """A caller is here again: say what it has not acknowledged or taken.
 
         Not to another one of its account, which would acknowledge what it does not know.
         """
-        for request in self._requests.values():
-            if request.sender != sender:
-                continue
+        for request in list(self._from.get(sender, {}).values()):
             if request.final is not None:
                 self._link.post(self._link.peer(sender), request.written)
             else:
-                for seq, written in request.untaken.items():
+                for seq, written in list(request.untaken.items()):
                     self._send_piece(request, seq, written)
 
     def vanished(self, sender: str) -> None:
         """A caller's grace is over: stop its requests, unless it is a dispatcher."""
         if sender in self.dispatchers:
             return
-        for request in list(self._requests.values()):
-            if request.sender == sender and request.running:
+        for request in list(self._from.get(sender, {}).values()):
+            if request.running:
                 request.stop(Problem("cancelled", "its caller is gone"))
 
     def look(self, now: float) -> bool:

@@ -427,6 +427,9 @@ class Session:
             raise RemoteProtocolError(
                 f"{stanza.sender} may not ask {self.address} for anything", "not-allowed"
             )
+        peer = self.peers.get(stanza.sender)
+        if peer is not None and not peer.present:
+            self._present(stanza.sender, ())  # Whoever asks is here, also if it never said so.
         incoming = Incoming(stanza.sender, stanza.id)
         for event in events:
             answer = self._take(incoming, event)

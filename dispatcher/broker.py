@@ -470,7 +470,9 @@ class Broker:
                 self._missing.pop(key).missing_since = None
         for key in unheld:
             attempt = self._attempts.get(key)
-            if attempt is not None and attempt.missing_since is None:
+            if attempt is None or attempt.call is None or not attempt.call.heard:
+                continue  # It may not have arrived, and is said again until it has.
+            if attempt.missing_since is None:
                 attempt.missing_since = now
                 self._missing[key] = attempt
         self.look_for_forgotten()

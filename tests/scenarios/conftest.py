@@ -139,10 +139,12 @@ class World:
         return worker
 
     def knows(self, worker: Worker) -> bool:
-        """Whether the dispatcher has this life of a worker and what it offers."""
+        """Whether the dispatcher has this life of a worker and what it offers, and both are here."""
         found = self.dispatcher.registry.get(worker.address)
         return (
-            found is not None
+            self.dispatcher.session.connected
+            and worker.life.session.connected
+            and found is not None
             and found.epoch == worker.life.epoch
             and found.gone_at is None
             and set(found.operations) == set(worker.life.agent.operations)

@@ -57,15 +57,15 @@ class Terminal:
             raise AssertionError(f"{words} not within {timeout:g} s:\n{seen}") from None
         return seen
 
-    async def ended(self) -> int:
-        """Wait for the end of the program; gives its exit status."""
+    async def ended(self) -> str:
+        """Wait for the end of the program; gives its exit status, or by which signal it died."""
+        how = "#{?pane_dead,#{?pane_dead_signal,signal #{pane_dead_signal},#{pane_dead_status}},}"
 
-        async def status() -> str | None:
-            said = await self.tmux("display-message", "-p", "#{pane_dead}#{pane_dead_status}")
-            return said if said and said.startswith("1") else None
+        async def status() -> str:
+            return (await self.tmux("display-message", "-p", how) or "").strip()
 
         found: str = await eventually(status, 15.0, "the end of the program")
-        return int(found.strip()[1:])
+        return found
 
 
 @asynccontextmanager

@@ -74,9 +74,9 @@ async def test_a_contact_is_added_and_seen_coming_and_going(ann: Terminal, bot: 
     await ann.type(f"/sub allow {BOT}")
     await soon(heard, ANN, "available")
     await ann.type("/roster")
-    await ann.shows("Online (1)", "Robot")
+    await ann.shows(f"{BOT} (Robot) - both", "Robot (bot) is online")
     bot.send_presence(pshow="dnd", pstatus="reindexing")
-    await ann.shows("is dnd", "reindexing", "Do not disturb (1)")
+    await ann.shows("Robot (bot) is dnd", "reindexing")
     await ann.type("/disconnect")
     await soon(heard, ANN, "unavailable")
 
@@ -85,4 +85,4 @@ async def test_it_leaves_in_good_order(ann: Terminal, bot: Bot) -> None:
     await ann.type("/disconnect")
     await ann.shows("logged out successfully", "[offline]")
     await ann.type("/quit")
-    assert await ann.ended() == 0
+    assert await ann.ended() == "0"

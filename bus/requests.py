@@ -626,7 +626,10 @@ class Requests:
         request.pause = min(MAX_PAUSE, request.pause * 2)
         request.due = now + request.pause
         peer = self._link.peers.get(request.sender)
-        if self._link.connected and peer is not None and peer.present:
+        if not self._link.connected or peer is None:
+            return
+        # Now and then also to one that has not shown itself: what it said of it may be lost.
+        if peer.present or request.pause == MAX_PAUSE:
             self._link.post(peer, request.written)
 
 

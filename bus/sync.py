@@ -35,11 +35,36 @@ class _Running:
             raise
 
     def run(self, work: Coroutine[Any, Any, _T]) -> _T:
-        future: Future[_T] = asyncio.run_coroutine_threadsafe(work, self.loop)
+        # Not run_coroutine_threadsafe: Ctrl-C between its start and its return would leave the
+        # work running with nobody to cancel it.
+        future: Future[_T] = Future()
+        started: list[asyncio.Task[_T]] = []
+
+        def start() -> None:
+            task = self.loop.create_task(work)
+            started.append(task)
+            task.add_done_callback(ended)
+
+        def ended(task: asyncio.Task[_T]) -> None:
+            if task.cancelled():
+                future.set_exception(BusError("the client was closed meanwhile"))
+            elif (error := task.exception()) is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(task.result())
+
+        def stop() -> None:
+            for task in started:
+                task.cancel()
+            if not started:
+                work.close()
+
         try:
+            self.loop.call_soon_threadsafe(start)
             return future.result()
         except BaseException:
-            future.cancel()
+            if not future.done():
+                self.loop.call_soon_threadsafe(stop)
             raise
 
     def close(self) -> None:

@@ -46,6 +46,9 @@ log = structlog.get_logger()
 MARGIN = 0.05
 MAX_MARGIN = 0.1
 
+#: Agents with which one is compared before a call waits there.
+LOOKED_AT = 16
+
 
 @dataclass(slots=True, eq=False)
 class Errand:
@@ -450,7 +453,7 @@ class Broker:
             if demand.policy == "sticky" and not demand.only:
                 found = choose(self._registry.groups(demand.op), demand, context)
                 return found.agent is agent
-            return True
+            return agent.busy < agent.slots or self._may_prefetch(agent, demand, context)
 
         loop = asyncio.get_running_loop()
         while True:
@@ -460,6 +463,24 @@ class Broker:
             waiter = entry.item
             if not waiter.placed.done():
                 waiter.placed.set_result(self._reserve(waiter.errand, agent))
+
+    def _may_prefetch(self, agent: KnownAgent, demand: Demand, context: Context) -> bool:
+        """Tell whether a call may wait at an agent that has no free slot.
+
+        Only while enough wait here for all who could do it, and at nobody before the others: else
+        whoever answers first would get most of a burst of short calls.
+        """
+        groups = self._groups(demand)
+        others = sum(map(len, groups)) - 1
+        if not others:
+            return True
+        if agent.busy - agent.slots >= len(self._queue) // (10 * (others + 1)):
+            return False
+        # The least recently used come first, and they have least to do.
+        for other in itertools.islice(itertools.chain.from_iterable(groups), LOOKED_AT):
+            if other is not agent and rejection(other, demand, context) is None:
+                return agent.busy * other.slots <= other.busy * agent.slots
+        return True
 
     def reported(self, agent: KnownAgent) -> None:
         """A report came: start what it has room for, and see what it has forgotten."""

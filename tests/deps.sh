@@ -3,7 +3,7 @@
 # No service is started, and a second run is quick and changes nothing.
 set -eu
 
-packages="prosody ejabberd profanity go-sendxmpp libstrophe-dev gcc libc6-dev pkg-config tmux"
+packages="prosody ejabberd profanity go-sendxmpp libstrophe-dev libjansson-dev gcc libc6-dev pkg-config tmux"
 command -v node >/dev/null 2>&1 || packages="$packages nodejs npm"
 
 if ! command -v dpkg-query >/dev/null 2>&1 || ! command -v apt-get >/dev/null 2>&1; then

@@ -7,7 +7,10 @@ bytes, and what comes is read without a parser where it has the form that we wri
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from xml.etree.ElementTree import Element, fromstring, tostring
+
+import structlog
 
 from spinal.protocols import Codec, Problem, Stanza
 
@@ -15,6 +18,8 @@ from ..connection import ID_PREFIX, Connection, Listener
 from ..errors import BusError, CallError, NotConnected
 from ..server.embedded.server import Attachment, EmbeddedServer
 from ..server.errors import ServerError
+
+log = structlog.get_logger()
 
 
 class AttachedConnection(Connection):
@@ -32,6 +37,9 @@ class AttachedConnection(Connection):
         #: Who is told when we go.
         self._directed: set[str] = set()
         self._number = 0
+        self._sending = False
+        #: What came while we were sending, because our own turn has to end first.
+        self._inbox: deque[tuple[str, dict[str, str], bytes]] = deque()
         self._never: asyncio.Future[Exception] | None = None
 
     @property
@@ -67,6 +75,7 @@ class AttachedConnection(Connection):
                 self.send(Stanza("presence", "unavailable", to))
             self._attachment.close()
             self._attachment = None
+            self._inbox.clear()
         if self._never is not None:
             self._never.cancel()
         asked, self._asked = self._asked, {}
@@ -87,7 +96,15 @@ class AttachedConnection(Connection):
             attributes["type"] = stanza.type
         if stanza.id:
             attributes["id"] = stanza.id
-        self._attachment.deliver(stanza.kind, attributes, Codec.inner(stanza))
+        self._deliver(stanza.kind, attributes, Codec.inner(stanza))
+
+    def _deliver(self, kind: str, attributes: dict[str, str], inner: bytes) -> None:
+        assert self._attachment is not None
+        self._sending = True
+        try:
+            self._attachment.deliver(kind, attributes, inner)
+        finally:
+            self._sending = False
 
     async def drain(self) -> None:
         """Nothing waits here: the router bounds what it buffers for each receiver."""
@@ -103,7 +120,7 @@ class AttachedConnection(Connection):
         answer: asyncio.Future[Element | None] = asyncio.get_running_loop().create_future()
         self._asked[id] = (to, answer)
         attributes = {"from": self._domain, "to": to, "type": kind, "id": id}
-        self._attachment.deliver("iq", attributes, tostring(payload))
+        self._deliver("iq", attributes, tostring(payload))
         try:
             async with asyncio.timeout(timeout):
                 return await answer
@@ -115,6 +132,24 @@ class AttachedConnection(Connection):
             self._asked.pop(id, None)
 
     def _receive(self, kind: str, attributes: dict[str, str], inner: bytes) -> None:
+        """Take a stanza from the router, which may be answering while we are still sending."""
+        if self._sending or self._inbox:
+            if not self._inbox:
+                asyncio.get_running_loop().call_soon(self._empty)
+            self._inbox.append((kind, attributes, inner))
+        else:
+            self._take(kind, attributes, inner)
+
+    def _empty(self) -> None:
+        while self._inbox and self._attachment is not None:
+            try:
+                self._take(*self._inbox[0])
+            except Exception:
+                # Outside of the router nobody else would say so.
+                log.exception("stanza_handler_failed", address=self._domain)
+            self._inbox.popleft()
+
+    def _take(self, kind: str, attributes: dict[str, str], inner: bytes) -> None:
         assert self._listener is not None
         type, id = attributes.get("type", ""), attributes.get("id", "")
         answering = kind == "iq" and type in ("result", "error")

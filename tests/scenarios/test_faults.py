@@ -60,11 +60,12 @@ async def _calls(home: World, deadly: bool, dice: random.Random) -> None:
             assert Effect(name, op, n) in home.ledger
     # Nobody keeps anything for ever, neither calls nor their ends.
     home.bus.faults = Faults()
-    await eventually(lambda: home.dispatcher.broker.in_flight == 0, 60)
-    await eventually(lambda: home.dispatcher.session.kept == 0, 60, "the dispatcher keeps nothing")
-    alive = [worker for worker in workers if home.knows(worker)]
-    await eventually(lambda: all(w.life.session.kept == 0 for w in alive), 60, "nor the workers")
-    await eventually(lambda: all(not w.running for w in alive), 60)
+    await eventually(lambda: home.dispatcher.broker.in_flight == 0, 150)
+    await eventually(lambda: home.dispatcher.session.kept == 0, 150, "the dispatcher keeps nothing")
+    alive = [worker.life.session for worker in workers if home.knows(worker)]
+    assert len(alive) == (2 if deadly else 3)
+    await eventually(lambda: not any(session.kept for session in alive), 150, "nor the workers")
+    assert not any(session.running for session in alive)
 
 
 @pytest.mark.parametrize("seed", range(100))

@@ -146,6 +146,10 @@ class Program:
         """Ask it to end, and give its exit status."""
         if self.process.returncode is None:
             self.process.terminate()
+        return await self.ended()
+
+    async def ended(self) -> int:
+        """Wait for its end, and give its exit status."""
         async with asyncio.timeout(SOON):
             return await self.process.wait()
 

@@ -23,6 +23,10 @@ BOT = f"bot@{DOMAIN}"
 async def profanity(server: Server, folder: Path, ca: Path) -> AsyncGenerator[Terminal]:
     """Start it as on its first day, and let it connect with TLS or not at all."""
     need("profanity", "tmux")
+    settings = folder / "config" / "profanity" / "profrc"
+    settings.parent.mkdir(parents=True)
+    # Else it looks at the network once a second while nobody types.
+    settings.write_text("[ui]\ninpblock=10\ninpblock.dynamic=false\n")
     env = {
         "HOME": str(folder),
         "XDG_CONFIG_HOME": str(folder / "config"),

@@ -474,7 +474,7 @@ class Broker:
         others = sum(map(len, groups)) - 1
         if not others:
             return True
-        if agent.busy - agent.slots >= len(self._queue) // (10 * (others + 1)):
+        if agent.busy - agent.slots >= len(self._queue) // (4 * (others + 1)):
             return False
         # The least recently used come first, and they have least to do.
         for other in itertools.islice(itertools.chain.from_iterable(groups), LOOKED_AT):

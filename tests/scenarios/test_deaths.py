@@ -15,7 +15,9 @@ from spinal.testing import eventually, virtual_time
 from .conftest import READ, WRITE, Worker, World, counted, ends, problem_of, world
 
 
-async def _two_calls_at_one(home: World) -> tuple[Worker, asyncio.Task[object], asyncio.Task[object]]:
+async def _two_calls_at_one(
+    home: World,
+) -> tuple[Worker, asyncio.Task[object], asyncio.Task[object]]:
     """A worker that holds a safe and an unsafe call."""
     first = await home.worker("agent1")
     safe, unsafe = home.ask(READ)(n=1), home.ask(WRITE)(n=2)
@@ -264,8 +266,9 @@ async def test_a_server_restarts_under_fifty_agents_and_all_work_again_by_themse
         assert not [answer for answer in answers if isinstance(answer, Problem)]
         assert sorted(n for _, n in answers) == sorted([*range(50), *range(50)])
         # What is safe may have moved before its worker was back.
-        assert counted(home.ledger, lambda e: (e.op, e.n)).items() >= {
-            (WRITE, n): 1 for n in range(50)
-        }.items()
+        assert (
+            counted(home.ledger, lambda e: (e.op, e.n)).items()
+            >= {(WRITE, n): 1 for n in range(50)}.items()
+        )
         rows = await home.ask(READ, policy="all")(n=1)
         assert [row["state"] for row in rows] == ["done"] * 50

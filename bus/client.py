@@ -555,4 +555,5 @@ def connect(credentials: Credentials) -> Connection:
         credentials.host,
         credentials.port,
         credentials.ca,
+        credentials.present_endpoint,
     )

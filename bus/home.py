@@ -87,6 +87,8 @@ class Credentials:
     dispatchers: tuple[str, ...]
     #: ``host:port`` from which blobs may be fetched; ``host`` alone allows any port.
     uploads: tuple[str, ...]
+    #: The home they are from, if they are from one.
+    home: Path | None = None
 
     @property
     def domain(self) -> str:
@@ -117,6 +119,13 @@ class Credentials:
                 raise HomeError(f"{stray[0]} is set without SPINAL_ADDRESS: set that one as well")
         found = home if isinstance(home, Home) else Home.find(home, environ)
         return found.credentials()
+
+    def present_endpoint(self) -> tuple[str, int]:
+        """Give the host and port as they are now: a home may have been started with others."""
+        if self.home is not None:
+            with suppress(HomeError):
+                return Home.find(self.home, {}).endpoint
+        return self.host, self.port
 
     @classmethod
     def _of_environment(cls, environ: Mapping[str, str]) -> Credentials:
@@ -472,6 +481,7 @@ class Home:
             port,
             self.dispatchers,
             self.uploads,
+            self.path,
         )
 
     def environment(self, name: str) -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -88,6 +89,7 @@ class Dispatcher:
         known: file that keeps the addresses of agents over our restarts.
         dispatchers: addresses of the other dispatchers of this home.
         random: where the policy ``random`` draws from.
+        epoch: number of this life; by default the time.
 
     Raises:
         BusError: on entering, when the connection cannot be opened.
@@ -101,6 +103,7 @@ class Dispatcher:
         known: Path | None = None,
         dispatchers: Collection[str] = (),
         random: Random | None = None,
+        epoch: int | None = None,
     ) -> None:
         self._connection = connection
         self._roles = RoleTable(roles)
@@ -112,6 +115,8 @@ class Dispatcher:
             self._handle,
             role="dispatcher",
             dispatchers=dispatchers,
+            # So that a call which we were given in a former life is not begun again in this one.
+            epoch=time.time_ns() // 1_000_000 if epoch is None else epoch,
             trust=lambda address: self._roles.role(address) is not None,
         )
         self.session.on_open = self._opened

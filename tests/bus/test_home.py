@@ -436,3 +436,19 @@ def holding(home: Home, what: str) -> subprocess.Popen[bytes]:
     assert child.stdout is not None
     assert child.stdout.readline() == b"\n"
     return child
+
+
+class TestMoving:
+    def test_credentials_follow_a_home_that_is_started_with_other_ports(self, home: Home) -> None:
+        found = home.credentials()
+        settings = json.loads((home.path / "home.json").read_text())
+        settings["ports"]["c2s"] += 1
+        (home.path / "home.json").write_text(json.dumps(settings))
+
+        assert found.present_endpoint() == (found.host, found.port + 1)
+
+    def test_credentials_stay_as_they_were_where_the_home_is_gone(self, home: Home) -> None:
+        found = home.credentials()
+        (home.path / "home.json").unlink()
+
+        assert found.present_endpoint() == (found.host, found.port)

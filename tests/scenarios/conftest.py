@@ -7,6 +7,7 @@ lets it end, and the world keeps a ledger of what was begun, which is what effec
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from spinal.agents import Agent, Job
+from spinal.agents import Agent, Effects, Job
 from spinal.agents.life import Life
 from spinal.bus import Client
 from spinal.bus.errors import CallError
@@ -66,9 +67,12 @@ class Worker:
         """What it began, in order."""
         return [e.n for e in self.ledger if e.worker == self.name and op in (None, e.op)]
 
-    def agent(self, ops: Collection[str], **options: Any) -> Agent:
+    def is_running(self) -> bool:
+        return bool(self.running)
+
+    def agent(self, ops: Collection[str], slots: int = 4, **options: Any) -> Agent:
         """Write the agent down."""
-        agent = Agent(self.name, **{"slots": 4, **options})
+        agent = Agent(self.name, slots=slots, **options)
 
         async def work(job: Job, n: int = 0) -> list[object]:
             """Do it once the story says so; gives who did it, and the number."""
@@ -81,7 +85,7 @@ class Worker:
             return [self.name, n]
 
         for op in ops:
-            effects = "writes" if op == WRITE else "reads"
+            effects: Effects = "writes" if op == WRITE else "reads"
             agent.op(op, effects=effects, timeout="10m")(work if op in (READ, WRITE) else quick)
         return agent
 
@@ -111,6 +115,13 @@ class World:
     @property
     def now(self) -> float:
         return asyncio.get_running_loop().time()
+
+    async def dispatch(self) -> None:
+        """Start a dispatcher, which takes the place of one that died."""
+        self._epoch += 1
+        self.dispatcher = await self._stack.enter_async_context(
+            Dispatcher(self.bus.connection(DISPATCHER), roles=role_of, epoch=self._epoch)
+        )
 
     async def worker(
         self,
@@ -156,13 +167,17 @@ class World:
         client = Client(connection=connection, dispatchers=[DISPATCHER])
         return await self._stack.enter_async_context(client)
 
-    def ask(self, op: str, client: Client | None = None, **options: Any) -> _Asking:
+    def ask(
+        self, op: str, client: Client | None = None, *, timeout: float = 300.0, **options: Any
+    ) -> Asking:
         """Give what makes calls of an operation in tasks of their own."""
-        chosen = (client or self.client).options(**{"timeout": 300.0, **options})
-        return _Asking(self._stack, chosen, op)
+        chosen = (client or self.client).options(timeout=timeout, **options)
+        return Asking(self._stack, chosen, op)
 
 
-class _Asking:
+class Asking:
+    """Makes calls of one operation."""
+
     def __init__(self, stack: AsyncExitStack, client: Client, op: str) -> None:
         self._stack = stack
         self._client = client
@@ -187,9 +202,7 @@ async def world(seed: int = 0, faults: Faults | None = None) -> AsyncGenerator[W
     async with AsyncExitStack() as stack:
         bus = MemoryBus(faults=faults, seed=seed)
         made = World(bus, stack)
-        made.dispatcher = await stack.enter_async_context(
-            Dispatcher(bus.connection(DISPATCHER), roles=role_of)
-        )
+        await made.dispatch()
         made.client = await made.caller("caller")
         yield made
 
@@ -212,7 +225,4 @@ async def ends(call: Awaitable[Any]) -> Any:
 
 def counted(ledger: Collection[Effect], by: Callable[[Effect], Any]) -> Mapping[Any, int]:
     """Count effects."""
-    counts: dict[Any, int] = {}
-    for effect in ledger:
-        counts[by(effect)] = counts.get(by(effect), 0) + 1
-    return counts
+    return Counter(by(effect) for effect in ledger)

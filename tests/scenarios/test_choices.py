@@ -70,7 +70,7 @@ async def test_more_calls_than_slots_wait_and_all_end_in_turn_for_each_caller() 
         worker = await home.worker(slots=1)
         other = await home.caller("caller2")
         first = home.ask(READ)(n=0)
-        await eventually(lambda: worker.running)
+        await eventually(worker.is_running)
         mine = [home.ask(READ)(n=n) for n in range(100, 106)]
         await eventually(lambda: home.dispatcher.broker.waiting == 6)
         others = [home.ask(READ, other)(n=n) for n in range(200, 203)]
@@ -136,7 +136,7 @@ async def test_calls_that_wait_for_an_operation_that_is_withdrawn_are_told_so() 
     async with world() as home:
         before = await home.worker("agent1", [READ, WRITE], slots=1)
         running = home.ask(WRITE)(n=1)
-        await eventually(lambda: before.running)
+        await eventually(before.is_running)
         waiting = [home.ask(op)(n=n) for n, op in enumerate((READ, WRITE))]
         await eventually(lambda: home.dispatcher.broker.waiting == 2)
 
@@ -219,7 +219,7 @@ async def test_the_cheapest_that_is_free_gets_the_call() -> None:
 
         for worker in (cheap, dear, unknown):
             home.ask(READ, policy="cheapest")()
-            await eventually(lambda worker=worker: worker.running)
+            await eventually(worker.is_running)
 
         assert [e.worker for e in home.ledger] == [cheap.name, dear.name, unknown.name]
 
@@ -282,7 +282,7 @@ async def test_a_call_whose_time_is_over_while_it_waits_never_runs() -> None:
     async with world() as home:
         worker = await home.worker(slots=1)
         first = home.ask(READ)(n=1)
-        await eventually(lambda: worker.running)
+        await eventually(worker.is_running)
         began = home.now
 
         with pytest.raises(Unreached, match="no agent was free for /photo/read within") as caught:

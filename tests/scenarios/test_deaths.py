@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from .conftest import READ, WRITE, Worker, World, counted, ends, problem_of, wor
 
 async def _two_calls_at_one(
     home: World,
-) -> tuple[Worker, asyncio.Task[object], asyncio.Task[object]]:
+) -> tuple[Worker, asyncio.Task[Any], asyncio.Task[Any]]:
     """A worker that holds a safe and an unsafe call."""
     first = await home.worker("agent1")
     safe, unsafe = home.ask(READ)(n=1), home.ask(WRITE)(n=2)
@@ -155,8 +156,8 @@ async def test_a_caller_that_disappears_has_its_call_cancelled_after_the_grace(
     async with world() as home:
         worker = await home.worker()
         caller = await home.caller("caller2")
-        call = home.ask(WRITE, caller, **({"to": worker.address} if direct else {}))(n=7)
-        await eventually(lambda: worker.running)
+        call = home.ask(WRITE, caller, to=worker.address if direct else None)(n=7)
+        await eventually(worker.is_running)
 
         home.bus.kill(caller.address)
         gone = home.now
@@ -174,7 +175,7 @@ async def test_a_caller_that_disappears_while_its_call_waits_leaves_nothing_behi
     async with world() as home:
         worker = await home.worker(slots=1)
         running = home.ask(READ)(n=1)
-        await eventually(lambda: worker.running)
+        await eventually(worker.is_running)
         caller = await home.caller("caller2")
         home.ask(READ, caller)(n=2)
         await eventually(lambda: home.dispatcher.broker.waiting == 1)
@@ -196,8 +197,8 @@ async def test_a_final_to_an_absent_caller_is_sent_again_when_it_returns(
 ) -> None:
     async with world() as home:
         worker = await home.worker()
-        call = home.ask(WRITE, **({"to": worker.address} if direct else {}))(n=1)
-        await eventually(lambda: worker.running)
+        call = home.ask(WRITE, to=worker.address if direct else None)(n=1)
+        await eventually(worker.is_running)
 
         home.bus.up = False
         home.bus.cut(home.client.address)
@@ -242,6 +243,25 @@ async def test_calls_of_a_dispatcher_that_dies_end_soon_and_it_is_told_that_they
             assert problem.reason == "lost" and "may have been done" in problem.text
         assert home.now - died <= PATIENCE + 1
         assert counted(home.ledger, lambda e: e.op) == {READ: 1, WRITE: 1}
+
+
+@virtual_time
+async def test_a_call_is_not_begun_again_by_the_next_life_of_its_dispatcher() -> None:
+    async with world() as home:
+        first, safe, unsafe = await _two_calls_at_one(home)
+
+        # As with the embedded server, which goes with its dispatcher.
+        home.bus.kill(home.dispatcher.address)
+        home.bus.restart()
+        await home.dispatch()
+        await eventually(lambda: home.knows(first), 30)
+        problems = [await problem_of(unsafe), await problem_of(safe)]
+
+        assert {problem.reason for problem in problems} == {"lost"}
+        assert counted(home.ledger, lambda e: e.op) == {READ: 1, WRITE: 1}
+        first.free.set()
+        assert await home.ask(WRITE)(n=3) == [first.name, 3]
+        await eventually(lambda: first.life.session.kept == 0)
 
 
 @virtual_time

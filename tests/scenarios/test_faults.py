@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ async def _calls(home: World, deadly: bool, dice: random.Random) -> None:
     workers = [await home.worker(f"agent{n}", slots=2) for n in range(3)]
     asked = [(dice.choice((READ, WRITE, QUICK)), n) for n in range(CALLS)]
     home.bus.faults = FAULTS
-    calls: list[asyncio.Task[object]] = []
+    calls: list[asyncio.Task[Any]] = []
     for op, n in asked:
         calls.append(asyncio.create_task(ends(home.ask(op, timeout=120.0)(n=n))))
         await asyncio.sleep(dice.uniform(0.0, 1.0))
@@ -55,7 +56,7 @@ async def _calls(home: World, deadly: bool, dice: random.Random) -> None:
             if answer.meaning.ran is Ran.NO:
                 assert (op, n) not in begun, f"{op} {n} ran, but: {answer}"
         else:
-            name, echoed = answer  # type: ignore[misc]
+            name, echoed = answer
             assert echoed == n
             assert Effect(name, op, n) in home.ledger
     # Nobody keeps anything for ever, neither calls nor their ends.

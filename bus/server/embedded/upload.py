@@ -206,13 +206,12 @@ class Uploads:
             address = parse(asker)
         except BadAddress:
             address = None
-        if (
-            address is None
-            or address.domain != self._config.domain
-            or not self._accounts.exists(address.local)
+        if address is not None and (
+            address.domain in self._config.components
+            or (address.domain == self._config.domain and self._accounts.exists(address.local))
         ):
-            raise Refused("not-allowed", "only accounts of this server may upload")
-        return address.bare
+            return address.bare
+        raise Refused("not-allowed", "only accounts and components of this server may upload")
 
     def _drop_slots(self, now: float) -> None:
         # In order of expiry, as all live equally long.

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -46,8 +47,16 @@ def test_an_address_of_somebody_else_is_named(listen: str) -> None:
         free_ports(listen)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may use every port")
-def test_a_port_for_root_is_named() -> None:
+@pytest.fixture
+def ordinary_user() -> Iterator[None]:
+    """Root may use every port, so it is somebody else for the length of a test."""
+    us = os.geteuid()
+    os.seteuid(us or 65534)
+    yield
+    os.seteuid(us)
+
+
+def test_a_port_for_root_is_named(ordinary_user: None) -> None:
     with pytest.raises(ServerError, match="1023"):
         check(config(Ports(1, 2, 3)))
 

@@ -125,7 +125,8 @@ async def is_brokered(start: Start, name: str, op: str) -> None:
             assert (answer.value, answer.agent) == (TEXT, address)
             assert await agent.end() == 0
 
-        async def lost() -> bool:
-            return not any(each["op"] == op for each in await bus.client.ops())
+        async def gone() -> bool:
+            states = {each["agent"]: each["state"] for each in await bus.client.agents()}
+            return states[address] == "gone"
 
-        await eventually(lost, SOON, f"{op} is no longer listed")
+        await eventually(gone, SOON, "the dispatcher knows that it is gone")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shlex
 import tempfile
 from collections.abc import AsyncGenerator, Mapping
@@ -15,6 +16,9 @@ from spinal.testing import eventually
 #: Wide enough that nothing of interest is broken into two lines.
 WIDTH, HEIGHT = 160, 60
 
+#: Stands on the screen when the program has ended, with its status and a dot behind it.
+ENDED = "exit status: "
+
 
 class Terminal:
     """One window of a tmux that serves nobody else."""
@@ -25,7 +29,8 @@ class Terminal:
     async def tmux(self, *words: str) -> str | None:
         """Run a tmux command; gives what it printed, nothing if it failed."""
         process = await asyncio.create_subprocess_exec(
-            *("tmux", "-S", self._socket, *words),
+            # -N: or it would start a server of its own, with our environment, if ours is late.
+            *("tmux", "-N", "-S", self._socket, *words),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
@@ -57,15 +62,12 @@ class Terminal:
             raise AssertionError(f"{words} not within {timeout:g} s:\n{seen}") from None
         return seen
 
-    async def ended(self) -> str:
-        """Wait for the end of the program; gives its exit status, or by which signal it died."""
-        how = "#{?pane_dead,#{?pane_dead_signal,signal #{pane_dead_signal},#{pane_dead_status}},}"
-
-        async def status() -> str:
-            return (await self.tmux("display-message", "-p", how) or "").strip()
-
-        found: str = await eventually(status, 15.0, "the end of the program")
-        return found
+    async def ended(self) -> int:
+        """Wait for the end of the program; gives its exit status as a shell does."""
+        await self.shows(ENDED)
+        found = re.search(rf"{ENDED}(\d+)\.", await self.screen())
+        assert found is not None
+        return int(found[1])
 
 
 @asynccontextmanager
@@ -82,14 +84,13 @@ async def terminal(*argv: str, env: Mapping[str, str]) -> AsyncGenerator[Termina
         )
         try:
             size = ("-x", str(WIDTH), "-y", str(HEIGHT))
-            start = ("new-session", "-d", *size, "exec " + shlex.join(argv))
-            keep = ("set-option", "-g", "remain-on-exit", "on")
+            # A shell tells the exit status; tmux 3.3 now and then forgets to ask for it.
+            line = f"{shlex.join(argv)}; printf '{ENDED}%s.' $?; exec cat"
 
-            async def listens() -> bool:
-                return await window.tmux(*keep) is not None
+            async def started() -> bool:
+                return await window.tmux("new-session", "-d", *size, line) is not None
 
-            await eventually(listens, 15.0, "tmux listens")
-            assert await window.tmux(*start) is not None
+            await eventually(started, 15.0, "tmux listens")
             yield window
         finally:
             if server.returncode is None:

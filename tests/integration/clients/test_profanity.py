@@ -9,8 +9,9 @@ import pytest
 import pytest_asyncio
 
 from spinal.bus.server import Server
+from spinal.testing import eventually
 
-from .conftest import DOMAIN, PASSWORD, Bot, need, soon, told
+from .conftest import DOMAIN, PASSWORD, SOON, Bot, need, soon, told
 from .terminal import Terminal, terminal
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -77,8 +78,14 @@ async def test_a_contact_is_added_and_seen_coming_and_going(ann: Terminal, bot: 
     await ann.shows(f"Received authorization request from {BOT}")
     await ann.type(f"/sub allow {BOT}")
     await soon(heard, ANN, "available")
-    await ann.type("/roster")
-    await ann.shows(f"{BOT} (Robot) - both", "Robot (bot) is online")
+    await ann.shows("Robot (bot) is online")
+
+    async def both() -> bool:
+        # What it prints is how things are at that moment.
+        await ann.type("/roster")
+        return f"{BOT} (Robot) - both" in await ann.screen()
+
+    await eventually(both, SOON, "both see each other")
     bot.send_presence(pshow="dnd", pstatus="reindexing")
     await ann.shows("Robot (bot) is dnd", "reindexing")
     await ann.type("/disconnect")
@@ -89,4 +96,4 @@ async def test_it_leaves_in_good_order(ann: Terminal, bot: Bot) -> None:
     await ann.type("/disconnect")
     await ann.shows("logged out successfully", "[offline]")
     await ann.type("/quit")
-    assert await ann.ended() == "0"
+    assert await ann.ended() == 0

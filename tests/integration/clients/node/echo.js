@@ -9,11 +9,12 @@ const NS = "urn:spinal:1";
 const ERRORS = "urn:ietf:params:xml:ns:xmpp-stanzas";
 const MAX_REMEMBERED = 10_000;
 
-const env = process.env;
+const { env } = process;
 const [username, domain] = env.SPINAL_ADDRESS.split("@");
 const [password] = readFileSync(env.SPINAL_PASSWORD_FILE, "utf8").split(/\r?\n/);
 const dispatchers = (env.SPINAL_DISPATCHER ?? "").split(" ").filter(Boolean);
-const xmpp = client({ service: `xmpp://${env.SPINAL_SERVER}`, domain, username, password, resource: "agent" });
+const service = `xmpp://${env.SPINAL_SERVER}`;
+const xmpp = client({ service, domain, username, password, resource: "agent" });
 
 const args = { type: "object", properties: { text: { type: "string" } }, required: ["text"] };
 const echo = { summary: "Say it again.", args, result: { type: "string" }, safe: true };
@@ -47,6 +48,7 @@ function run(op) {
 }
 
 function take(from, event) {
+  if (typeof event?.type !== "string") throw new Error("an event lacks its type");
   if (event.type === "describe" && event.hash === hash)
     return [{ type: "description", hash, text }];
   if (event.type !== "op") return [];
@@ -63,8 +65,7 @@ function take(from, event) {
 
 xmpp.iqCallee.set(NS, "x", ({ stanza, element }) => {
   const { from } = stanza.attrs;
-  const refused = (type, condition, reason) =>
-    xml("error", { type }, xml(condition, ERRORS), xml("reason", NS, reason));
+  const refused = (type, is, why) => xml("error", { type }, xml(is, ERRORS), xml("reason", NS, why));
   if (!allowed(from)) return refused("auth", "forbidden", "not-allowed");
   try {
     const answers = JSON.parse(element.text()).flatMap((event) => take(from, event));
@@ -91,8 +92,8 @@ xmpp.on("online", async (address) => {
 });
 xmpp.on("disconnect", () => clearInterval(heartbeat));
 xmpp.on("stanza", (stanza) => {
-  const hello = stanza.is("presence") && !stanza.attrs.type && stanza.getChild("x", NS);
-  if (hello && dispatchers.includes(stanza.attrs.from)) advertise();
+  const { type, from } = stanza.attrs;
+  if (stanza.is("presence") && !type && dispatchers.includes(from)) advertise(); // its hello
 });
 xmpp.on("error", (error) => console.error(`${error}`));
 process.once("SIGTERM", () => xmpp.stop());

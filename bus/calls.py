@@ -53,8 +53,10 @@ RETRY = 1.0
 class Calls:
     """The calling end of every exchange that we began."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, awaited: Callable[[str], bool] = lambda to: False) -> None:
         self._link = link
+        #: Whether a peer is expected to be there, so that one who is away just now is waited for.
+        self._awaited = awaited
         self._calls: dict[tuple[str, int], Call] = {}
         #: Ended calls whose finals we were told not to acknowledge yet.
         self._unacknowledged: set[tuple[str, int]] = set()
@@ -235,15 +237,18 @@ class Calls:
     def _bounced(self, call: Call, problem: Problem) -> None:
         if call.done:
             return
-        if problem.meaning.ran is Ran.NO and (call.sends > 1 or call.heard):
-            # This sending did not arrive, but an earlier one may have.
+        may_have_arrived = call.sends > 1 or call.heard
+        if problem.meaning.ran is Ran.NO and (may_have_arrived or self._awaited(call.to)):
             if problem.reason == "unreachable":
                 self._await_return(call)
+                # This sending did not arrive, but an earlier one may have.
+                call.sends -= 1
                 if call.retry is None:
                     loop = asyncio.get_running_loop()
                     call.retry = loop.call_later(RETRY, self._resend, call)
                 return
-            problem = _lost(f"{call.to} refused to be asked again ({problem.text})")
+            if may_have_arrived:
+                problem = _lost(f"{call.to} refused to be asked again ({problem.text})")
         self._settle(call, problem)
 
     def unanswered(self, calls: Sequence[Call]) -> None:
@@ -352,8 +357,10 @@ class Calls:
         call.gone = None
         if not self._link.connected:
             self._await_return(call)
-        else:
+        elif call.sends or call.heard:
             self._settle(call, _lost(f"{call.to} is gone"))
+        else:
+            self._settle(call, Problem("unreachable", f"{call.to} is not there"))
 
 
 def _taken(sender: str, final: Final) -> bool:

@@ -88,7 +88,7 @@ class Credentials:
     #: ``host:port`` from which blobs may be fetched; ``host`` alone allows any port.
     uploads: tuple[str, ...]
     #: The home they are from, if they are from one.
-    home: Path | None = None
+    home: Path | None = field(default=None, compare=False)
 
     @property
     def domain(self) -> str:

@@ -136,7 +136,7 @@ class Session:
             self._gone,
             self._arm,
         )
-        self._calls = Calls(self._link)
+        self._calls = Calls(self._link, lambda to: to in self.dispatchers)
         self._requests = Requests(self._link, handler, dispatchers, epoch, self._arm)
         self._tick: asyncio.TimerHandle | None = None
         self._open = False

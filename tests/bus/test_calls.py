@@ -12,7 +12,7 @@ import pytest
 from spinal.bus.call import Call
 from spinal.bus.errors import CallError, OperationFailed
 from spinal.bus.session import Handler, Request, Session
-from spinal.protocols import Error, Final, Json, Problem, Stanza
+from spinal.protocols import Error, Final, Json, Problem, Ran, Stanza
 from spinal.testing import Faults, ManualClock, MemoryBus, eventually, virtual_time
 
 ANN, THUMBS = "ann@memory.test/desk", "thumbs@memory.test/agent"
@@ -560,3 +560,32 @@ async def test_an_agent_that_takes_back_what_it_accepted_ends_that_call_alone() 
             await bad.result()
         assert await good.result() == 1
         assert work.stopped == [bad.id]
+
+
+@virtual_time
+async def test_a_dispatcher_that_is_away_just_now_is_waited_for() -> None:
+    bus = MemoryBus()
+    dispatcher = "dispatcher.memory.test"
+
+    async def answer(request: Request) -> Json:
+        return request.op.op
+
+    async with Session(bus.connection("c@memory.test/1"), dispatchers=[dispatcher]) as caller:
+        call = caller.call(dispatcher, "/x")
+        await asyncio.sleep(3.0)
+        assert not call.done
+
+        async with Session(bus.connection(dispatcher), answer, role="dispatcher"):
+            assert await call.result() == "/x"
+
+
+@virtual_time
+async def test_a_dispatcher_that_stays_away_is_not_there_and_nothing_ran() -> None:
+    bus = MemoryBus()
+    dispatcher = "dispatcher.memory.test"
+
+    async with Session(bus.connection("c@memory.test/1"), dispatchers=[dispatcher]) as caller:
+        final = await caller.call(dispatcher, "/x", patience=10.0).wait()
+
+    assert final.problem is not None
+    assert (final.problem.reason, final.problem.meaning.ran) == ("unreachable", Ran.NO)

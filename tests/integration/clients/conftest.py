@@ -74,7 +74,8 @@ async def logged_in(server: Server, name: str, *plugins: str) -> AsyncGenerator[
             await begun.get()
         yield bot
     finally:
-        await bot.disconnect(wait=1.0)
+        # Prosody and ejabberd leave the closing of the connection to us.
+        await bot.disconnect(wait=0.1)
         bot.cancel_connection_attempt()
         # slixmpp cancels it only when the garbage collector comes by.
         bot._run_out_filters.cancel()

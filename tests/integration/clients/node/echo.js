@@ -1,6 +1,5 @@
 // An agent of the core profile (docs/protocol.md, section 3) that offers /node/echo.
-// Its environment is the "env" of `spinal account add NAME --role agent --json`, and
-// NODE_EXTRA_CA_CERTS with the value of SPINAL_CA.
+// Environment: that of `spinal account add --json`, and NODE_EXTRA_CA_CERTS=$SPINAL_CA.
 import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { client, xml } from "@xmpp/client";

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from spinal.protocols import (
+    LIMITS,
     Data,
     Json,
     LocalProtocolError,
@@ -529,8 +530,15 @@ class _NoStore(Blobs):
         self._uploads = frozenset[str]()
 
 
-def _copied(value: Any) -> Any:
-    """Copy what may be changed, and make blobs of paths."""
+def _copied(value: Any, room: int = LIMITS.depth + 1) -> Any:
+    """Copy what may be changed, and make blobs of paths.
+
+    What is nested much deeper than may travel (the codec tells exactly) must not become the depth
+    of our stack.
+    """
+    if room < 0:
+        problem = Problem("bad-arguments", f"nested deeper than {LIMITS.depth} levels")
+        raise CallError.of(problem)
     if isinstance(value, Path):
         try:
             return Blob.of(value)
@@ -538,10 +546,10 @@ def _copied(value: Any) -> Any:
             raise CallError.of(Problem("bad-arguments", str(exc))) from exc
     if isinstance(value, Mapping):
         members: Mapping[Any, Any] = value  # pyright: ignore[reportUnknownVariableType] - of Any
-        return {key: _copied(inner) for key, inner in members.items()}
+        return {key: _copied(inner, room - 1) for key, inner in members.items()}
     if isinstance(value, (list, tuple)):
         items: list[Any] = list(value)  # pyright: ignore[reportUnknownArgumentType] - of Any
-        return [_copied(inner) for inner in items]
+        return [_copied(inner, room - 1) for inner in items]
     return value
 
 

@@ -28,6 +28,15 @@ CALLS = 20
 async def _calls(home: World, deadly: bool, dice: random.Random) -> None:
     workers = [await home.worker(f"agent{n}", slots=2) for n in range(3)]
     asked = [(dice.choice((READ, WRITE, QUICK)), n) for n in range(CALLS)]
+    dying, cut, hanging = dice.sample(workers, 3)
+    fates = {
+        4: lambda: home.bus.kill(dying.address),
+        7: lambda: home.bus.cut(cut.address),
+        10: lambda: home.bus.cut(home.client.address),
+        13: lambda: home.bus.cut(home.dispatcher.address),
+        15: lambda: home.bus.hang(hanging.address),
+        19: lambda: home.bus.resume(hanging.address),
+    }
     home.bus.faults = FAULTS
     calls: list[asyncio.Task[Any]] = []
     for op, n in asked:
@@ -38,10 +47,8 @@ async def _calls(home: World, deadly: bool, dice: random.Random) -> None:
                 # What runs now may end; what comes next waits for the next round.
                 worker.free.set()
                 worker.free = asyncio.Event()
-        if deadly and n in (CALLS // 3, CALLS // 2):
-            # One dies, one is cut off and comes back.
-            victim = dice.choice(workers).address
-            (home.bus.kill if n == CALLS // 3 else home.bus.cut)(victim)
+        if deadly and n in fates:
+            fates[n]()
     for worker in workers:
         worker.free.set()
     answers = await asyncio.gather(*calls)
@@ -63,10 +70,12 @@ async def _calls(home: World, deadly: bool, dice: random.Random) -> None:
     home.bus.faults = Faults()
     await eventually(lambda: home.dispatcher.broker.in_flight == 0, 150)
     await eventually(lambda: home.dispatcher.session.kept == 0, 150, "the dispatcher keeps nothing")
-    alive = [worker.life.session for worker in workers if home.knows(worker)]
-    assert len(alive) == (2 if deadly else 3)
-    await eventually(lambda: not any(session.kept for session in alive), 150, "nor the workers")
-    assert not any(session.running for session in alive)
+    alive = [worker for worker in workers if not (deadly and worker is dying)]
+    await eventually(lambda: all(home.knows(worker) for worker in alive), 60)
+    await eventually(
+        lambda: not any(worker.life.session.kept for worker in alive), 150, "nor do the workers"
+    )
+    assert not any(worker.life.session.running for worker in alive)
 
 
 @pytest.mark.parametrize("seed", range(100))

@@ -26,7 +26,7 @@ Stanza: TypeAlias = Any
 
 DOMAIN = "bus.test"
 PASSWORD = "a long-enough password"
-ACCOUNTS = ("ann", "bot", "carol", "dave", "echo")
+ACCOUNTS = ("ann", "bot", "carol", "dave", "c", "node")
 SOON = 15.0
 
 

@@ -24,13 +24,13 @@ class Terminal:
     """One window of a tmux that serves nobody else."""
 
     def __init__(self, socket: Path) -> None:
-        self._socket = socket
+        self.socket = socket
 
     async def tmux(self, *words: str) -> str | None:
         """Run a tmux command; gives what it printed, nothing if it failed."""
         process = await asyncio.create_subprocess_exec(
             # -N: or it would start a server of its own, with our environment, if ours is late.
-            *("tmux", "-N", "-S", self._socket, *words),
+            *("tmux", "-N", "-S", str(self.socket), *words),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
@@ -78,7 +78,7 @@ async def terminal(*argv: str, env: Mapping[str, str]) -> AsyncGenerator[Termina
         window = Terminal(Path(folder, "socket"))
         # -D: a child of ours, not a daemon of nobody's.
         server = await asyncio.create_subprocess_exec(
-            *("tmux", "-S", window._socket, "-f", os.devnull, "-D"),
+            *("tmux", "-S", str(window.socket), "-f", os.devnull, "-D"),
             stdin=asyncio.subprocess.DEVNULL,
             env={"PATH": os.environ["PATH"], "HOME": folder, "LANG": "C.UTF-8", **env},
         )

@@ -35,9 +35,7 @@ async def send(server: Server, text: str, ca: Path, home: Path) -> tuple[int, st
     return process.returncode, said.decode()
 
 
-async def test_a_line_from_a_script_reaches_a_bot(
-    server: Server, bot: Bot, tmp_path: Path
-) -> None:
+async def test_a_line_from_a_script_reaches_a_bot(server: Server, bot: Bot, tmp_path: Path) -> None:
     came = told(bot, "message")
 
     assert await send(server, "backup done: 5 < 6 ✓\n", server.ca, tmp_path) == (0, "")

@@ -18,14 +18,14 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 SOURCE = Path(__file__).parent / "libstrophe" / "echo.c"
 LIBRARIES = ("libstrophe", "jansson", "libcrypto")
-OP = "/c/echo"
+NAME = "c"
 
 
 @pytest.fixture(scope="session")
 def binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     need("cc", "pkg-config")
     for library in LIBRARIES:
-        if subprocess.run(["pkg-config", "--exists", library]).returncode:
+        if subprocess.run(["pkg-config", "--exists", library], check=False).returncode:
             pytest.skip(f"MISSING: {library} (its development files)")
     flags = subprocess.run(
         ["pkg-config", "--cflags", "--libs", *LIBRARIES], capture_output=True, text=True, check=True
@@ -42,9 +42,12 @@ def run(binary: Path, variables: Mapping[str, str]) -> AbstractAsyncContextManag
     return program(binary, env=variables)
 
 
-@pytest_asyncio.fixture(loop_scope="session")
-async def agent(server: Server, binary: Path, tmp_path: Path) -> AsyncGenerator[Program]:
-    async with run(binary, environment(server, "echo", tmp_path)) as running:
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def agent(
+    server: Server, binary: Path, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncGenerator[Program]:
+    variables = environment(server, NAME, tmp_path_factory.mktemp("account"))
+    async with run(binary, variables) as running:
         await running.line("online ")
         yield running
         assert await running.end() == 0, running.lines
@@ -52,34 +55,34 @@ async def agent(server: Server, binary: Path, tmp_path: Path) -> AsyncGenerator[
 
 async def test_a_caller_of_ours_calls_it(server: Server, agent: Program) -> None:
     async with caller(server, "ann") as ann:
-        await echoing.echoes(ann, OP)
+        await echoing.echoes(ann, NAME)
 
 
 async def test_it_refuses_what_it_does_not_offer(server: Server, agent: Program) -> None:
     async with caller(server, "ann") as ann:
-        await echoing.refuses(ann, OP)
+        await echoing.refuses(ann, NAME)
 
 
 async def test_an_op_that_comes_twice_is_run_once(agent: Program, bot: Bot) -> None:
-    await echoing.runs_once(bot, agent, OP)
+    await echoing.runs_once(bot, agent, NAME)
 
 
 async def test_it_minds_deadline_epoch_and_must(agent: Program, bot: Bot) -> None:
-    await echoing.minds_what_an_op_says(bot, OP)
+    await echoing.minds_what_an_op_says(bot, NAME)
 
 
 async def test_it_answers_whatever_comes(agent: Program, bot: Bot) -> None:
-    await echoing.answers_everything(bot)
+    await echoing.answers_everything(bot, NAME)
 
 
 async def test_it_does_not_log_in_where_it_cannot_trust(
     server: Server, binary: Path, tmp_path: Path
 ) -> None:
-    variables = environment(server, "echo", tmp_path) | {"SPINAL_CA": "/dev/null"}
+    variables = environment(server, NAME, tmp_path) | {"SPINAL_CA": "/dev/null"}
     async with run(binary, variables) as agent:
         assert await agent.ended() == 1
         assert not any(line.startswith("online") for line in agent.lines)
 
 
 async def test_the_dispatcher_gives_it_work(binary: Path) -> None:
-    await echoing.is_brokered(partial(run, binary), "c", OP)
+    await echoing.is_brokered(partial(run, binary), NAME)

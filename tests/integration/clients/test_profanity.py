@@ -48,6 +48,9 @@ async def ann(server: Server, tmp_path: Path) -> AsyncGenerator[Terminal]:
     async with profanity(server, tmp_path, server.ca) as window:
         await window.shows("logged in successfully", "[TLS]", "[online]")
         yield window
+        # Else its stream is kept for it, and the next test has two of ann.
+        await window.type("/quit")
+        assert await window.ended() == 0
 
 
 async def test_an_authority_that_is_not_the_home_s_is_not_trusted(

@@ -122,7 +122,8 @@ static json_t *answer_to(const char *from, json_t *op) {
 
     char *bare = xmpp_jid_bare(ctx, from);
     char exchange[4096];
-    snprintf(exchange, sizeof exchange, "%s %s %lld", bare, json_string_value(id), (long long)attempt);
+    snprintf(exchange, sizeof exchange, "%s %s %lld", bare, json_string_value(id),
+             (long long)attempt);
     xmpp_free(ctx, bare);
     known = json_object_get(remembered, exchange);
     if (known != NULL)
@@ -132,7 +133,8 @@ static json_t *answer_to(const char *from, json_t *op) {
     json_object_set_new(answer, "attempt", json_integer(attempt));
     if (json_object_size(remembered) < MAX_REMEMBERED)
         json_object_set_new(remembered, exchange,
-                            json_pack("{s:I, s:O}", "until", now + json_integer_value(left), "answer", answer));
+                            json_pack("{s:I, s:O}", "until", now + json_integer_value(left),
+                                      "answer", answer));
     return answer;
 }
 
@@ -145,9 +147,10 @@ static json_t *answers_to(const char *from, const char *text) {
         if (!json_is_string(json_object_get(event, "type")))
             readable = 0;
         else if (is(event, "type", "describe") && is(event, "hash", hash))
-            json_array_append_new(answers, json_pack("{s:s, s:s, s:s}", "type", "description", "hash",
-                                                     hash, "text", DESCRIPTION));
-        else if (is(event, "type", "op") && json_array_append_new(answers, answer_to(from, event)) != 0)
+            json_array_append_new(answers, json_pack("{s:s, s:s, s:s}", "type", "description",
+                                                     "hash", hash, "text", DESCRIPTION));
+        else if (is(event, "type", "op") &&
+                 json_array_append_new(answers, answer_to(from, event)) != 0)
             readable = 0;
     }
     json_decref(events);
@@ -163,8 +166,8 @@ static void send_and_release(xmpp_conn_t *conn, xmpp_stanza_t *stanza) {
     xmpp_stanza_release(stanza);
 }
 
-static void send_error(xmpp_conn_t *conn, xmpp_stanza_t *iq, const char *type, const char *condition,
-                       const char *reason) {
+static void send_error(xmpp_conn_t *conn, xmpp_stanza_t *iq, const char *type,
+                       const char *condition, const char *reason) {
     xmpp_stanza_t *reply = xmpp_stanza_reply_error(iq, type, condition, NULL);
     if (reason != NULL) {
         xmpp_stanza_t *ours = xmpp_stanza_new(ctx), *text = xmpp_stanza_new(ctx);
@@ -249,7 +252,7 @@ static void on_connection(xmpp_conn_t *conn, xmpp_conn_event_t status, int error
 static const char *needed(const char *name) {
     const char *value = getenv(name);
     if (value == NULL) {
-        fprintf(stderr, "%s is not set: run it with the env of `spinal account add --json`\n", name);
+        fprintf(stderr, "%s is not set: take the env of `spinal account add --json`\n", name);
         exit(2);
     }
     return value;
@@ -284,7 +287,7 @@ int main(void) {
     xmpp_conn_set_pass(conn, password);
     xmpp_conn_set_cafile(conn, needed("SPINAL_CA"));
     xmpp_conn_set_flags(conn, XMPP_CONN_FLAG_MANDATORY_TLS);
-    failed = xmpp_connect_client(conn, server, (unsigned short)atoi(port), on_connection, NULL) != XMPP_EOK;
+    failed = xmpp_connect_client(conn, server, (unsigned short)atoi(port), on_connection, NULL);
     for (int leaving = 0; !failed && !gone;) {
         xmpp_run_once(ctx, 100);
         if (asked_to_end && !leaving) {
@@ -297,5 +300,5 @@ int main(void) {
     xmpp_free(ctx, domain);
     xmpp_ctx_free(ctx);
     xmpp_shutdown();
-    return failed;
+    return failed != 0;
 }

@@ -129,9 +129,12 @@ class MemoryBus:
             overtaken = self._random.random() < faults.reorder
             if overtaken:
                 wait += self._random.uniform(0.0, faults.late)
-            self._carry(stanza, wait, ordered=not overtaken)
+            # Of two copies one may arrive, and no server says of such a stanza that it did not.
+            self._carry(stanza, wait, ordered=not overtaken, bounces=copies == 1)
 
-    def _carry(self, stanza: Stanza, wait: float = 0.0, ordered: bool = True) -> None:
+    def _carry(
+        self, stanza: Stanza, wait: float = 0.0, ordered: bool = True, bounces: bool = True
+    ) -> None:
         loop = asyncio.get_running_loop()
         at = loop.time() + wait
         if ordered:
@@ -140,16 +143,16 @@ class MemoryBus:
             self._last[pair] = at
         data = Codec.encode(stanza, stanza.sender)
         if at <= loop.time():
-            loop.call_soon(self._deliver, data)
+            loop.call_soon(self._deliver, data, bounces)
         else:
-            loop.call_at(at, self._deliver, data)
+            loop.call_at(at, self._deliver, data, bounces)
 
-    def _deliver(self, data: bytes) -> None:
+    def _deliver(self, data: bytes, bounces: bool) -> None:
         stanza = Codec.decode(fromstring(data))
         found = self._here.get(stanza.to)
         if found is not None:
             found.deliver(stanza)
-        elif stanza.kind == "iq" and stanza.type in ("get", "set"):
+        elif bounces and stanza.kind == "iq" and stanza.type in ("get", "set"):
             # RFC 6121, 8.5.3.2.3
             problem = Problem("unreachable")
             self._carry(Stanza("iq", "error", stanza.sender, stanza.to, stanza.id, problem=problem))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import os
 import re
@@ -172,8 +173,10 @@ async def test_an_upload_that_is_cut_leaves_nothing(
         yield b"x" * 100_000
         raise ConnectionResetError
 
-    with pytest.raises((ConnectionResetError, aiohttp.ClientError)):
-        await http.put(put, data=body(), headers={"Content-Length": "1000000"})
+    # Whether the client raises or gives the server's answer depends on its version.
+    with contextlib.suppress(ConnectionResetError, aiohttp.ClientError):
+        async with http.put(put, data=body(), headers={"Content-Length": "1000000"}) as response:
+            assert response.status >= 400
     async with asyncio.timeout(5):
         while blobs(world):
             await asyncio.sleep(0.01)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import sys
 import time
@@ -104,16 +103,14 @@ async def _a_worker_is_killed(running: Platform, folder: Path) -> None:
         safe, unsafe = scene.ask(READ, n=1, gate="safe"), scene.ask(WRITE, n=2, gate="never")
         await scene.begun(2)
         (other,) = await scene.start()
+        victim.kill(signal.SIGSTOP)  # So that it does not end what it holds.
         scene.open("safe")
-        os.kill(victim.pid, signal.SIGSTOP)  # So that it cannot end what it holds.
         victim.kill(signal.SIGKILL)
         killed = time.monotonic()
 
-        answer = await safe
-        took = time.monotonic() - killed
-        if answer != [victim.pid, 1]:  # It may have been quicker than we are.
-            assert answer == [other.pid, 1]
-            assert took < 2.0 + 3.0  # The latter is for a machine that is busy with others.
+        assert await safe == [other.pid, 1]
+        # Two seconds is the promise; the others are for a machine that is busy with other things.
+        assert time.monotonic() - killed < 2.0 + 4.0
         problem = await unsafe
         took = time.monotonic() - killed
         assert reason(problem) == "lost"

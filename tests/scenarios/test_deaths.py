@@ -11,7 +11,7 @@ from spinal.bus.calls import PATIENCE
 from spinal.bus.session import GRACE
 from spinal.dispatcher.agent import LEASE, SUSPECT_AFTER
 from spinal.protocols import Problem, Ran
-from spinal.testing import eventually, virtual_time
+from spinal.testing import Faults, eventually, virtual_time
 
 from .conftest import READ, WRITE, Worker, World, counted, ends, problem_of, world
 
@@ -87,6 +87,49 @@ async def test_an_unsafe_call_of_a_worker_that_restarts_is_lost_at_once() -> Non
         assert home.now - died < 2.0
         assert await safe == [again.name, 1]
         assert counted(home.ledger, lambda e: e.op) == {READ: 2, WRITE: 1}
+
+
+@virtual_time
+@pytest.mark.parametrize("op", [READ, WRITE])
+async def test_an_op_that_the_wire_loses_is_said_again_to_the_same_worker(op: str) -> None:
+    async with world() as home:
+        first = await home.worker("agent1", free=True)
+        home.bus.faults = Faults(
+            drop=1.0, applies=lambda stanza: stanza.kind == "iq" and stanza.to == first.address
+        )
+        call = home.ask(op)(n=1)
+        await asyncio.sleep(4.0)
+        second = await home.worker("agent2", free=True)
+        await asyncio.sleep(4.0)
+        home.bus.faults = Faults()
+
+        assert await call == [first.name, 1]
+        assert home.dispatcher.broker.counts.lost_attempts == 0
+        assert second.begun() == []
+
+
+@virtual_time
+async def test_a_final_is_taken_in_the_end_although_the_wire_lost_all_that_was_said_of_it() -> None:
+    async with world() as home:
+        worker = await home.worker(free=True)
+        home.bus.faults = Faults(
+            drop=1.0,
+            applies=lambda stanza: (
+                stanza.to == worker.address
+                and (stanza.kind == "presence" or (stanza.body is not None and _acks(stanza.body)))
+            ),
+        )
+        assert await home.ask(WRITE)(n=1) == [worker.name, 1]
+        home.bus.cut(worker.address)
+        await asyncio.sleep(70)
+        assert worker.life.session.kept == 1
+        home.bus.faults = Faults()
+
+        await eventually(lambda: worker.life.session.kept == 0, 60)
+
+
+def _acks(body: bytes) -> bool:
+    return b'"ack"' in body
 
 
 @virtual_time

@@ -330,6 +330,8 @@ class Life:
                 request.op.args, lambda ref: self._blob(ref, blobs)
             )
             async with self.slots.take(operation):
+                # How long it ran is without the wait, else short calls that wait here look long.
+                request.began = loop.time()
                 if request.remaining <= 0:
                     raise CallError.of(Problem("expired"))
                 if operation.kind.in_process:

@@ -23,9 +23,8 @@ def cpu_count() -> int:
 class Slots:
     """Who may run now, who waits, and who is sent away.
 
-    Work waits at the dispatcher, not here: what waits is only what the dispatcher had under way,
-    so that a slot that falls free is taken at once.  As many as there are slots may wait, and at
-    least two.
+    Work waits at the dispatcher, not here: what waits is what a dispatcher sends ahead because it
+    is short, so that a slot that falls free is taken at once, and what direct callers send.
 
     Args:
         size: calls that run at once.
@@ -101,6 +100,10 @@ class _OfOperation:
         self.free = asyncio.Semaphore(size)
 
 
+#: How many may wait: what a dispatcher sends ahead of short calls at the most.
+WAITING = 64
+
+
 def _most(size: int) -> int:
     """How many may run and wait."""
-    return size + max(2, size)
+    return size + max(WAITING, size)

@@ -24,6 +24,8 @@ PREFETCH = 0.05
 
 #: Most calls that may wait at an agent, however short they are.
 MAX_PREFETCH = 64
+#: Seconds after which a call counts half in what an agent was given lately.
+SHARED = 1.0
 
 #: Loads are told apart in steps of this size.  Within a step agents take turns, so that noise in
 #: reports of up to five seconds ago cannot draw every short call to one agent.
@@ -64,6 +66,8 @@ class KnownAgent:
         "_full",
         "_others",
         "_runs",
+        "_share",
+        "_shared_at",
         "address",
         "advertisement",
         "capabilities",
@@ -94,6 +98,8 @@ class KnownAgent:
         self._ended: dict[AttemptKey, float] = {}
         self._others = 0
         self._runs: dict[str, float] = {}
+        self._share = 0.0
+        self._shared_at = now
         self.report(advertisement, now)
 
     def __repr__(self) -> str:
@@ -162,6 +168,12 @@ class KnownAgent:
         """Count an attempt that is being sent to it."""
         self._flying[key] = (now, op)
         self.used = turn
+        self._share = self.share(now) + 1.0
+        self._shared_at = now
+
+    def share(self, now: float) -> float:
+        """How much it was given lately: each call counts 1, and half of that :data:`SHARED` later."""
+        return self._share * 0.5 ** ((now - self._shared_at) / SHARED)
 
     def ended(self, key: AttemptKey, now: float) -> None:
         """Count an attempt as over, however it ended; one that is not in flight is ignored."""

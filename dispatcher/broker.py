@@ -462,7 +462,28 @@ class Broker:
                 return
             waiter = entry.item
             if not waiter.placed.done():
-                waiter.placed.set_result(self._reserve(waiter.errand, agent))
+                fair = self._fair(agent, entry.demand, context)
+                waiter.placed.set_result(self._reserve(waiter.errand, fair))
+
+    def _fair(self, agent: KnownAgent, demand: Demand, context: Context) -> KnownAgent:
+        """Give the agent whose turn it is to have a call that ``agent`` could start now.
+
+        Of short calls whoever is scheduled first by its machine would get most of a burst.  So
+        such a call goes to an equal one that was given fewer lately, as long as it fits into what
+        may wait there anyway; where calls are long, whoever is free first takes the next.
+        """
+        if demand.policy != "least-loaded" or not agent.prefetch(demand.op):
+            return agent
+        best, least = agent, agent.share(context.now) - 1.0
+        groups = itertools.chain.from_iterable(self._groups(demand))
+        for other in itertools.islice(groups, LOOKED_AT):
+            if (
+                other.slots == agent.slots
+                and (given := other.share(context.now)) < least
+                and rejection(other, demand, context) is None
+            ):
+                best, least = other, given
+        return best
 
     def _may_prefetch(self, agent: KnownAgent, demand: Demand, context: Context) -> bool:
         """Tell whether a call may wait at an agent that has no free slot.

@@ -13,6 +13,7 @@ from spinal.agents import Agent
 from spinal.agents.errors import RoleRefused
 from spinal.agents.files import load_file
 from spinal.agents.life import Life
+from spinal.agents.load import WAITING
 from spinal.bus.call import Call
 from spinal.bus.errors import CallError
 from spinal.bus.session import Session
@@ -259,11 +260,11 @@ async def test_a_passed_deadline_cancels_the_function(world: World) -> None:
 
 
 async def test_when_slots_and_waiting_room_are_full_the_next_is_refused(world: World) -> None:
-    calls = [world.call("/wait") for _ in range(4)]
-    await world.busy(4)
+    calls = [world.call("/wait") for _ in range(2 + WAITING)]
+    await world.busy(2 + WAITING)
 
     assert await problem_of(world.call("/add", {"a": 1})) == ("busy", "all 2 slots are taken")
-    assert world.life.slots.load == 2.0
+    assert world.life.slots.load == 1 + WAITING / 2
     for call in calls:
         await call.cancel()
     assert await world.call("/add", {"a": 1}).result() == 2

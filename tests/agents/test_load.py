@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from spinal.agents.load import Slots
+from spinal.agents.load import WAITING, Slots
 from spinal.agents.operation import Operation
 from spinal.bus.errors import CallError
 
@@ -42,7 +42,7 @@ class Crowd:
         await asyncio.gather(*self.tasks, return_exceptions=True)
 
 
-@pytest.mark.parametrize(("size", "waiting"), [(1, 2), (2, 2), (5, 5)])
+@pytest.mark.parametrize(("size", "waiting"), [(1, WAITING), (2, WAITING), (99, 99)])
 async def test_as_many_as_slots_run_a_few_wait_and_the_rest_are_sent_away(
     size: int, waiting: int
 ) -> None:
@@ -60,8 +60,8 @@ async def test_as_many_as_slots_run_a_few_wait_and_the_rest_are_sent_away(
 
 
 async def test_an_operation_has_slots_of_its_own() -> None:
-    crowd = Crowd(Slots(4, lambda: None))
-    await crowd.come(3, NARROW)
+    crowd = Crowd(Slots(4 + WAITING, lambda: None))
+    await crowd.come(1 + WAITING, NARROW)
 
     assert crowd.running == 1
     with pytest.raises(CallError, match="all 1 slots of /narrow are taken"):

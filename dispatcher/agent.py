@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from enum import Enum
@@ -173,7 +174,7 @@ class KnownAgent:
 
     def share(self, now: float) -> float:
         """How much it was given lately: each call counts 1, and half of that :data:`SHARED` later."""
-        return self._share * 0.5 ** ((now - self._shared_at) / SHARED)
+        return self._share * math.exp2((self._shared_at - now) / SHARED)
 
     def ended(self, key: AttemptKey, now: float) -> None:
         """Count an attempt as over, however it ended; one that is not in flight is ignored."""

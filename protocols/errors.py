@@ -217,15 +217,14 @@ REASONS: Final[Mapping[str, Meaning]] = {
 }
 
 #: RFC 6120 conditions that a server puts into a bounce, as reasons of ours.  A stanza that bounced
-#: was not delivered, so nothing ran; but for two: ``recipient-unavailable`` comes also for what a
-#: lost stream with XEP-0198 had not acknowledged, and another server's time-out leaves it open.
+#: was not delivered, so nothing ran; but for one: ``recipient-unavailable`` comes also for what a
+#: lost stream with XEP-0198 had not acknowledged.
 BOUNCES: Final[Mapping[str, str]] = {
     "forbidden": "not-allowed",
     "not-allowed": "not-allowed",
     "not-authorized": "not-allowed",
     "policy-violation": "too-large",
     "recipient-unavailable": "lost",
-    "remote-server-timeout": "no-answer",
     "resource-constraint": "busy",
 }
 

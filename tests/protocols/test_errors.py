@@ -74,7 +74,7 @@ def test_the_columns_of_a_reason_agree_with_each_other(reason: str) -> None:
 def test_a_server_says_that_nothing_was_delivered_where_it_can_know() -> None:
     assert set(BOUNCES) <= CONDITIONS
     unsure = {name for name, reason in BOUNCES.items() if REASONS[reason].ran is not Ran.NO}
-    assert unsure == {"recipient-unavailable", "remote-server-timeout"}
+    assert unsure == {"recipient-unavailable"}
     assert REASONS["unreachable"].ran is Ran.NO
 
 

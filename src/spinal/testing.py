@@ -17,7 +17,7 @@ import selectors
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -244,7 +244,7 @@ async def _read(stream: asyncio.StreamReader, lines: list[str]) -> None:
 @asynccontextmanager
 async def platform(
     server: str = "embedded", *options: str, folder: Path | None = None
-) -> AsyncIterator[Platform]:
+) -> AsyncGenerator[Platform]:
     """Start a whole platform in a temporary home on free ports, and end it.
 
     Args:

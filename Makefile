@@ -14,7 +14,7 @@ help:
 	@echo "make test-deps  install Prosody, ejabberd and chat clients for it (root or sudo)"
 	@echo "make check      formatting, lint, types, direction of imports"
 	@echo "make format     mend what can be mended by a machine"
-	@echo "make bench      figures of this machine into benchmarks/RESULTS.md"
+	@echo "make bench      figures of this machine, as in benchmarks/README.md"
 
 # An editable install resolves imports through the links under src/spinal.
 links:

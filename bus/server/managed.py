@@ -10,12 +10,11 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import ClassVar, Final, Self
+from typing import Final, Self
 
 import structlog
 
@@ -24,7 +23,7 @@ from .child import LINUX, POLL, Child, Owner, end_leftover
 from .contract import ServerConfig
 from .errors import ServerError, ServerMissing
 from .files import write
-from .probe import probe
+from .launched import Launched
 
 log = structlog.get_logger()
 
@@ -32,14 +31,11 @@ log = structlog.get_logger()
 _FORBIDDEN: Final = frozenset("\"&'/:<>@")
 
 
-class ManagedServer(ABC):
-    """A :class:`~spinal.bus.server.contract.Server` in a child process."""
+class ManagedServer(Launched):
+    """A :class:`~spinal.bus.server.contract.Server` in a child process.
 
-    #: Name of the kind, of its folder and of its Debian package.
-    name: ClassVar[str]
-    #: How long it may take until it answers, and to end in good order, in seconds.
-    start_within: ClassVar[float]
-    stop_within: ClassVar[float]
+    ``name`` is that of its folder and of its Debian package as well.
+    """
 
     def __init__(self, config: ServerConfig, ca: Path, child: Child) -> None:
         self.config = config
@@ -106,19 +102,6 @@ class ManagedServer(ABC):
     def _configuration(cls, config: ServerConfig, base: str) -> tuple[str, str]:
         """Give name and text of the configuration file."""
 
-    @classmethod
-    @abstractmethod
-    async def set_account(cls, config: ServerConfig, name: str, password: str) -> None:
-        """Make the account, or give it this password, on the server that runs in the folder.
-
-        Any process that may enter the folder can call it.  Raises :class:`ServerError`.
-        """
-
-    @classmethod
-    @abstractmethod
-    async def drop_account(cls, config: ServerConfig, name: str) -> None:
-        """Remove the account and end its streams; the same applies as to :meth:`set_account`."""
-
     # What does not.
 
     @classmethod
@@ -152,19 +135,6 @@ class ManagedServer(ABC):
         """The server's process."""
         return self._child.pid
 
-    async def add_account(self, name: str, password: str) -> None:
-        """Make the account, or give it this password.  It can log in when this returns."""
-        await self.set_account(self.config, name, password)
-
-    async def remove_account(self, name: str) -> None:
-        """Remove the account and end its streams.  Unknown names are no error."""
-        await self.drop_account(self.config, name)
-
-    async def probe(self, timeout: float = 3.0) -> None:
-        """Raise :class:`ServerError` unless a new stream is answered with features in time."""
-        host = ports.reachable(self.config.listen)
-        await probe(host, self.config.ports.c2s, self.config.domain, timeout)
-
     async def wait(self) -> int:
         """Return the exit status once the process has ended by itself or was killed."""
         return await self._child.wait()
@@ -173,18 +143,6 @@ class ManagedServer(ABC):
         """End it and wait until its ports are free.  Calling it again does nothing."""
         await self._child.stop(self.stop_within)
         self.admin_socket(self.config).unlink(missing_ok=True)
-
-    async def __aenter__(self) -> Self:
-        """Give the server itself; :meth:`stop` is called at the end of the block."""
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.stop()
 
     @classmethod
     def _fill(

@@ -10,15 +10,15 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, ClassVar, Final, Self
 
 import structlog
 
-from .. import ports, probe
+from .. import ports
 from ..contract import ServerConfig
 from ..errors import PortTaken, ServerError, ServerMissing
 from ..files import write
+from ..launched import Launched
 from .__main__ import dump
 from .server import accounts_of, place
 
@@ -28,11 +28,10 @@ log = structlog.get_logger(__name__)
 _KEEP_OUTPUT: Final = 1024 * 1024
 
 
-class EmbeddedProcess:
+class EmbeddedProcess(Launched):
     """A :class:`~spinal.bus.server.contract.Server` in a child process that cannot outlive us."""
 
     name: ClassVar[str] = "embedded"
-    #: How long it may take until it answers, and to end in good order, in seconds.
     start_within: ClassVar[float] = 15.0
     stop_within: ClassVar[float] = 5.0
 
@@ -125,21 +124,12 @@ class EmbeddedProcess:
         """The server's process."""
         return self._process.pid
 
-    async def add_account(self, name: str, password: str) -> None:
-        """Make the account, or give it this password.  It can log in when this returns."""
-        await self.set_account(self.config, name, password)
-
     async def remove_account(self, name: str) -> None:
         """Remove the account and end its streams at once.  Unknown names are no error."""
-        await self.drop_account(self.config, name)
+        await super().remove_account(name)
         if self._process.returncode is None:
             with suppress(ProcessLookupError):
                 self._process.send_signal(signal.SIGHUP)
-
-    async def probe(self, timeout: float = 3.0) -> None:
-        """Raise :class:`ServerError` unless a new stream is answered with features in time."""
-        host = ports.reachable(self.config.listen)
-        await probe.probe(host, self.config.ports.c2s, self.config.domain, timeout)
 
     async def wait(self) -> int:
         """Return the exit status once the process has ended by itself or was killed."""
@@ -167,18 +157,6 @@ class EmbeddedProcess:
                 if process.stdin is not None:
                     process.stdin.close()
             await process.wait()
-
-    async def __aenter__(self) -> Self:
-        """Give the server itself; :meth:`stop` is called at the end of the block."""
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.stop()
 
 
 def _output(folder: Path) -> Path:

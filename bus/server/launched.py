@@ -1,0 +1,69 @@
+"""What every server in a child process has in common, whatever its program is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import ClassVar, Self
+
+from . import ports
+from .contract import ServerConfig
+from .probe import probe
+
+
+class Launched(ABC):
+    """The part of :class:`~spinal.bus.server.contract.Server` that needs no process.
+
+    Accounts are set and dropped by class methods, because any process that may enter the folder
+    can do it, also one that did not start the server.
+    """
+
+    #: Name of the kind.
+    name: ClassVar[str]
+    #: How long it may take until it answers, and to end in good order, in seconds.
+    start_within: ClassVar[float]
+    stop_within: ClassVar[float]
+
+    config: ServerConfig
+
+    @classmethod
+    @abstractmethod
+    async def set_account(cls, config: ServerConfig, name: str, password: str) -> None:
+        """Make the account, or give it this password, on the server of that folder.
+
+        Any process that may enter the folder can call it.  Raises :class:`ServerError`.
+        """
+
+    @classmethod
+    @abstractmethod
+    async def drop_account(cls, config: ServerConfig, name: str) -> None:
+        """Remove the account and end its streams; the same applies as to :meth:`set_account`."""
+
+    @abstractmethod
+    async def stop(self) -> None:
+        """End it and wait until its ports are free.  Calling it again does nothing."""
+
+    async def add_account(self, name: str, password: str) -> None:
+        """Make the account, or give it this password.  It can log in when this returns."""
+        await self.set_account(self.config, name, password)
+
+    async def remove_account(self, name: str) -> None:
+        """Remove the account and end its streams.  Unknown names are no error."""
+        await self.drop_account(self.config, name)
+
+    async def probe(self, timeout: float = 3.0) -> None:
+        """Raise :class:`ServerError` unless a new stream is answered with features in time."""
+        host = ports.reachable(self.config.listen)
+        await probe(host, self.config.ports.c2s, self.config.domain, timeout)
+
+    async def __aenter__(self) -> Self:
+        """Give the server itself; :meth:`stop` is called at the end of the block."""
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.stop()

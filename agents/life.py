@@ -200,9 +200,8 @@ class Life:
         try:
             async with asyncio.timeout(grace):
                 await self.slots.idle()
-                while self.session.running:
-                    # Its work is done, and its last words are on their way.
-                    await asyncio.sleep(0.01)
+                # Its work is done, and its last words are on their way.
+                await self.session.finished()
         except TimeoutError:
             log.warning("drain_gave_up", agent=self.agent.name, running=self.slots.busy)
             return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import structlog
@@ -17,7 +17,6 @@ from spinal.protocols import (
     Error,
     Event,
     Final,
-    Json,
     LocalProtocolError,
     Log,
     Op,
@@ -28,10 +27,8 @@ from spinal.protocols import (
     RemoteProtocolError,
     Stanza,
     State,
-    Want,
 )
 from spinal.protocols import address as addresses
-from spinal.protocols.events import MAX_LEFT
 from spinal.protocols.values import write as write_value
 
 from .call import Call
@@ -68,56 +65,28 @@ class Calls:
     def __len__(self) -> int:
         return len(self._calls)
 
+    def mint(self) -> str:
+        """Give an id that no call of ours has."""
+        self._number += 1
+        return f"{self._prefix}-{self._number:x}"
+
     def make(
-        self,
-        to: str,
-        op: str,
-        args: Mapping[str, Json] | None = None,
-        *,
-        timeout: float = 60.0,
-        id: str | None = None,
-        attempt: int = 1,
-        epoch: int | None = None,
-        key: str | None = None,
-        caller: str | None = None,
-        trace: str | None = None,
-        window: int = 0,
-        want: Want | None = None,
-        patience: float = PATIENCE,
-        acknowledge: bool = True,
+        self, to: str, op: Op, timeout: float, patience: float, acknowledge: bool = True
     ) -> Call:
-        """Send an op; see :meth:`Session.call`."""
-        if id is None:
-            self._number += 1
-            id = f"{self._prefix}-{self._number:x}"
-        elif (id, attempt) in self._calls:
-            raise ValueError(f"call {id}, attempt {attempt}, has not ended: await that one")
+        """Send an op that has ``timeout`` seconds; see :meth:`Session.call`."""
+        if op.exchange in self._calls:
+            raise ValueError(f"call {op.id}, attempt {op.attempt}, has not ended: await that one")
         loop = asyncio.get_running_loop()
-        timeout = min(timeout, MAX_LEFT / 1000)
-        deadline = loop.time() + timeout
         try:
             if to not in self._link.peers:
                 addresses.check(to)
             peer = self._link.peer(to)
-            event = Op(
-                id,
-                attempt,
-                op=op,
-                left=max(0, int(timeout * 1000)),
-                args=args or {},
-                epoch=epoch,
-                key=key,
-                caller=caller,
-                trace=trace,
-                window=window,
-                want=want,
-            )
-            call = Call(self, to, event, deadline, patience, acknowledge)
-            written = self._write(event, peer)
+            call = Call(self, to, op, loop.time() + timeout, patience, acknowledge)
+            written = self._write(op, peer)
         except ProtocolError as exc:
             raise CallError.of(exc.problem) from exc
-        self._calls[event.exchange] = peer.calls[event.exchange] = call
-        call.timer = loop.call_at(deadline, self._expire, call)
+        self._calls[op.exchange] = peer.calls[op.exchange] = call
+        call.timer = loop.call_at(call.deadline, self._expire, call)
         self._post(call, written)
         return call
 

@@ -249,6 +249,10 @@ class Requests:
         bare = addresses.bare(peer)
         return [(key[1], key[2]) for key in self._requests if key[0] == bare]
 
+    async def finished(self) -> None:
+        """Wait until no handler runs and the last words of each were written."""
+        await self._tasks.idle()
+
     async def acknowledged(self, timeout: float) -> bool:
         """Wait until every kept final was acknowledged; false if that took too long."""
         try:

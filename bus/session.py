@@ -61,6 +61,7 @@ from spinal.protocols import (
     Want,
 )
 from spinal.protocols import address as addresses
+from spinal.protocols.events import MAX_LEFT
 
 from .call import Call
 from .calls import PATIENCE, Calls
@@ -234,6 +235,10 @@ class Session:
         """Exchanges of that caller that run here or whose finals are not acknowledged."""
         return self._requests.holds(peer)
 
+    async def finished(self) -> None:
+        """Wait until no request's handler runs."""
+        await self._requests.finished()
+
     async def acknowledged(self, timeout: float) -> bool:
         """Wait until every kept final was acknowledged; false if that took too long."""
         return await self._requests.acknowledged(timeout)
@@ -287,22 +292,21 @@ class Session:
         """
         if not self._open:
             raise NotConnected("the session is closed: open it before calling")
-        return self._calls.make(
-            to,
-            op,
-            args,
-            timeout=timeout,
-            id=id,
-            attempt=attempt,
+        timeout = min(timeout, MAX_LEFT / 1000)
+        event = Op(
+            self._calls.mint() if id is None else id,
+            attempt,
+            op=op,
+            left=max(0, int(timeout * 1000)),
+            args=args or {},
             epoch=epoch,
             key=key,
             caller=caller,
             trace=trace,
             window=window,
             want=want,
-            patience=patience,
-            acknowledge=acknowledge,
         )
+        return self._calls.make(to, event, timeout, patience, acknowledge)
 
     def acknowledge(self, call: Call) -> None:
         """Tell the agent that it need not keep the final of a call any longer."""

@@ -41,6 +41,11 @@ class Tasks:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("task_died", owner=self._name, task=task.get_name(), exc_info=error)
 
+    async def idle(self) -> None:
+        """Wait until none runs."""
+        while self._running:
+            await asyncio.wait(set(self._running))
+
     async def close(self) -> None:
         """Cancel what runs and wait until all of it has cleaned up; may be called again."""
         self._closed = True

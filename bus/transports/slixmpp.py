@@ -158,6 +158,8 @@ class _SlixmppConnection(Connection):
         #: For a component: who is told when we go, because a server does not do it for components.
         self._directed: set[str] = set()
         self._backoff = Backoff()
+        #: Asked before each reconnect for the present host and port, if they may have changed.
+        self._look_up: Callable[[], tuple[str, int] | None] = lambda: None
         self.writable = asyncio.Event()
         self.writable.set()
 
@@ -316,9 +318,6 @@ class _SlixmppConnection(Connection):
                         return
                     log.debug("reconnect_failed", address=self._address, problem=str(exc))
 
-    def _look_up(self) -> tuple[str, int] | None:
-        return None
-
     def _break(self, why: str) -> None:
         asked, self._asked = self._asked, {}
         for _, answer in asked.values():
@@ -468,7 +467,7 @@ class ClientConnection(_SlixmppConnection):
         super().__init__(host, port)
         self._login = addresses.check(address)
         self._password = password
-        self._look_up = look_up  # type: ignore[method-assign]
+        self._look_up = look_up
         self._ca = ca
 
     def _context(self) -> ssl.SSLContext:

@@ -206,6 +206,17 @@ REASONS: Final[Mapping[str, Meaning]] = {
         Exit.FAILED,
         "it was already done, and its answer has been taken and is no longer kept",
     ),
+    "unknown-job": Meaning(
+        "cancel", "item-not-found", Ran.NO, Again.NEVER, Exit.FAILED, "there is no such job"
+    ),
+    "dependency": Meaning(
+        "cancel",
+        "not-acceptable",
+        Ran.NO,
+        Again.NEVER,
+        Exit.FAILED,
+        "a job that it comes after did not end well",
+    ),
     "blob": Meaning(
         "wait",
         "undefined-condition",

@@ -10,6 +10,7 @@ from dataclasses import replace
 import structlog
 
 from spinal.protocols import (
+    Accepted,
     CallEvent,
     Cancel,
     Cancelled,
@@ -148,10 +149,22 @@ class Calls:
         """Give a call up without waiting: the peer is told, the call ends as cancelled."""
         self._give_up(call, Problem("cancelled"))
 
+    def leave(self, call: Call) -> None:
+        """End a call here without telling the peer, who goes on with it: it will be asked again."""
+        self._unacknowledged.discard(call.op.exchange)
+        if not call.done:
+            self._drop(call)
+            call.finish(Problem("no-answer", "nobody waits for it here any longer"))
+
     def _expire(self, call: Call) -> None:
         allowed = call.op.left / 1000
         if call.heard:
             self._give_up(call, Problem("deadline", f"not done within {allowed:g} s"))
+        elif not call.sends:
+            # Every sending bounced, or there was no stream: nobody can have heard it.
+            self._give_up(
+                call, Problem("unreachable", f"{call.to} was not there for {allowed:g} s")
+            )
         else:
             self._give_up(
                 call, Problem("no-answer", f"no answer from {call.to} within {allowed:g} s")
@@ -269,6 +282,8 @@ class Calls:
                     call.offer(event, taken)
                 except RemoteProtocolError as exc:
                     self._give_up(call, exc.problem)
+            case Accepted():
+                call.skip(event.seq)
             case _:
                 pass
 
@@ -282,6 +297,10 @@ class Calls:
         call.exchange.say("ack")
         self._unacknowledged.discard(call.op.exchange)
         self._link.acknowledge(call.to, call.id, call.op.attempt)
+
+    def acknowledge_late(self, sender: str, final: Final) -> None:
+        """Tell the sender of a final that belongs to no call of ours that it need not be kept."""
+        self._link.acknowledge(sender, final.id, final.attempt)
 
     # -- presence
 

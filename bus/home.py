@@ -380,6 +380,11 @@ class Home:
         )
 
     @property
+    def store(self) -> str:
+        """Where the dispatcher keeps jobs, as a database URL."""
+        return f"sqlite:///{self.dispatcher_folder / 'jobs.db'}"
+
+    @property
     def dispatcher_folder(self) -> Path:
         """Where the dispatcher keeps its files."""
         return self.path / "dispatcher"

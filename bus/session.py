@@ -232,7 +232,10 @@ class Session:
         return self._requests.running
 
     def holds(self, peer: str) -> list[tuple[str, int]]:
-        """Exchanges of that caller that run here or whose finals are not acknowledged."""
+        """Exchanges of that caller that run here, and then those whose finals are kept.
+
+        For a dispatcher those of all dispatchers, who are one caller.
+        """
         return self._requests.holds(peer)
 
     async def finished(self) -> None:
@@ -312,6 +315,10 @@ class Session:
         """Tell the agent that it need not keep the final of a call any longer."""
         self._calls.acknowledge(call)
 
+    def acknowledge_late(self, sender: str, final: Final) -> None:
+        """Acknowledge a final for which :attr:`on_final` said "not yet"."""
+        self._calls.acknowledge_late(sender, final)
+
     async def cancel(self, call: Call) -> str:
         """Ask the peer to stop a call; gives ``cancelled``, ``late`` or ``unknown``.
 
@@ -323,6 +330,14 @@ class Session:
     def abandon(self, call: Call) -> None:
         """Give a call up without waiting: the peer is told, the call ends as cancelled."""
         self._calls.abandon(call)
+
+    def leave(self, call: Call) -> None:
+        """Give a call up here and let the peer go on with it.
+
+        The same id, attempt and epoch may be asked for again later, also by another life of ours,
+        and is then not run a second time.
+        """
+        self._calls.leave(call)
 
     async def ask(self, to: str, *events: Event, timeout: float = RESEND) -> list[Event]:
         """Send events in an IQ of their own and give what the answer carries.

@@ -31,9 +31,13 @@ from spinal.bus.server import add_account
 from spinal.protocols import SpinalError
 
 from .service import Dispatcher
+from .store import store_for
 from .supervised import Supervisor, die_with_parent, supervised
 
 log = structlog.get_logger()
+
+#: Seconds that calls at agents have to end when we are to stop.
+GRACE = 5.0
 
 
 @asynccontextmanager
@@ -78,6 +82,7 @@ async def serve(home: Home, supervisor: Supervisor, stop: asyncio.Event) -> None
             roles=Roles(home).of,
             known=home.dispatcher_folder / "agents.json",
             dispatchers=home.dispatchers,
+            store=store_for(home.store),
         )
         await stack.enter_async_context(dispatcher)
         supervisor.ready()
@@ -85,7 +90,8 @@ async def serve(home: Home, supervisor: Supervisor, stop: asyncio.Event) -> None
         try:
             await asyncio.wait([stopped, failed], return_when=asyncio.FIRST_COMPLETED)
             if failed.done():
-                raise BusError(f"the dispatcher's stream was lost for good: {failed.result()}")
+                raise BusError(f"the dispatcher cannot go on: {failed.result()}")
+            await dispatcher.finish(GRACE)
         finally:
             stopped.cancel()
             failed.cancel()

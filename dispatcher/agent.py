@@ -142,7 +142,7 @@ class KnownAgent:
         self.gone_at = None
         self._full.clear()
         self._forget(now)
-        if "holds" in advertisement.features:
+        if "holds" in advertisement.features and not advertisement.more:
             held = advertisement.held
             ours = sum(1 for key in held if key in self._flying or key in self._ended)
         else:
@@ -209,9 +209,10 @@ class KnownAgent:
         """Give the attempts that the last report should list among ``holds`` and does not.
 
         Those that were sent after the report or up to :data:`REPORT_AGE` before it are left out,
-        because they had no chance to be in it; and an agent without the feature is believed.
+        because they had no chance to be in it.  An agent without the feature is believed, and so is
+        a report that does not list all it holds.
         """
-        if "holds" not in self.advertisement.features:
+        if "holds" not in self.advertisement.features or self.advertisement.more:
             return []
         held = self.advertisement.held
         since = self.last_seen - REPORT_AGE

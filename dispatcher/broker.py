@@ -9,6 +9,11 @@ loop is idle, nothing waits that could run.
 
 A waiting errand is woken with an attempt, or with nothing, which means "look again": what it waits
 for has changed so that waiting may be wrong.
+
+An errand may have a book (a job has one).  Then each attempt is written down before it is sent, and
+its final is acknowledged by whoever keeps the book, once it is safe.  An attempt that a former life
+of ours began is *resumed*: once its agent is there in the same life, the same op is sent again, and
+an agent that has it does not run it twice.
 """
 
 from __future__ import annotations
@@ -17,9 +22,10 @@ import asyncio
 import hashlib
 import itertools
 import secrets
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from random import Random
+from typing import Protocol
 
 import structlog
 
@@ -27,7 +33,7 @@ from spinal.bus.call import Call
 from spinal.bus.errors import CallError
 from spinal.bus.requests import Request
 from spinal.bus.session import Session
-from spinal.protocols import Data, Final, Log, Op, Problem, Progress, Seen
+from spinal.protocols import Advertisement, Data, Final, Log, Op, Problem, Progress, Seen, State
 from spinal.protocols.address import bare
 
 from .agent import LEASE, AttemptKey, KnownAgent
@@ -37,7 +43,7 @@ from .queue import Entry, Queue
 from .refusal import no_agent, none_free
 from .registry import Registry
 from .resolver import Choice, Demand, Resolution, choose, rejection, resolve
-from .retry import History, Lesson, Loss, answered, ended, forgotten_for, lost, patience
+from .retry import History, Lesson, Loss, Verdict, answered, ended, forgotten_for, lost, patience
 
 log = structlog.get_logger()
 
@@ -48,6 +54,53 @@ MAX_MARGIN = 0.1
 
 #: Agents with which one is compared before a call waits there.
 LOOKED_AT = 16
+
+
+#: Seconds for which the explanation of a choice serves equal demands as well.
+WHY_AGE = 0.25
+
+#: Agents that came after the chosen one, as far as a book wants to know them.
+RUNNERS_UP = 5
+
+#: Seconds beyond the deadline in which a resumed attempt may still bring its final.
+RESUME_GRACE = 10.0
+
+
+class Book(Protocol):
+    """Keeps account of the attempts of one errand."""
+
+    async def begin(self, attempt: Attempt) -> None:
+        """Write an attempt down, before it is sent; what it raises ends the errand."""
+        ...
+
+    def returned(self, attempt: Attempt, end: str, text: str) -> None:
+        """An attempt ended without a result, and the errand goes on."""
+        ...
+
+    def told(self, item: Progress | Log | Data) -> None:
+        """The agent said how far it is."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Why:
+    """Why an agent was chosen."""
+
+    chosen: tuple[str, ...] = ()
+    #: Who came next, with reasons.
+    runners: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    #: How many were passed over, by rule.
+    passed: Mapping[str, int] = field(default_factory=dict[str, int])
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """An attempt that a former life began, or another dispatcher."""
+
+    agent: str
+    epoch: int
+    number: int
+    may_rerun: bool
 
 
 @dataclass(slots=True, eq=False)
@@ -68,6 +121,16 @@ class Errand:
     lost: tuple[str, ...] = ()
     #: Pieces of its stream that the caller has got.
     passed_on: int = 0
+    book: Book | None = None
+    #: Waits for an agent until its deadline, also while nobody offers the operation.
+    patient: bool = False
+    priority: int = 0
+    #: Seconds that one attempt may take.
+    max_run: float | None = None
+    #: The attempt to go on with.
+    begun: Begun | None = None
+    #: The one that is under way, or was the last.
+    attempt: Attempt | None = None
 
     @property
     def next_key(self) -> AttemptKey:
@@ -88,6 +151,9 @@ class Attempt:
     loss: Loss | None = None
     #: Since when reports leave it out.
     missing_since: float | None = None
+    why: Why | None = None
+    #: It was begun before, and is asked for again.
+    resumed: bool = False
 
 
 @dataclass(slots=True)
@@ -134,6 +200,9 @@ class Broker:
         self._queue: Queue[_Waiter] = Queue() if queue is None else queue
         self._attempts: dict[AttemptKey, Attempt] = {}
         self._missing: dict[AttemptKey, Attempt] = {}
+        #: Address of an agent -> those who wait until it reports.
+        self._expected: dict[str, list[asyncio.Future[None]]] = {}
+        self._whys: dict[Demand, tuple[float, Resolution]] = {}
         self._last: dict[str, str] = {}
         self._prefix = secrets.token_hex(5)
         self._numbers = itertools.count(1)
@@ -157,9 +226,20 @@ class Broker:
         """Attempts that are at agents."""
         return len(self._attempts)
 
+    @property
+    def calls_in_flight(self) -> int:
+        """Attempts at agents that end with us: those of calls, not of jobs."""
+        return sum(attempt.errand.book is None for attempt in self._attempts.values())
+
     def close(self) -> None:
-        """Start nothing more; whoever serves the requests cancels what runs."""
+        """Start nothing more; whoever serves the requests cancels what runs.
+
+        Attempts that are written down stay with their agents, who keep the finals.
+        """
         self._closed = True
+        for attempt in self._attempts.values():
+            if attempt.errand.book is not None and attempt.call is not None:
+                self._session.leave(attempt.call)
 
     # -- one call
 
@@ -205,8 +285,11 @@ class Broker:
         )
 
     async def _run(self, errand: Errand) -> Final:
+        attempt = None if errand.begun is None else await self._resume(errand, errand.begun)
         while True:
-            attempt = await self._place(errand)
+            if attempt is None:
+                attempt = await self._place(errand)
+            errand.attempt = attempt
             try:
                 final = await self._try(attempt)
                 if final.problem is None:
@@ -216,24 +299,19 @@ class Broker:
                 # Only now: a slot that is given back before its refusal was learned from would be
                 # taken by the next one at once, and refused again.
                 self._release(attempt)
+            attempt = None
 
     def _decide(self, attempt: Attempt, final: Final, problem: Problem) -> None:
         """End the errand by raising its problem, or let it try elsewhere."""
         errand, agent = attempt.errand, attempt.agent
-        if attempt.loss is None and problem.reason == "lost" and final.agent is None:
-            attempt.loss = Loss.GONE
+        if attempt.loss is None and final.agent is None:
+            if problem.reason == "lost":
+                attempt.loss = Loss.GONE
+            elif problem.reason == "stale-epoch" and attempt.resumed:
+                attempt.loss = Loss.RESTARTED
         if attempt.loss is not None and attempt.call is not None:
-            self.counts.lost_attempts += 1
-            history = History(attempt.may_rerun, errand.lost, errand.passed_on)
-            verdict = lost(attempt.loss, agent.address, history)
-            errand.lost = (*errand.lost, agent.address)
-            log.info(
-                "attempt_lost",
-                op=errand.op.op,
-                agent=agent.address,
-                how=attempt.loss.value,
-                moves=verdict.problem is None,
-            )
+            verdict = self._lost(errand, agent.address, attempt.loss, attempt.may_rerun)
+            problem = Problem("lost", f"{agent.address} {attempt.loss.value}")
         else:
             if final.agent is not None:
                 verdict = ended(problem, attempt.may_rerun)
@@ -243,6 +321,88 @@ class Broker:
             self._learn(attempt, verdict.lesson)
         if verdict.problem is not None:
             raise CallError.of(verdict.problem, final.agent or agent.address)
+        if errand.book is not None:
+            self.acknowledge(errand)
+            errand.book.returned(attempt, problem.reason, problem.text)
+
+    def _lost(self, errand: Errand, agent: str, loss: Loss, may_rerun: bool) -> Verdict:
+        self.counts.lost_attempts += 1
+        verdict = lost(loss, agent, History(may_rerun, errand.lost, errand.passed_on))
+        errand.lost = (*errand.lost, agent)
+        log.info(
+            "attempt_lost",
+            op=errand.op.op,
+            agent=agent,
+            how=loss.value,
+            moves=verdict.problem is None,
+        )
+        return verdict
+
+    def acknowledge(self, errand: Errand) -> None:
+        """Tell the agent that it need not keep the final of the last attempt any longer."""
+        call = None if errand.attempt is None else errand.attempt.call
+        if call is not None and call.exchange.state is State.ENDED:
+            self._session.acknowledge(call)
+
+    def let_go(self, errand: Errand) -> None:
+        """Leave the last attempt to its agent: it is another dispatcher's now."""
+        call = None if errand.attempt is None else errand.attempt.call
+        if call is not None:
+            self._session.leave(call)
+
+    # -- resume
+
+    async def _resume(self, errand: Errand, begun: Begun) -> Attempt | None:
+        """Find the agent that has an attempt; nothing if it is lost and may run elsewhere.
+
+        Raises:
+            CallError: it is lost, and that is the end of the errand.
+        """
+        agent = await self._reported(begun)
+        if agent is not None and agent.epoch == begun.epoch:
+            attempt = Attempt(
+                errand, agent, (errand.id, begun.number), begun.may_rerun, resumed=True
+            )
+            now = asyncio.get_running_loop().time()
+            self._registry.start(agent, attempt.key, errand.op.op, now)
+            self._attempts[attempt.key] = attempt
+            return attempt
+        loss = Loss.SILENT if agent is None else Loss.RESTARTED
+        verdict = self._lost(errand, begun.agent, loss, begun.may_rerun)
+        if verdict.problem is not None:
+            raise CallError.of(verdict.problem, begun.agent)
+        if errand.book is not None:
+            stand_in = Attempt(errand, _absent(begun), (errand.id, begun.number), begun.may_rerun)
+            errand.book.returned(stand_in, "lost", f"{begun.agent} {loss.value}")
+        return None
+
+    async def _reported(self, begun: Begun) -> KnownAgent | None:
+        """Wait for the agent: the life that it was, a later one, or nothing after a whole lease.
+
+        While we have no stream the lease stands still.
+        """
+        loop = asyncio.get_running_loop()
+        left = LEASE
+        while True:
+            agent = self._registry.get(begun.agent)
+            if agent is not None and (agent.epoch != begun.epoch or agent.gone_at is None):
+                return agent
+            if left <= 0:
+                return None
+            since = loop.time()
+            report: asyncio.Future[None] = loop.create_future()
+            self._expected.setdefault(begun.agent, []).append(report)
+            try:
+                async with asyncio.timeout(min(left, 1.0)):
+                    await report
+            except TimeoutError:
+                if self._registry.runs:
+                    left -= loop.time() - since
+            finally:
+                waiting = self._expected[begun.agent]
+                waiting.remove(report)
+                if not waiting:
+                    del self._expected[begun.agent]
 
     def _learn(self, attempt: Attempt, lesson: Lesson) -> None:
         """Take to heart what a refusal says about the agent, before its next report says so."""
@@ -284,7 +444,7 @@ class Broker:
                 )
             if choice.agent is not None:
                 return self._reserve(errand, choice.agent)
-            if not choice.later and not self._expecting():
+            if not choice.later and not errand.patient and not self._expecting():
                 raise CallError.of(self._nobody(errand))
             if choice.only:
                 demand = replace(demand, only=choice.only)
@@ -295,7 +455,7 @@ class Broker:
                 errand.deadline,
                 waiter,
                 # What was lost has waited its turn already.
-                priority=1 if errand.lost else 0,
+                priority=errand.priority + (1 if errand.lost else 0),
                 size=_size(errand.op),
             )
             try:
@@ -324,8 +484,10 @@ class Broker:
         return self._after_loss(errand, problem)
 
     def _too_late(self, errand: Errand, seconds: float) -> Problem:
-        problem = none_free(errand.demand.op, seconds, self._explain(errand))
-        return self._after_loss(errand, problem)
+        found = self._explain(errand)
+        if not found.later and not found.candidates:
+            return self._nobody(errand)
+        return self._after_loss(errand, none_free(errand.demand.op, seconds, found))
 
     @staticmethod
     def _after_loss(errand: Errand, problem: Problem) -> Problem:
@@ -342,12 +504,30 @@ class Broker:
         operation = agent.operations.get(op)
         safe = operation is not None and operation.safe
         attempt = Attempt(errand, agent, errand.next_key, safe or bool(want and want.rerun))
+        if errand.book is not None:
+            attempt.why = self._why(errand, agent)
         errand.attempts += 1
         self._registry.start(agent, attempt.key, op, asyncio.get_running_loop().time())
         self._attempts[attempt.key] = attempt
         if errand.demand.policy == "round-robin":
             self._last[op] = agent.address
         return attempt
+
+    def _why(self, errand: Errand, agent: KnownAgent) -> Why:
+        """Explain a choice; for a burst of equal demands by what was so a moment ago."""
+        now = asyncio.get_running_loop().time()
+        at, found = self._whys.get(errand.demand, (-WHY_AGE, None))
+        if found is None or now - at >= WHY_AGE:
+            self._whys = {d: item for d, item in self._whys.items() if now - item[0] < WHY_AGE}
+            found = self._explain(errand)
+            self._whys[errand.demand] = (now, found)
+        own = [c.reasons for c in found.candidates if c.agent is agent]
+        others = [c for c in found.candidates if c.agent is not agent][:RUNNERS_UP]
+        return Why(
+            own[0] if own else ("had room first",),
+            tuple((c.agent.address, c.reasons) for c in others),
+            found.counts(),
+        )
 
     def _release(self, attempt: Attempt) -> None:
         """Give the slot back, and let the next one have it."""
@@ -361,8 +541,15 @@ class Broker:
 
     async def _try(self, attempt: Attempt) -> Final:
         errand, agent, op = attempt.errand, attempt.agent, attempt.errand.op
+        book = errand.book
+        if book is not None and not attempt.resumed:
+            await book.begin(attempt)
         now = asyncio.get_running_loop().time()
         remaining = max(0.0, errand.deadline - now)
+        if errand.max_run is not None:
+            remaining = min(remaining, errand.max_run)
+        if attempt.resumed:
+            remaining = max(remaining, RESUME_GRACE)
         if attempt.loss is not None:
             # Lost between the moment in which it was placed and this one: nothing was sent.
             return Final(*attempt.key, problem=Problem("unreachable"))
@@ -377,13 +564,17 @@ class Broker:
             key=_key(errand),
             caller=errand.caller,
             trace=op.trace,
-            window=op.window if errand.request is not None else 0,
+            window=1 if book is not None else op.window if errand.request is not None else 0,
             patience=patience(attempt.may_rerun, remaining),
+            acknowledge=book is None,
         )
         if self.watch is not None:
             self.watch(self._seen("op", attempt))
         try:
-            if errand.request is not None and op.window:
+            if book is not None:
+                async for item in call:
+                    book.told(item)
+            elif errand.request is not None and op.window:
                 await self._pass_on(call, errand, errand.request)
             final = await call.wait()
         except asyncio.CancelledError:
@@ -392,7 +583,10 @@ class Broker:
             raise
         finally:
             if not call.done:
-                self._session.abandon(call)
+                if self._closed and book is not None:
+                    self._session.leave(call)
+                else:
+                    self._session.abandon(call)
         if final.agent is not None and final.ran is not None:
             agent.ran(op.op, final.ran / 1000)
         if self.watch is not None:
@@ -517,6 +711,9 @@ class Broker:
             if attempt.missing_since is None:
                 attempt.missing_since = now
                 self._missing[key] = attempt
+        for report in self._expected.get(agent.address, ()):
+            if not report.done():
+                report.set_result(None)
         self.look_for_forgotten()
         self.pump(agent)
 
@@ -570,6 +767,11 @@ class Broker:
             self._queue.remove(entry)
             if not entry.item.placed.done():
                 entry.item.placed.set_result(None)
+
+
+def _absent(begun: Begun) -> KnownAgent:
+    """Stand in for an agent that did not come back."""
+    return KnownAgent(begun.agent, Advertisement(hash="", epoch=begun.epoch), 0.0)
 
 
 def _size(op: Op) -> int:

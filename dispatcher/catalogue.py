@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
 
 from spinal.bus.errors import CallError
 from spinal.bus.requests import Request
-from spinal.protocols import POLICIES, Json, Problem, RemoteProtocolError, Want, readers
+from spinal.protocols import POLICIES, Json, Want, readers
 from spinal.protocols.readers import Reader
 
 from .broker import Broker
 from .listing import agent_row, op_row, page, resolution_page
+from .own import Arguments, Own, needed
 from .refusal import no_agent
 from .registry import Registry
 from .resolver import Demand, resolve
@@ -22,9 +21,6 @@ from .tap import Taps
 
 #: Seconds between two looks whether somebody has come who offers an operation.
 PAUSE = 0.05
-
-#: Arguments of an operation, read.
-Arguments = Mapping[str, Any]
 
 
 class Catalogue:
@@ -48,7 +44,7 @@ class Catalogue:
 
     async def op(self, request: Request, args: Arguments) -> Json:
         """Describe one operation."""
-        op = _needed(args, "op")
+        op = needed(args, "op")
         while not self._registry.offering(op) and self._broker.expecting:
             # As a call of it would wait; ends when remembered agents are given up, or with us.
             await asyncio.sleep(PAUSE)
@@ -59,7 +55,7 @@ class Catalogue:
 
     async def resolve(self, request: Request, args: Arguments) -> Json:
         """Say who could do an operation now and who could not, and why, without doing it."""
-        op = _needed(args, "op")
+        op = needed(args, "op")
         want = Want(**{name: value for name, value in args.items() if name in _WANT})
         others = (agent for agent in self._registry if op not in agent.operations)
         agents = [*self._registry.offering(op), *others]
@@ -87,27 +83,6 @@ class Catalogue:
         return await self._taps.serve(request)
 
 
-@dataclass(frozen=True, slots=True)
-class Own:
-    """One of the dispatcher's own operations."""
-
-    right: Right
-    reads: Mapping[str, Reader]
-    run: Callable[[Catalogue, Request, Arguments], Awaitable[Json]]
-
-    def read(self, args: Mapping[str, Json]) -> Arguments:
-        """Read arguments; unknown ones are ignored.
-
-        Raises:
-            CallError: one of them is wrong.
-        """
-        try:
-            return readers.members(dict(args), "arguments", self.reads)
-        except RemoteProtocolError as exc:
-            problem = Problem("bad-arguments", exc.problem.text, exc.problem.argument)
-            raise CallError.of(problem) from exc
-
-
 _PAGE: Mapping[str, Reader] = {"offset": readers.integer(), "limit": readers.integer(1)}
 _WANT: Mapping[str, Reader] = {
     "policy": readers.one_of(*POLICIES),
@@ -119,7 +94,7 @@ _WANT: Mapping[str, Reader] = {
 _OP: Mapping[str, Reader] = {"op": readers.operation}
 
 #: Path -> what it needs and does.  Everything else is brokered.
-OWN: Mapping[str, Own] = {
+OWN: Mapping[str, Own[Catalogue]] = {
     "/spinal/agents": Own(Right.CALL, _PAGE, Catalogue.agents),
     "/spinal/ops": Own(Right.CALL, _PAGE, Catalogue.ops),
     "/spinal/op": Own(Right.CALL, _OP, Catalogue.op),
@@ -131,9 +106,3 @@ OWN: Mapping[str, Own] = {
 
 def _bounds(args: Arguments) -> tuple[int, int]:
     return args.get("offset", 0), args.get("limit", 1_000_000)
-
-
-def _needed(args: Arguments, name: str) -> str:
-    if name not in args:
-        raise CallError.of(Problem("bad-arguments", f"'{name}' is missing", name))
-    return str(args[name])

@@ -149,6 +149,11 @@ class Registry:
         for agent in self._agents.values():
             agent.last_seen = now
 
+    @property
+    def runs(self) -> bool:
+        """Whether time counts: we have a stream, so that silence says something."""
+        return self._stopped_at is None
+
     def time(self, now: float) -> float:
         """Give the time by which silence is judged: it stands still while we have no stream."""
         return now if self._stopped_at is None else min(now, self._stopped_at)

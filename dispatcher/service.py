@@ -40,12 +40,16 @@ from .agent import AgentState
 from .broker import Broker
 from .catalogue import OWN, Catalogue
 from .errors import RegistryFull
+from .jobs.clock import Clock
+from .jobs.keeper import Keeper
+from .jobs.operations import JOB_OPERATIONS, JobOperations
 from .many import ask_all, ask_any
 from .registry import Arrival, News, Registry
 from .remembered import Remembered
 from .resolver import Demand
 from .retry import Loss
 from .roles import Right, Roles, RoleTable
+from .store.contract import Store, StoreError
 from .tap import Taps
 
 log = structlog.get_logger()
@@ -69,6 +73,9 @@ DESCRIBE_PAUSE = 30.0
 #: Seconds that an agent may take to describe itself.
 DESCRIBE_TIMEOUT = 10.0
 
+#: Seconds between two looks whether the last calls have ended.
+FINISHED = 0.05
+
 #: Strangers of whom it is remembered that their refusal was logged.
 MAX_STRANGERS = 1000
 
@@ -90,9 +97,13 @@ class Dispatcher:
         dispatchers: addresses of the other dispatchers of this home.
         random: where the policy ``random`` draws from.
         epoch: number of this life; by default the time.
+        store: where jobs are kept; ours to open and close.  Without one there are no jobs.
+        clock: what time it is for them.
 
     Raises:
         BusError: on entering, when the connection cannot be opened.
+        NotAStore: on entering, when the store is none, or of a newer version.
+        StoreError: on entering, when the store cannot be used now.
     """
 
     def __init__(
@@ -104,11 +115,13 @@ class Dispatcher:
         dispatchers: Collection[str] = (),
         random: Random | None = None,
         epoch: int | None = None,
+        store: Store | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self._connection = connection
         self._roles = RoleTable(roles)
         self._remembered = Remembered(known)
-        self._others = frozenset(dispatchers)
+        self._named = self._others = frozenset(dispatchers)
         self.registry = Registry()
         self.session = Session(
             connection,
@@ -124,12 +137,27 @@ class Dispatcher:
         self.session.on_presence = self._presence
         self.session.on_event = self._event
         self.broker = Broker(self.session, self.registry, expecting=self._expecting, random=random)
+        self._draining = False
         self._taps = Taps(
             self.session.whisper,
             lambda: [a.address for a in self.registry if "mirror" in a.advertisement.features],
             self._watched,
         )
         self._catalogue = Catalogue(self.registry, self.broker, self._taps)
+        self.keeper: Keeper | None = None
+        self._jobs: JobOperations | None = None
+        if store is not None:
+            self.keeper = Keeper(
+                store,
+                self.broker,
+                self.registry,
+                self.session,
+                clock=clock,
+                random=random,
+                on_peers=self._peers_changed,
+            )
+            self._jobs = JobOperations(self.keeper, self.registry, self._roles, self.broker.context)
+            self.session.on_final = self.keeper.late
         self._tasks = Tasks("dispatcher")
         self._stack = AsyncExitStack()
         #: Remembered agents that have not reported yet; empty once we have settled.
@@ -148,8 +176,14 @@ class Dispatcher:
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._tasks.close)
             stack.callback(self._taps.close)
+            if self.keeper is not None:
+                await self.keeper.open(self._connection.address)
+                stack.push_async_callback(self.keeper.close)
             await stack.enter_async_context(self.session)
             stack.callback(self._leave)
+            if self.keeper is not None:
+                await self.keeper.start()
+                stack.push_async_callback(self.keeper.close)
             self._stack = stack.pop_all()
         self._tasks.spawn(self._housekeeping(), "housekeeping")
         self._tasks.spawn(self._settle(), "settling")
@@ -178,8 +212,31 @@ class Dispatcher:
         return self.session.address
 
     async def failed(self) -> Exception:
-        """Return the error once our connection has given up for good; until then, wait."""
-        return await self._connection.failed()
+        """Return the error once we cannot go on; until then, wait.
+
+        Our connection has given up for good, or another dispatcher took our jobs.
+        """
+        waiting = [asyncio.ensure_future(self._connection.failed())]
+        if self.keeper is not None:
+            waiting.append(asyncio.ensure_future(self.keeper.failed()))
+        try:
+            ended, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            return ended.pop().result()
+        finally:
+            for item in waiting:
+                item.cancel()
+
+    async def finish(self, grace: float) -> None:
+        """Take nothing new, and give the calls that are at agents so many seconds to end.
+
+        Jobs need no grace: agents go on with them, and whoever comes next asks for the results.
+        """
+        self._draining = True
+        if self.keeper is not None:
+            self.keeper.drain()
+        end = self._now() + grace
+        while self.broker.calls_in_flight and self._now() < end:
+            await asyncio.sleep(FINISHED)
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
@@ -191,6 +248,14 @@ class Dispatcher:
         self.registry.resumed(self._now())
         known = {agent.address for agent in self.registry} | self._missing
         self._tasks.spawn(self._greet(sorted(known)), "greeting")
+
+    def _peers_changed(self, addresses: frozenset[str]) -> None:
+        """Dispatchers came or went: agents report to all of us, so we tell them."""
+        if self._others != addresses:
+            self._others = addresses | self._named
+            self.session.dispatchers = self._others | {self.session.address}
+            known = {agent.address for agent in self.registry} | self._missing
+            self._tasks.spawn(self._greet(sorted(known)), "greeting")
 
     def _closed(self, reason: str) -> None:
         self.registry.stopped(self._now())
@@ -211,6 +276,8 @@ class Dispatcher:
             if agent is not None:
                 log.info("agent_left", agent=address, epoch=agent.epoch, in_flight=agent.in_flight)
                 self.broker.changed(agent)
+                if self.keeper is not None:
+                    self.keeper.heard(address, silent=True)
             return
         for event in events:
             if isinstance(event, Advertisement):
@@ -231,6 +298,7 @@ class Dispatcher:
             )
             return
         before = self.registry.get(address)
+        silent = before is not None and (address in self._suspects or before.gone_at is not None)
         was = None if before is None else before.advertisement
         try:
             news = self.registry.advertised(address, said, self._now())
@@ -239,6 +307,8 @@ class Dispatcher:
             return
         agent = news.agent
         self._suspects.discard(address)
+        if silent and self.keeper is not None:
+            self.keeper.heard(address, silent=False)
         self._reported(news)
         if was is not None and not _alike(was, said):
             self.broker.changed(agent)
@@ -346,6 +416,8 @@ class Dispatcher:
         for agent in self.registry:
             if agent.state(judged) is AgentState.SUSPECT and agent.address not in self._suspects:
                 self._suspects.add(agent.address)
+                if self.keeper is not None:
+                    self.keeper.heard(agent.address, silent=True)
                 log.info("agent_suspected", agent=agent.address, in_flight=agent.in_flight)
                 self.broker.changed(agent)
         for hash in self.registry.undescribed():
@@ -363,7 +435,8 @@ class Dispatcher:
     async def _handle(self, request: Request) -> Json:
         op = request.op
         own = OWN.get(op.op)
-        right = Right.CALL if own is None else own.right
+        job = None if self._jobs is None or own is not None else JOB_OPERATIONS.get(op.op)
+        right = job.right if job is not None else Right.CALL if own is None else own.right
         if not self._roles.may(request.sender, right):
             role = self._roles.role(request.sender) or "none"
             raise CallError.of(
@@ -371,6 +444,13 @@ class Dispatcher:
             )
         if own is not None:
             return await own.run(self._catalogue, request, own.read(op.args))
+        if job is not None and self._jobs is not None:
+            try:
+                return await job.run(self._jobs, request, job.read(op.args))
+            except StoreError as exc:
+                raise CallError.of(Problem("full", str(exc), after=1.0)) from exc
+        if self._draining:
+            raise CallError.of(Problem("draining", "this dispatcher is shutting down"))
         demand = Demand.of(op.op, op.want)
         if demand.policy == "all":
             return await ask_all(self.broker, self.registry, request, demand)

@@ -43,6 +43,7 @@ from .events import (
 )
 from .exchange import TRANSITIONS, Exchange, Speaker, State
 from .namespaces import ELEMENT, NS, TAG, VERSION
+from .retry import RetryPolicy
 from .values import LIMITS, MAX_INTEGER, Dumps, Json, Limits, Loads
 
 __all__ = [
@@ -94,6 +95,7 @@ __all__ = [
     "ProtocolError",
     "Ran",
     "RemoteProtocolError",
+    "RetryPolicy",
     "Seen",
     "Speaker",
     "SpinalError",

@@ -14,6 +14,7 @@ from functools import cached_property
 from . import readers, values
 from .errors import LocalProtocolError, RemoteProtocolError
 from .readers import Reader
+from .retry import RetryPolicy
 from .values import LIMITS, Dumps, Json, Limits, check
 
 #: What an operation does to the world; decides about confirmation and running again.
@@ -40,10 +41,12 @@ class Operation:
     timeout: float = 60.0
     #: Gives data before its result.
     stream: bool = False
+    #: How a job is tried again whose caller does not say (:class:`RetryPolicy`); by default never.
+    retry: Mapping[str, Json] | None = None
 
     def to_json(self) -> dict[str, Json]:
         """Give its entry in the description."""
-        return {
+        found: dict[str, Json] = {
             "summary": self.summary,
             "args": self.args,
             "result": self.result,
@@ -52,6 +55,9 @@ class Operation:
             "timeout": self.timeout,
             "stream": self.stream,
         }
+        if self.retry is not None:
+            found["retry"] = self.retry
+        return found
 
 
 _OPERATION: Mapping[str, Reader] = {
@@ -62,6 +68,7 @@ _OPERATION: Mapping[str, Reader] = {
     "safe": readers.flag,
     "timeout": readers.number(0),
     "stream": readers.flag,
+    "retry": RetryPolicy.normal,
 }
 
 

@@ -197,7 +197,10 @@ class Accepted(CallEvent):
     """The operation was taken; its final comes later, in a stanza of its own."""
 
     type: ClassVar[str] = "accepted"
-    reads: ClassVar[Mapping[str, Reader]] = _CALL
+    reads: ClassVar[Mapping[str, Reader]] = {**_CALL, "seq": readers.integer()}
+
+    #: Number of the first piece of data that this caller gets; those before it were taken already.
+    seq: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,6 +264,8 @@ class Final(CallEvent):
         "problem": readers.problem,
         "agent": readers.text(3071),
         "ran": readers.integer(),
+        "cpu": readers.integer(),
+        "memory": readers.integer(),
         "again": readers.flag,
     }
 
@@ -270,6 +275,10 @@ class Final(CallEvent):
     agent: str | None = None
     #: How long it ran, in milliseconds.
     ran: int | None = None
+    #: What the processes that worked on it cost, where the agent knows: CPU time in milliseconds,
+    #: and the highest peak of resident memory in bytes.
+    cpu: int | None = None
+    memory: int | None = None
     #: It had been done before: this answers a resent op, and nothing ran again.
     again: bool = False
 
@@ -358,6 +367,7 @@ class Advertisement(Event):
         "place": readers.places,
         "tags": _TAGS,
         "holds": readers.list_of(readers.list_of(readers.value, 2), 10_000),
+        "more": readers.flag,
         "features": readers.list_of(readers.text(64), 64),
         "stanza": readers.integer(4096),
     }
@@ -374,8 +384,11 @@ class Advertisement(Event):
     cost: float | None = None
     place: Mapping[str, str] = field(default_factory=dict[str, str])
     tags: Sequence[str] = ()
-    #: ``[id, attempt]`` of the receiver's calls that run here or whose finals are unacknowledged.
+    #: ``[id, attempt]`` of the receiver's calls that run here or whose finals are unacknowledged;
+    #: for a dispatcher those of all dispatchers of the home.
     holds: Sequence[Sequence[Any]] = ()
+    #: There are more than ``holds`` lists, so that what it leaves out may be held all the same.
+    more: bool = False
     features: Sequence[str] = ()
     stanza: int = 60 * 1024
 

@@ -108,6 +108,8 @@ class Try:
     text: str = ""
     #: It does not count against the retries: it was sent back, or lost and moved.
     uncounted: bool = False
+    #: It may run twice: the operation is safe, or the caller said so.
+    may_rerun: bool = False
     #: Why this agent: reasons in words, up to five runners-up, and how many were passed over by
     #: which rule.
     chosen: Sequence[str] = ()

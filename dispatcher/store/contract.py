@@ -59,7 +59,10 @@ class Save:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Keep a line of a job's log; above :attr:`Retention.lines` or bytes it is only counted."""
+    """Keep a line of a job's log; the result is its number, from 1.
+
+    Above :attr:`Retention.lines` or bytes it is only counted, and the result is 0.
+    """
 
     job: str
     at: int
@@ -105,8 +108,8 @@ SAVED: Final = True
 #: The job is another life's, has ended, or is gone; nothing of its write happened.
 FENCED: Final = False
 
-#: One per change: an id, or whether it was applied, or to wait.
-Result = str | bool | Wait
+#: One per change: an id, whether it was applied, the number of a line, or to wait.
+Result = str | bool | int | Wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +171,10 @@ class LogLine:
 class Retention:
     """How much of the past is kept."""
 
-    #: Seconds that an ended job is kept; a blob in its result may expire earlier.
+    #: Seconds that an ended job is kept.
     age: float = 7 * 86_400.0
+    #: And one with a blob in its result, which the server does not keep any longer.
+    blobs: float = 86_400.0
     #: Most ended jobs, and most bytes of their arguments, results, tries and logs.
     count: int = 200_000
     size: int = 2 * 1024**3
@@ -244,7 +249,8 @@ class Store(Protocol):
         """Own, and give, jobs that nobody owns and whose time has come, the most urgent first.
 
         That is: queued ones, and waiting ones that are not held, with ``due <= steady`` and
-        ``at <= wall``.  With ``ids``, these jobs, whatever they wait for.
+        ``at <= wall``.  And live ones in any state whose ``ends`` is set and ``<= steady``: their
+        time is over.  With ``ids``, these jobs if they are live and nobody's, whatever they wait for.
         """
         ...
 

@@ -48,8 +48,8 @@ READY = 60.0
 class ManualClock:
     """The time of a loop made by :meth:`run`: stands still while there is something to do.
 
-    When every task waits, the clock jumps to the earliest timer.  Threads and real sockets are not
-    waited for by virtual timers, so this is for the memory bus.
+    When every task waits, the clock jumps to the earliest timer; while a thread of an executor
+    works, it stands still as well.  Real sockets are not waited for, so this is for the memory bus.
     """
 
     def __init__(self, start: float = 1000.0) -> None:
@@ -67,11 +67,15 @@ class ManualClock:
 
 class _VirtualSelector(selectors.DefaultSelector):
     clock: ManualClock
+    #: How many calls threads have in hand.
+    threads: Callable[[], int]
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         ready = super().select(0)
         if ready or timeout == 0:
             return ready
+        if self.threads():
+            return super().select(1.0)
         if timeout is None:
             return super().select(None)
         self.clock.now += max(0.0, timeout)
@@ -82,8 +86,21 @@ class _VirtualLoop(asyncio.SelectorEventLoop):
     def __init__(self, clock: ManualClock) -> None:
         selector = _VirtualSelector()
         selector.clock = clock
+        selector.threads = lambda: self._in_threads
         self._clock = clock
+        self._in_threads = 0
         super().__init__(selector)
+
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Any, func: Callable[..., _T], *args: Any
+    ) -> asyncio.Future[_T]:
+        self._in_threads += 1
+        future = super().run_in_executor(executor, func, *args)
+        future.add_done_callback(self._returned)
+        return future
+
+    def _returned(self, _: asyncio.Future[Any]) -> None:
+        self._in_threads -= 1
 
     def time(self) -> float:
         return self._clock.now
@@ -243,7 +260,10 @@ async def _read(stream: asyncio.StreamReader, lines: list[str]) -> None:
 
 @asynccontextmanager
 async def platform(
-    server: str = "embedded", *options: str, folder: Path | None = None
+    server: str = "embedded",
+    *options: str,
+    folder: Path | None = None,
+    environ: Mapping[str, str] = {},
 ) -> AsyncGenerator[Platform]:
     """Start a whole platform in a temporary home on free ports, and end it.
 
@@ -251,6 +271,7 @@ async def platform(
         server: ``embedded``, ``prosody`` or ``ejabberd``.
         options: more options for ``spinal up``.
         folder: the home, if it is to be kept.
+        environ: more variables for its processes.
 
     Raises:
         AssertionError: it was not ready in time; the text has what it said.
@@ -259,13 +280,13 @@ async def platform(
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spinal-")))
             folder = folder / "home"
-        environ = {
+        inherited = {
             name: value for name, value in os.environ.items() if not name.startswith("SPINAL_")
         }
-        environ["SPINAL_HOME"] = str(folder)
+        environ = {**inherited, **environ, "SPINAL_HOME": str(folder)}
         # Children find the package where we did, installed or not.
         found = [str(Path(__file__).absolute().parent.parent), environ.get("PYTHONPATH", "")]
-        environ["PYTHONPATH"] = os.pathsep.join(filter(None, found))
+        environ = {**environ, "PYTHONPATH": os.pathsep.join(filter(None, found))}
         processes = _Processes()
         stack.push_async_callback(processes.close)
         up = await processes.start(

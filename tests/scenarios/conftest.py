@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -20,6 +21,8 @@ from spinal.agents.life import Life
 from spinal.bus import Client
 from spinal.bus.errors import CallError
 from spinal.dispatcher import Dispatcher
+from spinal.dispatcher.jobs.clock import Clock
+from spinal.dispatcher.store import store_for
 from spinal.protocols import Problem
 from spinal.protocols.address import bare
 from spinal.testing import Faults, MemoryBus, eventually
@@ -111,6 +114,8 @@ class World:
         self.client: Client
         self._stack = stack
         self._epoch = 0
+        #: Where its jobs are kept, if it has any.
+        self.file: Path | None = None
 
     @property
     def now(self) -> float:
@@ -119,9 +124,15 @@ class World:
     async def dispatch(self) -> None:
         """Start a dispatcher, which takes the place of one that died."""
         self._epoch += 1
-        self.dispatcher = await self._stack.enter_async_context(
-            Dispatcher(self.bus.connection(DISPATCHER), roles=role_of, epoch=self._epoch)
+        store = None if self.file is None else store_for(f"sqlite:///{self.file}")
+        self.dispatcher = Dispatcher(
+            self.bus.connection(DISPATCHER),
+            roles=role_of,
+            epoch=self._epoch,
+            store=store,
+            clock=Clock(running=lambda: self.now),
         )
+        await self._stack.enter_async_context(self.dispatcher)
 
     async def worker(
         self,
@@ -197,11 +208,14 @@ async def _end(task: asyncio.Task[Any]) -> None:
 
 
 @asynccontextmanager
-async def world(seed: int = 0, faults: Faults | None = None) -> AsyncGenerator[World]:
-    """A bus with a dispatcher and one caller."""
+async def world(
+    seed: int = 0, faults: Faults | None = None, file: Path | None = None
+) -> AsyncGenerator[World]:
+    """A bus with a dispatcher and one caller; with a file for the store it takes jobs."""
     async with AsyncExitStack() as stack:
         bus = MemoryBus(faults=faults, seed=seed)
         made = World(bus, stack)
+        made.file = file
         await made.dispatch()
         made.client = await made.caller("caller")
         yield made

@@ -1,0 +1,1075 @@
+"""Sees jobs through: from the disk to the broker, and from there to an end that is on disk.
+
+Theory of operation.  The store has every job; the keeper has those that are under way in this life
+(:class:`Live`), each carried by a task: it runs an errand of the broker, whose book is the live job,
+and then ends the job, or hands it back to the disk until it may be tried again.  Jobs without an
+owner stand on disk alone.  Three loops bring them back: *promote* claims those whose time has come,
+as far as there is room; *relate* looks after jobs that come after, or are parents of, what has ended;
+*renew* keeps our lease, and takes over what dead dispatchers left.
+
+What a job is changes in memory first and is written at once; who asks about it is answered from
+memory while it is live.  Nobody is told of an end before it is on disk, and no final is acknowledged
+before.  A store that cannot write delays that and loses nothing: the keeper tries again, and the
+agent keeps the final.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from random import Random
+from typing import Any, Final
+
+import structlog
+
+from spinal.bus.errors import CallError
+from spinal.bus.jsontext import dumps
+from spinal.bus.session import Session
+from spinal.bus.tasks import Tasks
+from spinal.protocols import Final as FinalEvent
+from spinal.protocols import Json, Op, Operation, Problem, Want
+
+from ..broker import Begun, Broker, Errand
+from ..registry import Registry
+from ..resolver import Demand
+from ..store.contract import (
+    Filter,
+    Fire,
+    Forget,
+    LifeOver,
+    Limit,
+    Line,
+    Look,
+    New,
+    Peers,
+    Save,
+    Schedule,
+    Store,
+    StoreError,
+    Wait,
+)
+from . import cron, retries, submission
+from .clock import Clock
+from .family import Family
+from .job import DEADLINE, LIVE, Happening, Job, JobState, mint
+from .live import Fenced, Limited, Live, News, Watcher
+from .rows import stamp
+
+log = structlog.get_logger()
+
+#: Seconds after which a dispatcher that does not renew its lease has lost its jobs, and between two
+#: renewals.
+LEASE: Final = 10.0
+RENEW: Final = 2.0
+
+#: Jobs that are carried at once; what is queued beyond them stands on disk.
+MAX_LIVE: Final = 5000
+
+#: Most jobs that have not ended.
+MAX_UNFINISHED: Final = 1_000_000
+
+#: Seconds between two looks at the disk for jobs that others put there, and for dependents that
+#: nobody looked at because of a crash.
+LOOK: Final = 1.0
+SWEEP: Final = 10.0
+
+#: Seconds between two looks at a job that is not ours and that somebody waits for.
+POLL: Final = 0.5
+
+#: Seconds after which a store that could not write is tried again, and a queue that was full.
+PAUSE: Final = 1.0
+
+#: Seconds that an agent has to stop a cancelled attempt: its own grace, and a margin.
+CANCEL: Final = 10.0
+
+#: Seconds between two rounds of pruning, and rows that one step deletes.
+PRUNE: Final = 60.0
+
+#: Finals of jobs that are not live here which are looked up at once.
+MAX_LOOKUPS: Final = 1000
+
+#: Lines of logs that may wait for the store.
+MAX_LINES_WAITING: Final = 10_000
+
+#: Bytes of a value that goes along in a callback.
+MAX_TOLD: Final = 24 * 1024
+
+#: Jobs of one page when all children of a parent are gone through.
+PAGE: Final = 500
+
+
+class Keeper:
+    """See the module.
+
+    Args:
+        store: has the jobs; ours to open and close.
+        broker: carries attempts to agents.
+        registry: who is there.
+        session: moves acknowledgements and cancels.
+        clock: what time it is.
+        random: draws the jitter of retries.
+        on_peers: told the addresses of all dispatchers on this store when they change.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        broker: Broker,
+        registry: Registry,
+        session: Session,
+        *,
+        clock: Clock | None = None,
+        random: Random | None = None,
+        on_peers: Callable[[frozenset[str]], None] = lambda addresses: None,
+    ) -> None:
+        self.store = store
+        self.clock = clock or Clock()
+        self._broker = broker
+        self._registry = registry
+        self._session = session
+        self._random = random or Random()
+        self._on_peers = on_peers
+        self._peers: frozenset[str] = frozenset()
+        self._life = 0
+        self._tasks = Tasks("keeper")
+        self._live: dict[str, Live] = {}
+        self._family = Family(self)
+        #: Who waits for the end of a job, by its id.
+        self._waiting: dict[str, set[asyncio.Future[None]]] = {}
+        self._wake = asyncio.Event()
+        #: Something may stand on disk whose time has come.
+        self._backlog = True
+        self._unfinished = 0
+        self._draining = False
+        self._opened = self._closed = False
+        self._limits: dict[str, Limit] = {}
+        self._gates: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._room: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        self._lines: list[Line] = []
+        self._lookups: set[str] = set()
+        self._new_schedules = asyncio.Event()
+        self._failed: asyncio.Future[Exception] | None = None
+
+    # -- life
+
+    async def open(self, address: str) -> None:
+        """Begin a life at the store; raises :class:`NotAStore` or :class:`StoreError`."""
+        self._failed = asyncio.get_running_loop().create_future()
+        self._life = await self.store.open(address, LEASE)
+        self._unfinished = sum(
+            count for state, count in (await self.store.overview()).states.items() if state in LIVE
+        )
+
+    async def start(self) -> None:
+        """Go on with what former lives began, and with what waits; the session is open."""
+        await self._refresh_limits()
+        self._see(await self.store.renew())
+        for job in await self.store.take_over():
+            self._adopt(job)
+        self._opened = True
+        for work in (
+            self._promote,
+            self._family.run,
+            self._renew,
+            self._sweep,
+            self._prune,
+            self._schedule,
+        ):
+            self._tasks.spawn(work(), work.__name__)
+        log.info("jobs_taken_up", live=len(self._live), unfinished=self._unfinished)
+
+    def drain(self) -> None:
+        """Take no new jobs and begin no attempts; what runs goes on at its agents."""
+        self._draining = True
+
+    async def close(self) -> None:
+        """Stop carrying: agents go on with what they have, and the disk knows all of it.
+
+        May be called again.
+        """
+        if self._closed:
+            return
+        self._draining = self._closed = True
+        self._broker.close()
+        await self._tasks.close()
+        for live in self._live.values():
+            for watcher in live.watchers:
+                watcher.end()
+        self._live.clear()
+        if self._failed is not None and not self._failed.done():
+            self._failed.cancel()
+        await self.store.close()
+
+    async def failed(self) -> Exception:
+        """Return the error once this life is over: another dispatcher has our jobs."""
+        assert self._failed is not None, "the keeper was not opened"
+        return await asyncio.shield(self._failed)
+
+    def _fail(self, error: Exception) -> None:
+        if self._failed is not None and not self._failed.done():
+            log.error("life_over", error=str(error))
+            self._failed.set_result(error)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many jobs are under way here, and how many have not ended."""
+        return {"live": len(self._live), "unfinished": self._unfinished}
+
+    # -- ledger
+
+    def now(self) -> int:
+        """Give the steady time in milliseconds."""
+        return self.clock.steady()
+
+    async def save(self, job: Job, begins: bool = False) -> bool | Wait:
+        """Save a job; see :class:`Save`."""
+        job.owner = self._life
+        result = (await self.store.write(Save(job, begins)))[0]
+        return result if isinstance(result, Wait) else bool(result)
+
+    def keep_line(self, line: Line) -> None:
+        """Keep a line of a log, without waiting for it."""
+        if not self._lines and not self._closed:
+            self._tasks.spawn(self._keep_lines(), "log")
+        if len(self._lines) < MAX_LINES_WAITING:
+            self._lines.append(line)
+
+    async def _keep_lines(self) -> None:
+        # A turn later, so that the lines of one stanza are one write.
+        await asyncio.sleep(0)
+        lines, self._lines = self._lines, []
+        try:
+            numbers = await self.store.write(*lines)
+        except StoreError as exc:
+            log.warning("log_lines_lost", count=len(lines), error=str(exc))
+            return
+        for line, number in zip(lines, numbers, strict=True):
+            live = self._live.get(line.job)
+            if live is not None and live.watchers and isinstance(number, int) and number:
+                at = stamp(line.at)
+                told = {"seq": number, "at": at, "level": line.level, "text": line.text}
+                live.tell(("log", told))
+
+    # -- submission
+
+    async def submit(self, *jobs: Job) -> list[str]:
+        """Accept jobs together: on disk when this returns; gives their ids.
+
+        A job whose caller's key is known already is not accepted again: its id is the known one's.
+
+        Raises:
+            CallError: they cannot be taken: too many, an unknown job to come after, or the store
+                cannot be written.
+        """
+        if self._draining or not self._opened:
+            raise CallError.of(Problem("draining", "this dispatcher is not taking jobs now"))
+        if self._unfinished + len(jobs) > MAX_UNFINISHED:
+            raise CallError.of(
+                Problem("full", f"{self._unfinished} jobs have not ended: try again later", after=5)
+            )
+        fresh = {job.id for job in jobs}
+        if len(jobs) > 1:
+            await self._refer_to_known(jobs)
+        for job in jobs:
+            await self._check_dependencies(job, fresh)
+        if self._closed:
+            raise CallError.of(Problem("draining", "this dispatcher is shutting down"))
+        room = MAX_LIVE - len(self._live)
+        for job in jobs:
+            if job.state is JobState.QUEUED and room > 0:
+                job.owner = self._life
+                room -= 1
+        try:
+            results = await self.store.write(*map(New, jobs))
+        except StoreError as exc:
+            raise CallError.of(Problem("full", str(exc), after=PAUSE)) from exc
+        ids = [str(result) for result in results]
+        for job, id in zip(jobs, ids, strict=True):
+            if id == job.id:
+                self._accepted(job)
+        return ids
+
+    async def _refer_to_known(self, jobs: Sequence[Job]) -> None:
+        """Let jobs of one batch come after the known job of a key instead of its new twin."""
+        known: dict[str, str] = {}
+        for job in jobs:
+            if job.key is not None:
+                found = await self.store.find(Filter(caller=job.caller, key=job.key), 1)
+                known |= {job.id: there.id for there in found}
+        if known:
+            for job in jobs:
+                job.after = [known.get(id, id) for id in job.after]
+
+    async def _check_dependencies(self, job: Job, fresh: set[str]) -> None:
+        others = [id for id in job.after if id not in fresh]
+        states = await self.store.states(others) if others else {}
+        for id in others:
+            if id not in states:
+                raise CallError.of(Problem("unknown-job", f"there is no job {id}", "after"))
+
+    async def _look_at_held(self, job: Job) -> None:
+        """See whether a held job may run at once: what it comes after may have ended before."""
+        states = await self.store.states(job.after)
+        if any(state.final for state in states.values()):
+            self._family.look_at(job.id)
+
+    def _accepted(self, job: Job) -> None:
+        self._unfinished += 1
+        self._family.born(job)
+        if job.owner == self._life:
+            self._carry(job)
+        elif job.held:
+            self._tasks.spawn(self._look_at_held(job), "held")
+        else:
+            self._look_on_disk()
+
+    def _look_on_disk(self) -> None:
+        """Something may stand on disk whose time has come, or has a time now."""
+        self._backlog = True
+        self._wake.set()
+
+    # -- carrying
+
+    def _adopt(self, job: Job) -> None:
+        """Go on with a job that we own now, wherever it stands."""
+        self._family.born(job)
+        if job.kind or job.held:
+            # It waits for others, on disk.
+            self._tasks.spawn(self._release(job), "release")
+            if job.kind:
+                self._family.parent_may_end(job.id)
+            else:
+                self._family.look_at(job.id)
+            return
+        now = self.now()
+        if job.state is JobState.WAITING:
+            job.move(Happening.DUE)
+        job.runnable = job.runnable or now
+        job.ends = job.ends or job.runnable + int(job.allowed * 1000)
+        self._carry(job)
+
+    async def _release(self, job: Job) -> None:
+        """Let a job stand on disk alone."""
+        job.owner = None
+        await self._insist(Save(job))
+        self._look_on_disk()
+
+    def _carry(self, job: Job) -> None:
+        live = self._live[job.id] = Live(job, self)
+        self._family.carried(job)
+        live.task = self._tasks.spawn(self._see_through(live), f"job {job.id}")
+
+    async def _see_through(self, live: Live) -> None:
+        job = live.job
+        try:
+            while job.id in self._live:
+                async with self._turn(live):
+                    if job.id not in self._live:
+                        break
+                    try:
+                        live.errand = self._errand(live)
+                        final = await self._broker.run(live.errand)
+                    except Limited as limited:
+                        await self._await_room(live, limited.after)
+                        continue
+                    except StoreError as exc:
+                        log.warning("attempt_not_written", job=job.id, error=str(exc))
+                        await asyncio.sleep(PAUSE)
+                        continue
+                    except CallError as exc:
+                        await self._ended_badly(live, exc)
+                    else:
+                        await self._ended_well(live, final)
+        except Fenced:
+            self._let_go(live)
+        except LifeOver as exc:
+            self._let_go(live)
+            self._fail(exc)
+        except Exception:
+            # Nobody would ever end it otherwise; the mistake is ours and stands in the log.
+            log.exception("job_not_carried", job=job.id)
+            if not job.final:
+                problem = Problem(
+                    "failed", f"the dispatcher failed on it: see its log for {job.id}"
+                )
+                await self._end(live, Happening.FAILED, problem=problem)
+
+    def _errand(self, live: Live) -> Errand:
+        job = live.job
+        loop = asyncio.get_running_loop()
+        now = self.now()
+        assert job.ends is not None
+        current = job.current
+        errand = Errand(
+            _op_of(job),
+            _demand_of(job, self._avoided(job)),
+            job.caller,
+            loop.time() + (job.ends - now) / 1000,
+            job.id,
+            loop.time(),
+            attempts=job.attempt,
+            lost=tuple(item.agent for item in job.tries if item.end == "lost"),
+            book=live,
+            patient=True,
+            priority=job.priority,
+            max_run=job.max_run,
+        )
+        if current is not None:
+            errand.begun = Begun(current.agent, current.epoch, current.number, current.may_rerun)
+        return errand
+
+    def _avoided(self, job: Job) -> frozenset[str]:
+        """Agents that a retry must not go to, as long as there is another one."""
+        failed = frozenset(item.agent for item in job.tries if item.end and not item.uncounted)
+        if not failed or not self._policy(job).elsewhere:
+            return frozenset()
+        others = any(agent.address not in failed for agent in self._registry.offering(job.op))
+        return failed if others else frozenset()
+
+    def _operation(self, job: Job) -> Operation | None:
+        """Give the operation as the agent that had the job last offers it, or anybody."""
+        agent = self._registry.get(job.agent or "")
+        if agent is not None and job.op in agent.operations:
+            return agent.operations[job.op]
+        for group in self._registry.groups(job.op):
+            for agent in group:
+                return agent.operations.get(job.op)
+        return None
+
+    def _policy(self, job: Job) -> retries.RetryPolicy:
+        asked = None if job.retry is None else retries.RetryPolicy.read(job.retry)
+        operation = None if asked is not None else self._operation(job)
+        offered = None if operation is None or operation.retry is None else operation.retry
+        return retries.combined(
+            asked, None if offered is None else retries.RetryPolicy.read(offered)
+        )
+
+    @asynccontextmanager
+    async def _turn(self, live: Live) -> AsyncGenerator[None]:
+        """Wait for our turn where the operation has limits; one job at a time tries to begin."""
+        job = live.job
+        if job.op not in self._limits or job.current is not None:
+            yield
+            return
+        gate = self._gates[job.op]
+        assert job.ends is not None
+        try:
+            async with asyncio.timeout((job.ends - self.now()) / 1000):
+                await gate.acquire()
+        except TimeoutError:
+            await self._end(live, Happening.FAILED, problem=_too_late(job))
+            yield
+            return
+        live.step_aside = gate.release
+        try:
+            yield
+        finally:
+            if live.step_aside is not None:
+                live.step_aside()
+                live.step_aside = None
+
+    async def _await_room(self, live: Live, after: float) -> None:
+        """Wait until the limits of an operation may allow one more."""
+        job = live.job
+        room = self._room[job.op]
+        room.clear()
+        assert job.ends is not None
+        left = (job.ends - self.now()) / 1000
+        try:
+            async with asyncio.timeout(min(max(after, 0.005) if after else LOOK, max(left, 0))):
+                await room.wait()
+        except TimeoutError:
+            if left <= 0:
+                await self._end(live, Happening.FAILED, problem=_too_late(job))
+
+    # -- ends
+
+    async def _ended_well(self, live: Live, final: FinalEvent) -> None:
+        self._account(live.job, final)
+        live.close_try("done")
+        await self._end(live, Happening.DONE, value=final.value)
+
+    async def _ended_badly(self, live: Live, error: CallError) -> None:
+        """Try again later, or end it."""
+        job, problem = live.job, error.problem
+        errand = live.errand
+        attempt = None if errand is None else errand.attempt
+        call = None if attempt is None else attempt.call
+        if call is not None and call.final is not None:
+            self._account(job, call.final)
+        current = job.current
+        if current is None and problem.reason == "full" and not live.cancelling:
+            # The queue is full of calls: our place is on disk.
+            await asyncio.sleep(PAUSE)
+            return
+        live.close_try(problem.reason, problem.text)
+        if live.cancelling and problem.reason in ("cancelled", "expired", "deadline"):
+            await self._end(live, Happening.CANCELLED, problem=Problem("cancelled"))
+            return
+        pause = None
+        if current is not None:
+            job.failures += 1
+            pause = retries.decide(
+                self._policy(job), problem, job.failures, current.may_rerun, self._random
+            )
+        assert job.ends is not None
+        due = self.now() + int((pause or 0) * 1000)
+        if pause is None or live.cancelling or due >= job.ends:
+            await self._end(live, Happening.FAILED, problem=problem)
+            return
+        job.move(Happening.DEFERRED)
+        job.due, job.owner = due, None
+        log.info("job_deferred", job=job.id, op=job.op, problem=problem.reason, seconds=pause)
+        await self._insist(Save(job))
+        if errand is not None:
+            self._broker.acknowledge(errand)
+        self._forget(live)
+        self._look_on_disk()
+
+    def _account(self, job: Job, final: FinalEvent) -> None:
+        """Add up what a try took."""
+        if final.ran is not None:
+            job.ran = (job.ran or 0) + final.ran
+            agent = self._registry.get(final.agent or job.agent or "")
+            price = None if agent is None else agent.advertisement.cost
+            if agent is not None and price:
+                share = final.ran / 3_600_000 / max(1, agent.slots)
+                job.cost = (job.cost or 0.0) + price * share
+        if final.cpu is not None:
+            job.cpu = (job.cpu or 0) + final.cpu
+        if final.memory is not None:
+            job.memory = max(job.memory or 0, final.memory)
+
+    async def _end(
+        self,
+        live: Live,
+        happening: Happening,
+        *,
+        value: Json = None,
+        problem: Problem | None = None,
+    ) -> None:
+        """Write an end down, then acknowledge it and tell everybody."""
+        job = live.job
+        live.close_try("" if problem is None else problem.reason)
+        children = self._finish(job, happening, value, problem)
+        if not await self._insist(Save(job), *map(New, children)):
+            raise Fenced
+        if live.errand is not None:
+            self._broker.acknowledge(live.errand)
+        self._forget(live)
+        self._over(job)
+        for child in children:
+            self._accepted(child)
+
+    def _finish(
+        self, job: Job, happening: Happening, value: Json, problem: Problem | None
+    ) -> list[Job]:
+        """Bring a job to its end, and give the jobs that are to be told of it."""
+        job.move(happening)
+        job.owner = self._life
+        job.ended = self.now()
+        job.value, job.problem = value, problem
+        log.info(
+            "job_ended",
+            job=job.id,
+            op=job.op,
+            caller=job.caller,
+            state=job.state.value,
+            problem=None if problem is None else problem.reason,
+            attempts=job.attempt,
+            ran=job.ran,
+        )
+        told = job.on_done if job.state is JobState.DONE else job.on_error
+        return [] if told is None else [self._callback(job, told)]
+
+    def _callback(self, job: Job, op: str) -> Job:
+        now = self.now()
+        told: dict[str, Json] = {"id": job.id, "op": job.op, "state": job.state.value}
+        if job.labels:
+            told["labels"] = list(job.labels)
+        if job.problem is not None:
+            told["problem"] = job.problem.to_json()
+        elif len(dumps(job.value)) <= MAX_TOLD:
+            told["value"] = job.value
+        return Job(
+            id=mint(self.clock.wall()),
+            caller=job.caller,
+            op=op,
+            created=now,
+            args={"job": told},
+            labels=job.labels,
+            priority=job.priority,
+            origin=f"callback:{job.id}",
+            trace=job.trace,
+            owner=self._life,
+            runnable=now,
+            ends=now + int(DEADLINE * 1000),
+        )
+
+    async def _insist(self, *changes: Any) -> bool:
+        """Write, trying until the store can; gives whether the first change was applied."""
+        pause = 0.05
+        while True:
+            try:
+                return bool((await self.store.write(*changes))[0])
+            except StoreError as exc:
+                log.warning("store_not_written", error=str(exc), again=pause)
+            await asyncio.sleep(pause)
+            pause = min(PAUSE, pause * 2)
+
+    def _over(self, job: Job) -> None:
+        """A job has ended, and that is on disk."""
+        self._unfinished -= 1
+        for future in self._waiting.pop(job.id, ()):
+            if not future.done():
+                future.set_result(None)
+        if job.op in self._room:
+            self._room[job.op].set()
+        self._family.ended(job)
+        if self._backlog and len(self._live) < MAX_LIVE:
+            self._wake.set()
+
+    def _forget(self, live: Live) -> None:
+        if self._live.pop(live.job.id, None) is not None:
+            self._family.dropped(live.job)
+        live.tell(("state", live.job))
+        for watcher in live.watchers:
+            watcher.end()
+
+    def _let_go(self, live: Live) -> None:
+        """The job is another dispatcher's, or over: its attempt stays with its agent."""
+        log.info("job_let_go", job=live.job.id)
+        if live.errand is not None:
+            self._broker.let_go(live.errand)
+        self._forget(live)
+
+    # -- jobs on disk
+
+    async def end_unowned(
+        self,
+        job: Job,
+        happening: Happening,
+        value: Json = None,
+        problem: Problem | None = None,
+    ) -> None:
+        """End a job that was claimed and is not carried."""
+        told = self._finish(job, happening, value, problem)
+        if await self._insist(Save(job), *map(New, told)):
+            self._over(job)
+            for child in told:
+                self._accepted(child)
+
+    async def close_parent(self, job: Job) -> Job:
+        """Say that a parent gets no more children; gives it as it is then."""
+        while not job.closed and not job.final:
+            claimed = await self.claim(job.id)
+            if claimed is None:
+                # Somebody looks at it just now.
+                await asyncio.sleep(0.01)
+            else:
+                claimed.closed = True
+                await self._release(claimed)
+            job = await self.store.get(job.id) or job
+        self._family.parent_may_end(job.id)
+        return job
+
+    async def claim(self, id: str) -> Job | None:
+        """Own one job that nobody owns, or nothing; whoever claims releases or ends it."""
+        claimed = await self.store.claim(self.now(), self.clock.wall(), 1, [id])
+        return claimed[0] if claimed else None
+
+    async def release(self, job: Job) -> None:
+        """Give a claimed job back to the disk."""
+        await self._release(job)
+
+    def adopt(self, job: Job) -> None:
+        """Carry a claimed job whose time has come, or release it until then."""
+        if job.state is JobState.WAITING and (job.due > self.now() or job.at > self.clock.wall()):
+            self._tasks.spawn(self._release(job), "release")
+        else:
+            self._adopt(job)
+
+    @property
+    def live(self) -> dict[str, Live]:
+        """Jobs that are under way here, by id."""
+        return self._live
+
+    async def _promote(self) -> None:
+        """Claim what is due, as far as there is room."""
+        while True:
+            self._wake.clear()
+            room = min(PAGE, MAX_LIVE - len(self._live))
+            if room > 0 and not self._draining:
+                try:
+                    jobs = await self.store.claim(self.now(), self.clock.wall(), room)
+                except StoreError as exc:
+                    log.warning("jobs_not_claimed", error=str(exc))
+                    jobs = []
+                self._backlog = len(jobs) == room
+                for job in jobs:
+                    await self._take(job)
+                if self._backlog:
+                    continue
+            try:
+                async with asyncio.timeout(await self._until_due()):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+
+    async def _take(self, job: Job) -> None:
+        now = self.now()
+        if job.ends is not None and job.ends <= now and job.current is None:
+            if job.kind:
+                await self._family.stop_children(job.id)
+            await self.end_unowned(job, Happening.FAILED, problem=_too_late(job))
+        else:
+            self._adopt(job)
+
+    async def _until_due(self) -> float:
+        try:
+            due = await self.store.next_due()
+        except StoreError:
+            return LOOK
+        if due is None:
+            return LOOK
+        steady, wall = due
+        left = max(steady - self.now(), wall - self.clock.wall()) / 1000
+        return min(LOOK, max(0.0, left))
+
+    # -- housekeeping
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(RENEW)
+            try:
+                self._see(await self.store.renew())
+                await self._refresh_limits()
+            except StoreError as exc:
+                log.warning("lease_not_renewed", error=str(exc))
+            except LifeOver as exc:
+                self._fail(exc)
+                return
+
+    def _see(self, peers: Peers) -> None:
+        if peers.addresses != self._peers:
+            self._peers = peers.addresses
+            self._on_peers(peers.addresses)
+        if peers.orphans and self._opened:
+            self._tasks.spawn(self._take_over(), "take over")
+
+    async def _take_over(self) -> None:
+        jobs = await self.store.take_over()
+        log.info("jobs_taken_over", count=len(jobs))
+        for job in jobs:
+            if job.id not in self._live:
+                self._adopt(job)
+
+    async def _sweep(self) -> None:
+        """Look after dependents whose last dependency ended when nobody could look."""
+        while True:
+            try:
+                self._family.look_at(*await self.store.dependents([]))
+            except StoreError as exc:
+                log.warning("dependents_not_read", error=str(exc))
+            await asyncio.sleep(SWEEP)
+
+    async def _prune(self) -> None:
+        while True:
+            await asyncio.sleep(PRUNE)
+            try:
+                while await self.store.prune(self.clock.wall()):
+                    await asyncio.sleep(0)
+            except StoreError as exc:
+                log.warning("store_not_pruned", error=str(exc))
+
+    # -- schedules and limits
+
+    async def _schedule(self) -> None:
+        """Submit what schedules ask for, each time once, whoever of us is first."""
+        while True:
+            try:
+                self._new_schedules.clear()
+                schedules = await self.store.schedules()
+                for schedule in schedules:
+                    if schedule.next <= self.clock.wall() and not self._draining:
+                        await self._fire(schedule)
+                fired = bool(schedules) and schedules[0].next <= self.clock.wall()
+                soon = LOOK if fired or self._due_within(schedules, RENEW) else RENEW
+            except StoreError as exc:
+                log.warning("schedules_not_read", error=str(exc))
+                soon = LOOK
+            try:
+                async with asyncio.timeout(soon):
+                    await self._new_schedules.wait()
+            except TimeoutError:
+                pass
+
+    def _due_within(self, schedules: Sequence[Schedule], seconds: float) -> bool:
+        return bool(schedules) and schedules[0].next <= self.clock.wall() + seconds * 1000
+
+    def schedules_changed(self) -> None:
+        """A schedule was added or removed."""
+        self._new_schedules.set()
+
+    async def _fire(self, schedule: Schedule) -> None:
+        wall = self.clock.wall()
+        try:
+            job = submission.read(schedule.submission, schedule.caller, wall, self.now())
+            # Times that passed while nobody was there are not made up for.
+            following = cron.next_after(schedule.cron, schedule.zone, wall)
+        except (CallError, ValueError) as exc:
+            # It was fine when it was added: another version wrote it, or its time zone is gone.
+            log.error("schedule_not_understood", schedule=schedule.id, error=str(exc))
+            return
+        owner = self._life if job.state is JobState.QUEUED and len(self._live) < MAX_LIVE else None
+        job = replace(job, origin=f"schedule:{schedule.id}", owner=owner)
+        fired = (await self.store.write(Fire(schedule.id, schedule.next, following), New(job)))[0]
+        if fired is True:
+            log.info("schedule_fired", schedule=schedule.id, job=job.id)
+            self._accepted(job)
+
+    async def _refresh_limits(self) -> None:
+        self._limits = {limit.op: limit for limit in await self.store.limits()}
+
+    async def set_limit(self, limit: Limit) -> None:
+        """Keep a limit; jobs that run already are not stopped."""
+        await self.store.set_limit(limit)
+        await self._refresh_limits()
+        self._room[limit.op].set()
+
+    async def remove_limit(self, op: str) -> bool:
+        """Remove a limit; tells whether it was there."""
+        removed = await self.store.remove_limit(op)
+        await self._refresh_limits()
+        self._room[op].set()
+        return removed
+
+    # -- what callers ask
+
+    async def get(self, id: str) -> Job | None:
+        """Give a job as it is now."""
+        live = self._live.get(id)
+        if live is not None and not live.job.final:
+            return live.job
+        return await self.store.get(id)  # Nobody is told of an end that is not on disk.
+
+    async def find(self, which: Filter, limit: int) -> list[Job]:
+        """List jobs, newest first, as they are now."""
+        states = which.states
+        if not states or states & LIVE:
+            # What the disk says of live jobs may be older than what we know.
+            which = replace(which, states=states | LIVE if states else states)
+        found: list[Job] = []
+        while True:
+            page = await self.store.find(which, limit)
+            for job in page:
+                live = self._live.get(job.id)
+                now = job if live is None or live.job.final else live.job
+                if not states or now.state in states:
+                    found.append(now)
+            if len(page) < limit or len(found) >= limit:
+                return found[:limit]
+            which = replace(which, before=page[-1].id)
+
+    async def wait(self, id: str, seconds: float) -> Job | None:
+        """Wait until a job ends, so long, and give it as it is then; nothing if there is none."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        while True:
+            over: asyncio.Future[None] = loop.create_future()
+            waiting = self._waiting.setdefault(id, set())
+            waiting.add(over)
+            try:
+                job = await self.get(id)
+                left = end - loop.time()
+                if job is None or job.final or left <= 0:
+                    return job
+                # One that is not live here may be ended by another dispatcher, who does not tell.
+                async with asyncio.timeout(left if id in self._live else min(left, POLL)):
+                    await over
+            except TimeoutError:
+                pass
+            finally:
+                waiting.discard(over)
+                if not waiting:
+                    self._waiting.pop(id, None)
+
+    async def watch(self, id: str) -> AsyncGenerator[News]:
+        """Give what happens to a job until it ends; begins with its state, ends with the last."""
+        last: JobState | None = None
+        while True:
+            live = self._live.get(id)
+            if live is not None:
+                watcher = Watcher()
+                live.watchers.append(watcher)
+                try:
+                    yield ("state", live.job)
+                    if live.progress:
+                        yield ("progress", live.progress)
+                    async for news in watcher.read():
+                        yield news
+                finally:
+                    live.watchers.remove(watcher)
+                last = live.job.state
+            job = await self.wait(id, POLL)
+            if job is None:
+                return
+            if job.state is not last:
+                last = job.state
+                yield ("state", job)
+            if job.final:
+                return
+
+    async def cancel(self, id: str) -> Job | None:
+        """Stop a job and everything below it; gives it as it is then, nothing if there is none.
+
+        Returns when it is stopped: a process of its operation is gone by then, unless its agent
+        does not answer.
+        """
+        live = self._live.get(id)
+        if live is not None:
+            await self._cancel_live(live)
+            return await self.get(id)
+        job = await self.store.get(id)
+        if job is None or job.final:
+            return job
+        if job.kind:
+            await self._family.stop_children(id)
+        claimed = await self.claim(id)
+        if claimed is not None:
+            await self.end_unowned(claimed, Happening.CANCELLED, problem=Problem("cancelled"))
+            return claimed
+        # It moved meanwhile, or is another dispatcher's.
+        return await self.wait(id, POLL)
+
+    async def _cancel_live(self, live: Live) -> None:
+        job, task = live.job, live.task
+        assert task is not None
+        live.cancelling = True
+        attempt = None if live.errand is None else live.errand.attempt
+        call = None if attempt is None else attempt.call
+        if call is not None and not call.done:
+            try:
+                answer = await self._session.cancel(call)
+            except CallError as exc:
+                answer = exc.reason
+            log.info("job_cancelled", job=job.id, agent=job.agent, answer=answer)
+            await asyncio.wait([task], timeout=CANCEL)
+        if job.id not in self._live:
+            return
+        text = "it was cancelled"
+        if call is not None:
+            text = f"it was cancelled, and {job.agent} did not say that it stopped"
+        task.cancel()
+        await asyncio.wait([task])
+        if job.id in self._live and not job.final:
+            live.close_try("cancelled")
+            await self._end(live, Happening.CANCELLED, problem=Problem("cancelled", text))
+
+    async def retry(self, job: Job) -> Job:
+        """Submit an ended job again, as a new one that names it; the old one leaves the dead list."""
+        wall, now = self.clock.wall(), self.now()
+        again = Job(
+            id=mint(wall),
+            caller=job.caller,
+            op=job.op,
+            created=now,
+            args=job.args,
+            want=job.want,
+            labels=job.labels,
+            priority=job.priority,
+            allowed=job.allowed,
+            max_run=job.max_run,
+            retry=job.retry,
+            on_done=job.on_done,
+            on_error=job.on_error,
+            origin=f"retry:{job.id}",
+            trace=job.trace,
+            runnable=now,
+            ends=now + int(job.allowed * 1000),
+        )
+        await self.submit(again)
+        if job.state is JobState.ERROR:
+            await self.store.write(Look(job.id))
+        return again
+
+    async def forget(self, ids: Iterable[str]) -> list[str]:
+        """Delete ended jobs; gives those that were there."""
+        wanted = list(ids)
+        results = await asyncio.gather(*(self.store.write(Forget(id)) for id in wanted))
+        return [id for id, result in zip(wanted, results, strict=True) if result[0] is True]
+
+    # -- what the bus says
+
+    def late(self, sender: str, final: FinalEvent) -> bool:
+        """Take a final that belongs to no open call; gives whether to acknowledge it now."""
+        if "-" in final.id:
+            return True  # Of a brokered call: its caller has given up.
+        live = self._live.get(final.id)
+        if live is not None:
+            current = live.job.current
+            # Of the try that is about to be asked for again it is not taken twice; an older one's
+            # answer comes too late.
+            return current is None or current.number != final.attempt
+        if self._opened and final.id not in self._lookups and len(self._lookups) < MAX_LOOKUPS:
+            self._lookups.add(final.id)
+            self._tasks.spawn(self._look_up(sender, final), "late final")
+        return False
+
+    async def _look_up(self, sender: str, final: FinalEvent) -> None:
+        """Acknowledge a final unless some dispatcher still wants it."""
+        try:
+            job = await self.store.get(final.id)
+            current = None if job is None else job.current
+            if current is None or current.number != final.attempt or (job and job.final):
+                self._session.acknowledge_late(sender, final)
+        except StoreError as exc:
+            log.warning("late_final_not_looked_up", job=final.id, error=str(exc))
+        finally:
+            self._lookups.discard(final.id)
+
+    def heard(self, agent: str, silent: bool) -> None:
+        """An agent fell silent, or was heard again: its jobs are stalled, or processing."""
+        happening = Happening.SILENT if silent else Happening.HEARD
+        expected = JobState.PROCESSING if silent else JobState.STALLED
+        known = self._registry.get(agent)
+        for id, _ in known.attempts() if known is not None else ():
+            live = self._live.get(id)
+            if live is not None and live.job.state is expected:
+                live.job.move(happening)
+                live.tell(("state", live.job))
+
+
+def _op_of(job: Job) -> Op:
+    return Op(
+        job.id,
+        op=job.op,
+        left=0,
+        args=job.args,
+        key=job.key,
+        trace=job.trace,
+        want=Want(rerun=bool(job.want.get("rerun"))),
+    )
+
+
+def want_of(job: Job) -> Want | None:
+    """Give what a job asks of its agent, as a call would."""
+    want = {name: value for name, value in job.want.items() if name != "to"}
+    return Want(**want) if want else None
+
+
+def _demand_of(job: Job, avoided: frozenset[str]) -> Demand:
+    demand = Demand.of(job.op, want_of(job))
+    only = str(job.want.get("to") or "")
+    if demand.policy in ("all", "any-first"):
+        demand = replace(demand, policy="least-loaded")
+    if avoided or only:
+        demand = replace(demand, exclude=avoided, only=only)
+    return demand
+
+
+def _too_late(job: Job) -> Problem:
+    return Problem("expired", f"its deadline of {job.allowed:g} s passed before it was done")

@@ -1,0 +1,863 @@
+"""The store on a database.
+
+Theory of operation.  What is written in one turn of the event loop is taken down at once and waits in
+a list; a flush, a turn later, hands the list to the writer's thread as one transaction, and what is
+written meanwhile gathers for the next one.  A transaction first locks and reads what its writes are
+about, lets :mod:`.plan` decide, and then runs each statement once for all rows.  It begins with a
+look at our own life under a lock that whoever declares it over needs too, so nothing is written by
+a life that is over.  Everything else that changes something takes the same thread; reading has
+another one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, TypeVar
+
+import sqlalchemy as sa
+import structlog
+
+from spinal.protocols import SpinalError
+
+from ..jobs.job import Job, JobState
+from . import records
+from .contract import (
+    Change,
+    Filter,
+    Fire,
+    Forget,
+    LifeOver,
+    Limit,
+    Line,
+    Log,
+    Look,
+    New,
+    Overview,
+    Peers,
+    Result,
+    Retention,
+    Save,
+    Schedule,
+    StoreError,
+)
+from .dialect import Dialect
+from .lane import Lane, Statement
+from .plan import Bucket, Kept, Plan, Prepared, Seen, decide, weigh
+from .records import Fresh, Saved, Standing
+from .schema import upgrade
+from .tables import (
+    BOUND,
+    DEAD,
+    LIVE,
+    NOBODYS,
+    QUEUED,
+    WAITING,
+    Among,
+    Now,
+    edges,
+    jobs,
+    labels,
+    limits,
+    lines,
+    lives,
+    logs,
+    schedules,
+)
+
+log = structlog.get_logger()
+
+_T = TypeVar("_T")
+
+#: Most changes in one transaction, unless one write has more.
+MOST: Final = 2000
+
+#: Most changes that wait, and most bytes of them.
+MAX_WAITING: Final = 50_000
+MAX_WAITING_SIZE: Final = 64 * 1024 * 1024
+
+_LISTED: Final = [jobs.c[name] for name in records.LISTED]
+_WHOLE: Final = [jobs.c[name] for name in records.WHOLE]
+_URGENT: Final = (jobs.c.priority.desc(), jobs.c.id)
+
+
+def _parameter(name: str = "values") -> sa.BindParameter[Any]:
+    return sa.bindparam(name, type_=sa.types.NullType())
+
+
+class _Statements:
+    """What every transaction may run."""
+
+    def __init__(self, engine: sa.Engine, dialect: Dialect) -> None:
+        some = _parameter()
+
+        def put(table: sa.Table) -> Statement:
+            return Statement(engine, sa.insert(table), [column.name for column in table.columns])
+
+        self.alive = Statement(
+            engine,
+            sa.select(lives.c.number)
+            .where(lives.c.number == _parameter("life"), sa.not_(lives.c.over))
+            .with_for_update(read=True),
+        )
+        self.standings = Statement(
+            engine,
+            sa.select(jobs.c.id, jobs.c.state, jobs.c.owner, jobs.c.ended, jobs.c.looked)
+            .where(Among(jobs.c.id, some))
+            # In one order, so that two dispatchers do not wait for each other.
+            .order_by(jobs.c.id)
+            .with_for_update(),
+        )
+        self.logs = Statement(engine, sa.select(logs).where(Among(logs.c.job, some)))
+        self.schedules = Statement(
+            engine,
+            sa.select(schedules.c.id, schedules.c.next)
+            .where(Among(schedules.c.id, some))
+            .order_by(schedules.c.id)
+            .with_for_update(),
+        )
+        self.limits = Statement(
+            engine,
+            sa.select(
+                limits.c.op,
+                limits.c.rate,
+                limits.c.per,
+                limits.c.concurrent,
+                limits.c.tokens,
+                limits.c.refilled,
+                Now().label("now"),
+            )
+            .where(Among(limits.c.op, some))
+            .order_by(limits.c.op)
+            .with_for_update(),
+        )
+        self.running = Statement(
+            engine,
+            sa.select(jobs.c.op, sa.func.count())
+            .where(
+                LIVE,
+                jobs.c.state.in_(
+                    [sa.literal_column("'processing'"), sa.literal_column("'stalled'")]
+                ),
+                jobs.c.kind == sa.literal_column("''"),
+                Among(jobs.c.op, some),
+            )
+            .group_by(jobs.c.op),
+        )
+        self.insert_job = put(jobs)
+        self.insert_label = put(labels)
+        self.insert_edge = put(edges)
+        self.insert_line = put(lines)
+        self.save_job = Statement(
+            engine,
+            sa.update(jobs)
+            .where(jobs.c.id == _parameter("job"))
+            .values(
+                {name: sa.bindparam(name) for name in records.SAVED}
+                | {"size": jobs.c.weight + _parameter("added")}
+            ),
+        )
+        self.look = Statement(
+            engine, sa.update(jobs).where(jobs.c.id == _parameter("job")).values(looked=sa.true())
+        )
+        self.forget = Statement(engine, sa.delete(jobs).where(jobs.c.id == _parameter("job")))
+        self.fire = Statement(
+            engine,
+            sa.update(schedules)
+            .where(schedules.c.id == _parameter("schedule"))
+            .values(next=sa.bindparam("next")),
+        )
+        upsert = dialect.put(logs)
+        self.put_log = Statement(
+            engine,
+            upsert.on_conflict_do_update(
+                index_elements=[logs.c.job],
+                set_={name: upsert.excluded[name] for name in ("lines", "size", "dropped")},
+            ),
+            ["job", "lines", "size", "dropped"],
+        )
+        self.spend = Statement(
+            engine,
+            sa.update(limits)
+            .where(limits.c.op == _parameter("limit"))
+            .values(tokens=sa.bindparam("tokens"), refilled=Now()),
+        )
+
+
+@dataclass(slots=True)
+class _Write:
+    """A write that waits for its transaction."""
+
+    changes: Sequence[Prepared]
+    size: int
+    done: asyncio.Future[Sequence[Result]]
+
+
+class Database:
+    """A :class:`~.contract.Store` on SQLite or PostgreSQL; see the module."""
+
+    def __init__(self, dialect: Dialect, retention: Retention) -> None:
+        self._dialect = dialect
+        self._retention = retention
+        self._engine: sa.Engine | None = None
+        self._life: int | None = None
+        self._over = False
+        self._lease = 0
+        self._waiting: deque[_Write] = deque()
+        self._waiting_changes = 0
+        self._waiting_size = 0
+        self._flushing: asyncio.Task[None] | None = None
+
+    # -- lives
+
+    async def open(self, address: str, lease: float) -> int:
+        if self._engine is None:
+            await asyncio.to_thread(self._dialect.check)
+            self._engine = self._dialect.engine()
+            self._statements = _Statements(self._engine, self._dialect)
+            self._writer = Lane(self._engine, self._dialect, "writer", writes=True)
+            self._reader = Lane(self._engine, self._dialect, "reader", writes=False)
+        self._lease = int(lease * 1000)
+        try:
+            await self._writer.run(self._migrate)
+            self._life = await self._writer.run(partial(self._begin_life, address))
+        except BaseException:
+            await self._shut()
+            raise
+        self._over = False
+        log.info("store_opened", store=self._dialect.name, life=self._life)
+        return self._life
+
+    def _migrate(self, connection: sa.Connection) -> None:
+        self._dialect.prepare(connection)
+        upgrade(connection, self._dialect.name)
+
+    def _begin_life(self, address: str, connection: sa.Connection) -> int:
+        connection.execute(sa.update(lives).where(lives.c.address == address).values(over=True))
+        made = connection.execute(
+            sa.insert(lives).values(address=address, expires=Now() + self._lease, over=False)
+        )
+        return int(made.inserted_primary_key[0])  # pyright: ignore[reportOptionalSubscript]
+
+    async def close(self, hand_over: bool = True) -> None:
+        if self._engine is None:
+            return
+        try:
+            while self._flushing is not None:
+                await asyncio.wait([self._flushing])
+            if hand_over and not self._over:
+                await self._writer.run(self._end_life)
+        except SpinalError as exc:
+            # Our lease ends by itself.
+            log.warning("life_not_ended", store=self._dialect.name, error=str(exc))
+        finally:
+            await self._shut()
+
+    def _end_life(self, connection: sa.Connection) -> None:
+        connection.execute(sa.update(lives).where(lives.c.number == self._life).values(over=True))
+
+    async def _shut(self) -> None:
+        engine, self._engine, self._life = self._engine, None, None
+        try:
+            await asyncio.gather(self._writer.close(), self._reader.close())
+        finally:
+            if engine is not None:
+                engine.dispose()
+
+    async def renew(self) -> Peers:
+        return await self._change(self._renew)
+
+    def _renew(self, connection: sa.Connection) -> Peers:
+        connection.execute(
+            sa.update(lives)
+            .where(lives.c.number == self._life)
+            .values(expires=Now() + self._lease)
+        )
+        addresses: set[str] = set()
+        orphans = False
+        for number, address, over in connection.execute(
+            sa.select(lives.c.number, lives.c.address, sa.or_(lives.c.over, _EXPIRED))
+        ):
+            if not over or number == self._life:
+                addresses.add(address)
+            else:
+                orphans = True
+        return Peers(frozenset(addresses), orphans)
+
+    async def take_over(self) -> list[Job]:
+        return await self._change(self._take_over)
+
+    def _take_over(self, connection: sa.Connection) -> list[Job]:
+        dead = connection.scalars(
+            sa.select(lives.c.number)
+            .where(lives.c.number != self._life, sa.or_(lives.c.over, _EXPIRED))
+            .with_for_update(skip_locked=True)
+        ).all()
+        if not dead:
+            return []
+        which = {"values": self._dialect.several(dead)}
+        taken = connection.execute(
+            sa.update(jobs)
+            .where(LIVE, jobs.c.owner.is_not(None), Among(jobs.c.owner, _parameter()))
+            .values(owner=self._life)
+            .returning(*_WHOLE),
+            which,
+        ).all()
+        connection.execute(sa.delete(lives).where(Among(lives.c.number, _parameter())), which)
+        return _urgent_first(map(records.job, taken))
+
+    # -- writing
+
+    async def write(self, *changes: Change) -> Sequence[Result]:
+        self._check()
+        if not changes:
+            return []
+        prepared = [self._prepared(change) for change in changes]
+        size = sum(map(weigh, prepared))
+        if (
+            self._waiting_changes + len(prepared) > MAX_WAITING
+            or self._waiting_size + size > MAX_WAITING_SIZE
+        ) and self._waiting:
+            raise StoreError(
+                f"the store {self._dialect.name} is behind by {self._waiting_changes} changes: "
+                "try again later"
+            )
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[Sequence[Result]] = loop.create_future()
+        self._waiting.append(_Write(prepared, size, done))
+        self._waiting_changes += len(prepared)
+        self._waiting_size += size
+        if self._flushing is None:
+            # Its first step comes after whatever else runs in this turn.
+            self._flushing = loop.create_task(self._flush(), name="store flush")
+        return await done
+
+    def _prepared(self, change: Change) -> Prepared:
+        if isinstance(change, Save):
+            return records.saved(change.job, change.begins, self._retention)
+        if isinstance(change, New):
+            return records.fresh(change.job, self._retention)
+        return change
+
+    async def _flush(self) -> None:
+        try:
+            while self._waiting:
+                batch = self._next_batch()
+                try:
+                    results: Sequence[Sequence[Result] | Exception] = await self._writer.run(
+                        partial(self._commit, [write.changes for write in batch])
+                    )
+                except SpinalError as exc:
+                    results = (
+                        await self._one_by_one(batch)
+                        if len(batch) > 1 and not isinstance(exc, StoreError | LifeOver)
+                        else [exc] * len(batch)
+                    )
+                    self._over = self._over or isinstance(exc, LifeOver)
+                for write, result in zip(batch, results, strict=True):
+                    if write.done.done():
+                        continue  # Whoever waited was cancelled.
+                    if isinstance(result, Exception):
+                        write.done.set_exception(result)
+                    else:
+                        write.done.set_result(result)
+        finally:
+            self._flushing = None
+
+    def _next_batch(self) -> list[_Write]:
+        batch: list[_Write] = []
+        count = 0
+        while self._waiting and (
+            not batch or count + len(self._waiting[0].changes) <= MOST
+        ):
+            write = self._waiting.popleft()
+            batch.append(write)
+            count += len(write.changes)
+            self._waiting_size -= write.size
+        self._waiting_changes -= count
+        return batch
+
+    async def _one_by_one(
+        self, batch: Sequence[_Write]
+    ) -> Sequence[Sequence[Result] | Exception]:
+        """Commit writes one by one, because the database refuses what is in one of them."""
+        results: list[Sequence[Result] | Exception] = []
+        for write in batch:
+            try:
+                results += await self._writer.run(partial(self._commit, [write.changes]))
+            except SpinalError as exc:
+                results.append(exc)
+        return results
+
+    def _commit(
+        self, writes: Sequence[Sequence[Prepared]], connection: sa.Connection
+    ) -> list[Sequence[Result]]:
+        self._check_alive(connection)
+        plan = decide(writes, self._see(connection, writes), self._number, self._retention)
+        self._carry_out(connection, plan)
+        return plan.results
+
+    def _check_alive(self, connection: sa.Connection) -> None:
+        if not self._statements.alive.all(connection, self._life):
+            raise LifeOver("this life is over, and another dispatcher has its jobs")
+
+    def _see(self, connection: sa.Connection, writes: Sequence[Sequence[Prepared]]) -> Seen:
+        """Lock and read what the writes are about."""
+        ids: set[str] = set()
+        keys: set[tuple[str, str]] = set()
+        logged: set[str] = set()
+        fired: set[str] = set()
+        limited: set[str] = set()
+        for write in writes:
+            for one in write:
+                if isinstance(one, Line):
+                    ids.add(one.job)
+                    logged.add(one.job)
+                elif isinstance(one, Fire):
+                    fired.add(one.id)
+                else:
+                    ids.add(one.id)
+                    if isinstance(one, Fresh):
+                        if one.key is not None:
+                            keys.add((one.caller, one.key))
+                    elif isinstance(one, Saved) and one.begins:
+                        limited.add(one.op)
+        seen = Seen()
+        statements, several = self._statements, self._dialect.several
+        if ids:
+            seen.jobs = {
+                id: Standing(state, owner, ended, bool(looked))
+                for id, state, owner, ended, looked in statements.standings.all(
+                    connection, several(sorted(ids))
+                )
+            }
+        if keys:
+            found = connection.exec_driver_sql(
+                self._dialect.keyed, self._dialect.pairs(sorted(keys))
+            )
+            seen.keys = {(caller, key): id for caller, key, id in found}
+        if logged:
+            seen.logs = {
+                job: Kept(*kept)
+                for job, *kept in statements.logs.all(connection, several(sorted(logged)))
+            }
+        if fired:
+            seen.schedules = {
+                id: due for id, due in statements.schedules.all(connection, several(sorted(fired)))
+            }
+        if limited:
+            seen.limits = self._see_limits(connection, several(sorted(limited)))
+        return seen
+
+    def _see_limits(self, connection: sa.Connection, ops: Any) -> dict[str, Bucket]:
+        found = self._statements.limits.all(connection, ops)
+        if not found:
+            return {}
+        # After the lock, so that whoever had it before is counted.
+        running: dict[str, int] = {
+            op: count for op, count in self._statements.running.all(connection, ops)
+        }
+        return {
+            op: Bucket(rate, per, concurrent, tokens, running.get(op, 0)).filled(
+                (now - refilled) / 1000
+            )
+            for op, rate, per, concurrent, tokens, refilled, now in found
+        }
+
+    def _carry_out(self, connection: sa.Connection, plan: Plan) -> None:
+        run = self._statements
+        run.insert_job.many(connection, plan.inserts)
+        run.insert_label.many(connection, plan.labels)
+        run.insert_edge.many(connection, plan.edges)
+        run.save_job.many(connection, plan.saves)
+        run.look.many(connection, plan.looks)
+        run.insert_line.many(connection, plan.lines)
+        run.put_log.many(
+            connection,
+            [(job, kept.lines, kept.size, kept.dropped) for job, kept in plan.logs.items()],
+        )
+        run.spend.many(connection, [(bucket.tokens, op) for op, bucket in plan.limits.items()])
+        run.fire.many(connection, plan.fires)
+        run.forget.many(connection, plan.forgets)
+
+    async def claim(
+        self, steady: int, wall: int, limit: int, ids: Sequence[str] | None = None
+    ) -> list[Job]:
+        if ids is not None:
+            return await self._change(partial(self._claim_these, ids, limit))
+        return await self._change(partial(self._claim_due, steady, wall, limit))
+
+    def _claim_due(
+        self, steady: int, wall: int, limit: int, connection: sa.Connection
+    ) -> list[Job]:
+        due = sa.and_(jobs.c.due <= steady, jobs.c.at <= wall)
+        found: dict[str, int] = {}
+        for which in (
+            sa.and_(QUEUED, due),
+            sa.and_(WAITING, due, jobs.c.ready <= max(steady, wall)),
+            sa.and_(BOUND, jobs.c.ends <= steady),
+        ):
+            for id, priority in connection.execute(
+                sa.select(jobs.c.id, jobs.c.priority)
+                .where(which)
+                .order_by(*_URGENT)
+                .limit(limit)
+                .with_for_update(skip_locked=True)
+            ):
+                found[id] = priority
+        return self._own(connection, sorted(found, key=lambda id: (-found[id], id))[:limit])
+
+    def _claim_these(
+        self, ids: Sequence[str], limit: int, connection: sa.Connection
+    ) -> list[Job]:
+        found = connection.scalars(
+            sa.select(jobs.c.id)
+            .where(NOBODYS, Among(jobs.c.id, _parameter()))
+            .order_by(*_URGENT)
+            .limit(limit)
+            .with_for_update(skip_locked=True),
+            {"values": self._dialect.several(ids)},
+        ).all()
+        return self._own(connection, found)
+
+    def _own(self, connection: sa.Connection, ids: Sequence[str]) -> list[Job]:
+        if not ids:
+            return []
+        owned = connection.execute(
+            sa.update(jobs)
+            .where(NOBODYS, Among(jobs.c.id, _parameter()))
+            .values(owner=self._life)
+            .returning(*_WHOLE),
+            {"values": self._dialect.several(ids)},
+        ).all()
+        return _urgent_first(map(records.job, owned))
+
+    # -- reading
+
+    async def get(self, id: str) -> Job | None:
+        found = await self._rows(sa.select(*_WHOLE).where(jobs.c.id == id))
+        return found[0] if found else None
+
+    async def find(self, which: Filter, limit: int) -> list[Job]:
+        wanted = [*_wanted(which)]
+        return await self._rows(
+            sa.select(*_LISTED).where(*wanted).order_by(jobs.c.id.desc()).limit(limit)
+        )
+
+    async def children(
+        self, parent: str, after: int, limit: int, states: frozenset[JobState] = frozenset()
+    ) -> list[Job]:
+        query = sa.select(*_WHOLE).where(jobs.c.parent == parent, jobs.c.position > after)
+        if states:
+            query = query.where(jobs.c.state.in_(sorted(state.value for state in states)))
+        return await self._rows(query.order_by(jobs.c.position).limit(limit))
+
+    async def count_children(self, parent: str) -> Mapping[JobState, int]:
+        return await self._counts(
+            sa.select(jobs.c.state, sa.func.count())
+            .where(jobs.c.parent == parent)
+            .group_by(jobs.c.state)
+        )
+
+    async def states(self, ids: Sequence[str]) -> Mapping[str, JobState]:
+        found = await self._read(
+            sa.select(jobs.c.id, jobs.c.state).where(Among(jobs.c.id, _parameter())),
+            {"values": self._dialect.several(ids)},
+        )
+        return {id: JobState(state) for id, state in found}
+
+    async def dependents(self, ids: Sequence[str]) -> list[str]:
+        later = sa.select(jobs.c.id).distinct().where(LIVE, jobs.c.held, jobs.c.id == edges.c.job)
+        if ids:
+            found = await self._read(
+                later.where(Among(edges.c.before, _parameter())),
+                {"values": self._dialect.several(ids)},
+            )
+        else:
+            before = jobs.alias("earlier")
+            # One that is not kept any more had ended.
+            waits = sa.exists().where(before.c.id == edges.c.before, before.c.ended.is_(None))
+            found = await self._read(later.where(sa.not_(waits)))
+        return sorted(id for (id,) in found)
+
+    async def next_due(self) -> tuple[int, int] | None:
+        found = await self._read(
+            sa.select(jobs.c.due, jobs.c.at).where(WAITING).order_by(jobs.c.ready).limit(1)
+        )
+        return (found[0].due, found[0].at) if found else None
+
+    async def log(self, id: str, after: int, limit: int) -> Log:
+        def read(connection: sa.Connection) -> Log:
+            page = connection.execute(
+                sa.select(lines)
+                .where(lines.c.job == id, lines.c.seq > after)
+                .order_by(lines.c.seq)
+                .limit(limit)
+            ).all()
+            dropped = connection.scalar(sa.select(logs.c.dropped).where(logs.c.job == id))
+            return Log([records.line(row) for row in page], dropped or 0)
+
+        self._check()
+        return await self._reader.run(read)
+
+    async def overview(self) -> Overview:
+        def read(connection: sa.Connection) -> Overview:
+            # Two counts, because each has an index that tells without looking at jobs.
+            states: dict[JobState, int] = {}
+            for which in (LIVE, jobs.c.ended.is_not(None)):
+                for state, count in connection.execute(
+                    sa.select(jobs.c.state, sa.func.count()).where(which).group_by(jobs.c.state)
+                ):
+                    states[JobState(state)] = count
+            dead = connection.scalar(sa.select(sa.func.count()).select_from(jobs).where(DEAD))
+            return Overview(states, dead or 0)
+
+        self._check()
+        return await self._reader.run(read)
+
+    async def _rows(self, query: sa.Select[Any]) -> list[Job]:
+        self._check()
+        return await self._reader.run(
+            lambda connection: [records.job(row) for row in connection.execute(query)]
+        )
+
+    async def _counts(self, query: sa.Select[Any]) -> Mapping[JobState, int]:
+        return {JobState(state): count for state, count in await self._read(query)}
+
+    async def _read(
+        self, query: sa.Select[Any], parameters: Mapping[str, Any] | None = None
+    ) -> Sequence[sa.Row[Any]]:
+        self._check()
+        return await self._reader.run(
+            lambda connection: connection.execute(query, parameters).all()
+        )
+
+    # -- schedules and limits
+
+    async def add_schedule(self, schedule: Schedule) -> None:
+        row = records.schedule_row(schedule)
+        await self._change(
+            lambda connection: connection.execute(self._upsert(schedules, row, "id")).rowcount
+        )
+
+    async def remove_schedule(self, id: str) -> bool:
+        return await self._change(
+            lambda connection: bool(
+                connection.execute(sa.delete(schedules).where(schedules.c.id == id)).rowcount
+            )
+        )
+
+    async def schedules(self) -> list[Schedule]:
+        found = await self._read(
+            sa.select(schedules).order_by(schedules.c.next, schedules.c.id)
+        )
+        return [records.schedule(row) for row in found]
+
+    async def set_limit(self, limit: Limit) -> None:
+        row = {
+            "op": limit.op,
+            "rate": limit.rate,
+            "per": limit.per,
+            "concurrent": limit.concurrent,
+            "tokens": max(1.0, limit.rate or 0.0),
+            "refilled": Now(),
+        }
+        await self._change(
+            lambda connection: connection.execute(self._upsert(limits, row, "op")).rowcount
+        )
+
+    async def remove_limit(self, op: str) -> bool:
+        return await self._change(
+            lambda connection: bool(
+                connection.execute(sa.delete(limits).where(limits.c.op == op)).rowcount
+            )
+        )
+
+    async def limits(self) -> list[Limit]:
+        found = await self._read(
+            sa.select(limits.c.op, limits.c.rate, limits.c.per, limits.c.concurrent).order_by(
+                limits.c.op
+            )
+        )
+        return [Limit(op, rate, per, concurrent) for op, rate, per, concurrent in found]
+
+    def _upsert(self, table: sa.Table, row: Mapping[str, Any], key: str) -> Any:
+        return (
+            self._dialect.put(table)
+            .values(row)
+            .on_conflict_do_update(
+                index_elements=[key],
+                set_={name: value for name, value in row.items() if name != key},
+            )
+        )
+
+    # -- housekeeping
+
+    async def prune(self, now: int, most: int = 1000) -> int:
+        self._check()
+        kept = self._retention
+        count, size, first, expires = await self._reader.run(_totals)
+        over = (max(0, count - kept.count), max(0, size - kept.size))
+        old = now - int(kept.age * 1000)
+        if not any(over) and (first is None or first > old) and (expires is None or expires > now):
+            return 0
+        return await self._change(partial(self._prune, now, old, over, most))
+
+    def _prune(
+        self, now: int, old: int, over: tuple[int, int], most: int, connection: sa.Connection
+    ) -> int:
+        doomed: list[str] = []
+        more, bytes_ = over
+        for expired in (jobs.c.expires <= now, jobs.c.ended.is_not(None)):
+            for id, ended, expires, children, size in connection.execute(
+                _FAMILIES.where(expired).order_by(jobs.c.ended, jobs.c.id).limit(most)
+            ):
+                past = ended <= old or (expires is not None and expires <= now)
+                if not (past or more > 0 or bytes_ > 0) or len(doomed) >= most:
+                    break
+                more, bytes_ = more - 1 - children, bytes_ - size
+                if children:
+                    # They go before their parent, in slices of what is allowed.
+                    doomed += connection.scalars(
+                        sa.select(jobs.c.id).where(jobs.c.parent == id).limit(most - len(doomed))
+                    )
+                if len(doomed) < most:
+                    doomed.append(id)
+        doomed = list(dict.fromkeys(doomed))
+        if doomed:
+            connection.execute(
+                sa.delete(jobs).where(Among(jobs.c.id, _parameter())),
+                {"values": self._dialect.several(doomed)},
+            )
+        return len(doomed)
+
+    # -- tools
+
+    @property
+    def _number(self) -> int:
+        assert self._life is not None, "the store was not opened"
+        return self._life
+
+    def _check(self) -> None:
+        if self._engine is None:
+            raise StoreError(f"the store {self._dialect.name} is not open")
+        if self._over:
+            raise LifeOver("this life is over, and another dispatcher has its jobs")
+
+    async def _change(self, work: Callable[[sa.Connection], _T]) -> _T:
+        """Do something in the writer's thread, if our life is not over."""
+        self._check()
+
+        def checked(connection: sa.Connection) -> _T:
+            self._check_alive(connection)
+            return work(connection)
+
+        try:
+            return await self._writer.run(checked)
+        except LifeOver:
+            self._over = True
+            raise
+
+
+_EXPIRED: Final = lives.c.expires <= Now()
+
+
+def _urgent_first(found: Iterable[Job]) -> list[Job]:
+    return sorted(found, key=lambda job: (-job.priority, job.id))
+
+
+def _wanted(which: Filter) -> Iterable[sa.ColumnElement[bool]]:
+    if which.caller is not None:
+        yield jobs.c.caller == which.caller
+    if which.states:
+        yield jobs.c.state.in_(sorted(state.value for state in which.states))
+    if which.label is not None:
+        matches = (
+            _begins(labels.c.label, which.label[:-1])
+            if which.label.endswith("*")
+            else labels.c.label == which.label
+        )
+        yield jobs.c.id.in_(sa.select(labels.c.job).where(matches))
+    if which.op is not None:
+        if which.op.endswith("/**"):
+            above = which.op[:-3]
+            yield sa.or_(jobs.c.op == above, _begins(jobs.c.op, f"{above}/"))
+        else:
+            yield jobs.c.op == which.op
+    if which.key is not None:
+        yield jobs.c.key == which.key
+    if which.parent is not None:
+        yield jobs.c.parent == which.parent
+    if which.dead:
+        yield DEAD
+    if which.before is not None:
+        yield jobs.c.id < which.before
+
+
+def _begins(column: sa.ColumnElement[str], prefix: str) -> sa.ColumnElement[bool]:
+    """Tell whether a name begins so: a range, which has no special characters and has an index."""
+    stem = prefix.rstrip("\U0010ffff")
+    if not stem:
+        return column >= prefix
+    last = ord(stem[-1]) + 1
+    # The surrogates are no characters.
+    after = stem[:-1] + chr(0xE000 if last == 0xD800 else last)
+    return sa.and_(column >= prefix, column < after)
+
+
+def _totals(connection: sa.Connection) -> tuple[int, int, int | None, int | None]:
+    """Count ended jobs and all their bytes; give the first end, and when the first blob goes."""
+    ended = jobs.c.ended.is_not(None)
+    count, size, first = connection.execute(
+        sa.select(sa.func.count(), sa.func.sum(jobs.c.size), sa.func.min(jobs.c.ended)).where(ended)
+    ).one()
+    logged = connection.scalar(sa.select(sa.func.sum(logs.c.size)))
+    expires = connection.scalar(
+        sa.select(sa.func.min(jobs.c.expires)).where(jobs.c.expires.is_not(None))
+    )
+    # PostgreSQL sums whole numbers as decimals.
+    return count, int(size or 0) + int(logged or 0), first, expires
+
+
+def _families() -> sa.Select[Any]:
+    """Select ended jobs that nobody needs any more, with what goes with them.
+
+    Not: a child, which goes with its parent; a parent with a live child; and one that a live job
+    comes after, or comes after one of whose children.
+    """
+    parent, child, later = jobs.alias("parent"), jobs.alias("child"), jobs.alias("later")
+    is_child = sa.exists().where(parent.c.id == jobs.c.parent)
+    has_live = sa.exists().where(child.c.parent == jobs.c.id, child.c.ended.is_(None))
+    needed = sa.exists().where(
+        edges.c.before == jobs.c.id, later.c.id == edges.c.job, later.c.ended.is_(None)
+    )
+    child_needed = sa.exists().where(
+        child.c.parent == jobs.c.id,
+        edges.c.before == child.c.id,
+        later.c.id == edges.c.job,
+        later.c.ended.is_(None),
+    )
+
+    def total(of: sa.ColumnElement[int], *where: sa.ColumnElement[bool]) -> Any:
+        return sa.func.coalesce(sa.select(sa.func.sum(of)).where(*where).scalar_subquery(), 0)
+
+    children = sa.select(sa.func.count()).where(child.c.parent == jobs.c.id).scalar_subquery()
+    size = (
+        jobs.c.size
+        + total(logs.c.size, logs.c.job == jobs.c.id)
+        + total(child.c.size, child.c.parent == jobs.c.id)
+        + total(logs.c.size, child.c.parent == jobs.c.id, logs.c.job == child.c.id)
+    )
+    return sa.select(jobs.c.id, jobs.c.ended, jobs.c.expires, children, size).where(
+        jobs.c.ended.is_not(None),
+        sa.not_(is_child),
+        sa.not_(has_live),
+        sa.not_(needed),
+        sa.not_(child_needed),
+    )
+
+
+_FAMILIES: Final = _families()

@@ -1,0 +1,268 @@
+"""A job as a row, and a row as a job.
+
+Members that still have their default are not written.  A row holds only what drivers take as it is,
+because it goes to them without a detour; the order is that of the columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, Final, cast
+
+from spinal.bus.jsontext import dumps, loads
+from spinal.protocols import Json, LocalProtocolError, Problem
+from spinal.protocols.blob import MARK, is_reference
+
+from ..jobs.job import Job, JobState, Try
+from .contract import LogLine, Retention, Schedule
+from .tables import jobs
+
+#: A row as a driver takes it.
+Row = tuple[Any, ...]
+
+
+def _defaults(kind: type[Job] | type[Try], *but: str) -> list[tuple[str, Any]]:
+    """Give the members of a dataclass that have a default, with it."""
+    return [
+        (one.name, one.default if one.default is not MISSING else one.default_factory())  # type: ignore[misc]  # pyright: ignore[reportUnknownArgumentType, reportCallIssue, reportUnknownVariableType]
+        for one in fields(kind)
+        if one.name not in but
+        and (one.default is not MISSING or one.default_factory is not MISSING)
+    ]
+
+
+_COLUMNS: Final = [column.name for column in jobs.columns]
+_MEMBERS: Final = dict(_defaults(Job, *_COLUMNS, "tries", "problem"))
+_ASKED: Final = (
+    "want labels after when allowed max_run retry on_done on_error origin trace".split()
+)
+_LATER: Final = [(name, value) for name, value in _MEMBERS.items() if name not in _ASKED]
+_FIRST: Final = [(name, _MEMBERS[name]) for name in _ASKED]
+_TRY: Final = [("number", None), ("agent", None), ("epoch", None), ("began", None), *_defaults(Try)]
+
+#: Columns that a save writes, in the order of the table, but for ``size``.
+SAVED: Final = "state owner due at ready held ends ended expires looked fate value".split()
+#: Columns of a listed job, and of a whole one.
+LISTED: Final = (
+    "id caller op kind created key parent position priority state owner due at held ends ended "
+    "looked asked fate"
+).split()
+WHOLE: Final = [*LISTED, "args", "value"]
+
+_MARK: Final = f'"{MARK}"'.encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a job stands, as far as it decides what may be done with it."""
+
+    state: str
+    owner: int | None
+    ended: int | None
+    looked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Fresh:
+    """A new job, ready to be inserted."""
+
+    id: str
+    caller: str
+    key: str | None
+    standing: Standing
+    row: Row
+    labels: Sequence[tuple[str, str]]
+    edges: Sequence[tuple[str, str]]
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What became of a job, ready to be saved."""
+
+    id: str
+    op: str
+    #: It heeds the limits of its operation.
+    begins: bool
+    #: Limits count it.  A parent only waits for its children, which take the room.
+    counted: bool
+    standing: Standing
+    row: Row
+    size: int
+
+
+def fresh(job: Job, retention: Retention) -> Fresh:
+    """Take down a new job.
+
+    Raises:
+        LocalProtocolError: it cannot be kept.
+    """
+    asked, args = _text(job, _members(job, _FIRST)), _text(job, dict(job.args))
+    standing, fate, value, expires, size = _fate(job, retention)
+    weight = len(asked) + len(args)
+    row = (
+        job.id,
+        job.caller,
+        job.op,
+        job.kind,
+        job.created,
+        job.key,
+        job.parent,
+        job.position,
+        job.priority,
+        weight,
+        standing.state,
+        job.owner,
+        job.due,
+        job.at,
+        max(job.due, job.at),
+        job.held,
+        job.ends,
+        job.ended,
+        expires,
+        job.looked,
+        weight + size,
+        asked.decode(),
+        fate,
+        args.decode(),
+        value,
+    )
+    return Fresh(
+        job.id,
+        job.caller,
+        job.key,
+        standing,
+        row,
+        [(job.id, label) for label in dict.fromkeys(job.labels)],
+        [(job.id, before) for before in dict.fromkeys(job.after)],
+        weight + size,
+    )
+
+
+def saved(job: Job, begins: bool, retention: Retention) -> Saved:
+    """Take down what became of a job.
+
+    Raises:
+        LocalProtocolError: it cannot be kept.
+    """
+    standing, fate, value, expires, size = _fate(job, retention)
+    row = (
+        standing.state,
+        job.owner,
+        job.due,
+        job.at,
+        max(job.due, job.at),
+        job.held,
+        job.ends,
+        job.ended,
+        expires,
+        job.looked,
+        size,
+        fate,
+        value,
+        job.id,
+    )
+    return Saved(job.id, job.op, begins, not job.kind, standing, row, size)
+
+
+def _fate(job: Job, retention: Retention) -> tuple[Standing, str, str | None, int | None, int]:
+    if job.final is not (job.ended is not None):
+        raise LocalProtocolError(
+            f"job {job.id} is {job.state.value} and has {'no' if job.final else 'a'} time of its end"
+        )
+    members = _members(job, _LATER)
+    if job.tries:
+        members["tries"] = [_members(one, _TRY) for one in job.tries]
+    if job.problem is not None:
+        members["problem"] = job.problem.to_json()
+    fate = _text(job, members)
+    value = None if job.value is None else _text(job, job.value)
+    expires = None
+    if value is not None and job.ended is not None and _MARK in value and _has_blob(job.value):
+        expires = job.ended + int(retention.blobs * 1000)
+    standing = Standing(job.state.value, job.owner, job.ended, job.looked)
+    size = len(fate) + (0 if value is None else len(value))
+    return standing, fate.decode(), None if value is None else value.decode(), expires, size
+
+
+def _members(of: Job | Try, table: Sequence[tuple[str, Any]]) -> dict[str, Json]:
+    return {
+        name: value for name, default in table if (value := getattr(of, name)) != default
+    }
+
+
+def _text(job: Job, value: Json) -> bytes:
+    try:
+        return dumps(value)
+    # The libraries differ: ValueError and TypeError mean the same here.
+    except (ValueError, TypeError) as exc:
+        raise LocalProtocolError(f"job {job.id} is not JSON: {exc}", "bad-arguments") from exc
+
+
+def _has_blob(value: Json) -> bool:
+    level: list[Json] = [value]
+    while level:
+        one = level.pop()
+        if is_reference(one):
+            return True
+        if isinstance(one, dict):
+            level.extend(cast(dict[str, Json], one).values())
+        elif isinstance(one, list | tuple):
+            level.extend(cast(Sequence[Json], one))
+    return False
+
+
+def _read(text: str) -> Any:
+    return loads(text.encode())
+
+
+def job(row: Sequence[Any]) -> Job:
+    """Read a row of the columns :data:`LISTED` or :data:`WHOLE`."""
+    members: dict[str, Any] = dict(zip(WHOLE, row, strict=False))
+    members["state"] = JobState(members["state"])
+    members["held"], members["looked"] = bool(members["held"]), bool(members["looked"])
+    members.update(_read(members.pop("asked")))
+    members.update(_read(members.pop("fate")))
+    for name in ("labels", "after"):
+        if name in members:
+            members[name] = tuple(members[name])
+    if "tries" in members:
+        members["tries"] = [Try(**one) for one in members["tries"]]
+    if "problem" in members:
+        members["problem"] = Problem(**members["problem"])
+    if "args" in members:
+        members["args"] = _read(members["args"])
+        members["value"] = None if members["value"] is None else _read(members["value"])
+    return Job(**members)
+
+
+def schedule_row(schedule: Schedule) -> dict[str, Any]:
+    """Take down a schedule."""
+    return {
+        "id": schedule.id,
+        "caller": schedule.caller,
+        "cron": schedule.cron,
+        "zone": schedule.zone,
+        "submission": dumps(dict(schedule.submission)).decode(),
+        "created": schedule.created,
+        "next": schedule.next,
+    }
+
+
+def schedule(row: Any) -> Schedule:
+    """Read a schedule."""
+    return Schedule(
+        id=row.id,
+        caller=row.caller,
+        cron=row.cron,
+        zone=row.zone,
+        submission=_read(row.submission),
+        created=row.created,
+        next=row.next,
+    )
+
+
+def line(row: Any) -> LogLine:
+    """Read a line of a log."""
+    return LogLine(row.seq, row.at, row.level, row.text)

@@ -1,0 +1,155 @@
+"""SQLite: a file, for one dispatcher (or several on one machine)."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.sqlite import insert
+
+from spinal.bus.jsontext import dumps
+
+from .contract import NotAStore, StoreError
+from .dialect import first_line
+from .schema import check_version
+
+#: "SPNL": what tells our files from others', at :data:`_ID_AT` of the file.
+APPLICATION_ID: Final = 0x53504E4C
+_MAGIC: Final = b"SQLite format 3\0"
+_ID_AT: Final = 68
+#: ``RETURNING`` came with this one.
+OLDEST: Final = (3, 35, 0)
+
+#: Seconds to wait for another process that writes.
+BUSY: Final = 5.0
+
+_ADVICE: Final = (
+    ("full", "make room on its disk"),
+    ("locked", "another program holds it: stop that one, or try again"),
+    ("readonly", "make it writable for this user"),
+    ("read-only", "make it writable for this user"),
+    ("unable to open", "check that its folder is there and writable for this user"),
+    ("i/o error", "check its disk, and the kernel's log"),
+    ("malformed", "it is damaged: put a backup in its place"),
+)
+
+
+class Sqlite:
+    """A store in a file."""
+
+    keyed = (
+        "SELECT jobs.caller, jobs.key, jobs.id FROM json_each(?) AS pair CROSS JOIN jobs"
+        " ON jobs.caller = json_extract(pair.value, '$[0]')"
+        " AND jobs.key = json_extract(pair.value, '$[1]')"
+    )
+
+    def __init__(self, url: sa.URL) -> None:
+        if not url.database or not os.path.isabs(url.database):
+            raise NotAStore(f"{url}: give the whole path of the file, as in sqlite:////srv/jobs.db")
+        self._path = Path(url.database)
+        self.name = str(self._path)
+
+    def check(self) -> None:
+        if sqlite3.sqlite_version_info < OLDEST:
+            need = ".".join(map(str, OLDEST))
+            raise NotAStore(
+                f"SQLite {sqlite3.sqlite_version} is older than {need}: use a Python with a newer "
+                "one, or keep the jobs in PostgreSQL"
+            )
+        try:
+            # 0600, and what SQLite puts beside it gets the same mode.
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            with self._path.open("rb") as file:
+                head = file.read(100)
+        except OSError as exc:
+            raise StoreError(
+                f"{self.name}: {exc.strerror}: check that its folder is there and writable"
+            ) from exc
+        if not head:
+            self._sign()
+        elif not head.startswith(_MAGIC):
+            raise NotAStore(f"{self.name} is not an SQLite file: give the store another path")
+        elif int.from_bytes(head[_ID_AT : _ID_AT + 4], "big") != APPLICATION_ID:
+            raise NotAStore(
+                f"{self.name} is an SQLite file of another program: give the store another path"
+            )
+        else:
+            self._check_version()
+
+    def _sign(self) -> None:
+        """Write our id into a file that is still empty, before anything else is in it."""
+        try:
+            with closing(sqlite3.connect(self._path, timeout=BUSY, isolation_level=None)) as fresh:
+                # In the file itself, where check looks, as long as there is no other journal.
+                fresh.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                fresh.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.Error as exc:
+            raise StoreError(self.advise(exc)) from exc
+
+    def _check_version(self) -> None:
+        # Read-only, so that not even what a crash left beside the file is worked into it.
+        try:
+            with closing(
+                sqlite3.connect(f"{self._path.as_uri()}?mode=ro", uri=True, timeout=BUSY)
+            ) as there:
+                found = there.execute(
+                    "SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'"
+                ).fetchone() and there.execute("SELECT version_num FROM alembic_version").fetchone()
+        except sqlite3.Error as exc:
+            raise StoreError(self.advise(exc)) from exc
+        check_version(found[0] if found else None, self.name)
+
+    def engine(self) -> sa.Engine:
+        engine = sa.create_engine(
+            sa.URL.create("sqlite", database=str(self._path)), connect_args={"timeout": BUSY}
+        )
+        sa.event.listen(engine, "connect", _connected)
+        sa.event.listen(engine, "begin", _begin)
+        return engine
+
+    def prepare(self, connection: sa.Connection) -> None:
+        pass  # There is one writer at a time, from the beginning of its transaction.
+
+    def several(self, values: Sequence[str | int]) -> Any:
+        return dumps(values).decode()
+
+    def pairs(self, keys: Sequence[tuple[str, str]]) -> tuple[Any, ...]:
+        return (dumps(keys).decode(),)
+
+    def put(self, table: sa.Table) -> Any:
+        return insert(table)
+
+    def advise(self, error: BaseException) -> str:
+        said = first_line(error)
+        todo = next((todo for word, todo in _ADVICE if word in said.lower()), "try again")
+        return f"the store {self.name}: {said}: {todo}"
+
+    def passing(self, error: BaseException) -> bool:
+        return False
+
+    def unblock(self, driver: Any) -> None:
+        driver.interrupt()
+
+
+def _connected(driver: sqlite3.Connection, record: object) -> None:
+    # The module's own transactions begin late and end before some statements; ours do neither.
+    driver.isolation_level = None
+    for pragma in (
+        "journal_mode = WAL",
+        # A commit returns when the log is on the disk; NORMAL would leave that for later.
+        "synchronous = FULL",
+        "foreign_keys = ON",
+        "wal_autocheckpoint = 2000",
+    ):
+        driver.execute(f"PRAGMA {pragma}").close()
+
+
+def _begin(connection: sa.Connection) -> None:
+    # A transaction that read first could not be sure to get the lock for writing later.
+    writes = connection.get_execution_options().get("writes")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

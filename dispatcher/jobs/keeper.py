@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from random import Random
@@ -30,7 +30,7 @@ from spinal.bus.jsontext import dumps
 from spinal.bus.session import Session
 from spinal.bus.tasks import Tasks
 from spinal.protocols import Final as FinalEvent
-from spinal.protocols import Json, Op, Operation, Problem, Want
+from spinal.protocols import Json, Op, Operation, Problem, SpinalError, Want
 
 from ..broker import Begun, Broker, Errand
 from ..registry import Registry
@@ -42,6 +42,7 @@ from ..store.contract import (
     LifeOver,
     Limit,
     Line,
+    LogLine,
     Look,
     New,
     Peers,
@@ -85,6 +86,10 @@ PAUSE: Final = 1.0
 #: Seconds that an agent has to stop a cancelled attempt: its own grace, and a margin.
 CANCEL: Final = 10.0
 
+#: Seconds that a job has to end which is another dispatcher's and shall be stopped: that one may be
+#: dead, and whoever takes over stops it.
+STOP: Final = LEASE + RENEW + CANCEL
+
 #: Seconds between two rounds of pruning, and rows that one step deletes.
 PRUNE: Final = 60.0
 
@@ -96,6 +101,9 @@ MAX_LINES_WAITING: Final = 10_000
 
 #: Bytes of a value that goes along in a callback.
 MAX_TOLD: Final = 24 * 1024
+
+#: How an attempt ends that was cancelled; with another reason it had ended before.
+_STOPPED: Final = frozenset({"cancelled", "deadline", "expired", "lost", "no-answer"})
 
 #: Jobs of one page when all children of a parent are gone through.
 PAGE: Final = 500
@@ -111,7 +119,8 @@ class Keeper:
         session: moves acknowledgements and cancels.
         clock: what time it is.
         random: draws the jitter of retries.
-        on_peers: told the addresses of all dispatchers on this store when they change.
+        accounts: gives the roles of our home's accounts by bare address, for the others.
+        on_peers: told who lives on this store with every renewal of our lease.
     """
 
     def __init__(
@@ -123,7 +132,8 @@ class Keeper:
         *,
         clock: Clock | None = None,
         random: Random | None = None,
-        on_peers: Callable[[frozenset[str]], None] = lambda addresses: None,
+        accounts: Callable[[], Mapping[str, str]] = dict,
+        on_peers: Callable[[Peers], None] = lambda peers: None,
     ) -> None:
         self.store = store
         self.clock = clock or Clock()
@@ -131,6 +141,8 @@ class Keeper:
         self._registry = registry
         self._session = session
         self._random = random or Random()
+        self._accounts = accounts
+        self._shared: Mapping[str, str] | None = None
         self._on_peers = on_peers
         self._peers: frozenset[str] = frozenset()
         self._life = 0
@@ -159,14 +171,16 @@ class Keeper:
         """Begin a life at the store; raises :class:`NotAStore` or :class:`StoreError`."""
         self._failed = asyncio.get_running_loop().create_future()
         self._life = await self.store.open(address, LEASE)
-        self._unfinished = sum(
-            count for state, count in (await self.store.overview()).states.items() if state in LIVE
-        )
+        self._unfinished = await self._count_unfinished()
+
+    async def _count_unfinished(self) -> int:
+        states = (await self.store.overview()).states
+        return sum(count for state, count in states.items() if state in LIVE)
 
     async def start(self) -> None:
         """Go on with what former lives began, and with what waits; the session is open."""
         await self._refresh_limits()
-        self._see(await self.store.renew())
+        await self._meet()
         for job in await self.store.take_over():
             self._adopt(job)
         self._opened = True
@@ -174,12 +188,24 @@ class Keeper:
             self._promote,
             self._family.run,
             self._renew,
+            self._stop_asked,
             self._sweep,
             self._prune,
             self._schedule,
         ):
-            self._tasks.spawn(work(), work.__name__)
+            self._spawn(work.__name__, work)
         log.info("jobs_taken_up", live=len(self._live), unfinished=self._unfinished)
+
+    def _spawn(self, name: str, work: Callable[..., Coroutine[Any, Any, None]], *given: Any) -> None:
+        """Start a task of this life; it ends with it."""
+
+        async def while_alive() -> None:
+            try:
+                await work(*given)
+            except LifeOver as exc:
+                self.fail(exc)
+
+        self._tasks.spawn(while_alive(), name)
 
     def drain(self) -> None:
         """Take no new jobs and begin no attempts; what runs goes on at its agents."""
@@ -208,10 +234,14 @@ class Keeper:
         assert self._failed is not None, "the keeper was not opened"
         return await asyncio.shield(self._failed)
 
-    def _fail(self, error: Exception) -> None:
+    def fail(self, error: LifeOver) -> None:
+        """Let go of everything: another dispatcher has our jobs, and goes on with what runs."""
         if self._failed is not None and not self._failed.done():
-            log.error("life_over", error=str(error))
+            log.error("life_over", error=str(error), live=len(self._live))
             self._failed.set_result(error)
+            self.drain()
+            # Not one attempt is cancelled: they are the other one's now.
+            self._broker.close()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -233,7 +263,7 @@ class Keeper:
     def keep_line(self, line: Line) -> None:
         """Keep a line of a log, without waiting for it."""
         if not self._lines and not self._closed:
-            self._tasks.spawn(self._keep_lines(), "log")
+            self._spawn("log", self._keep_lines)
         if len(self._lines) < MAX_LINES_WAITING:
             self._lines.append(line)
 
@@ -249,9 +279,7 @@ class Keeper:
         for line, number in zip(lines, numbers, strict=True):
             live = self._live.get(line.job)
             if live is not None and live.watchers and isinstance(number, int) and number:
-                at = stamp(line.at)
-                told = {"seq": number, "at": at, "level": line.level, "text": line.text}
-                live.tell(("log", told))
+                live.tell(("log", _told(number, line)))
 
     # -- submission
 
@@ -322,7 +350,7 @@ class Keeper:
         if job.owner == self._life:
             self._carry(job)
         elif job.held:
-            self._tasks.spawn(self._look_at_held(job), "held")
+            self._spawn("held", self._look_at_held, job)
         else:
             self._look_on_disk()
 
@@ -338,7 +366,7 @@ class Keeper:
         self._family.born(job)
         if job.kind or job.held:
             # It waits for others, on disk.
-            self._tasks.spawn(self._release(job), "release")
+            self._spawn("release", self._release, job)
             if job.kind:
                 self._family.parent_may_end(job.id)
             else:
@@ -387,7 +415,7 @@ class Keeper:
             self._let_go(live)
         except LifeOver as exc:
             self._let_go(live)
-            self._fail(exc)
+            self.fail(exc)
         except Exception:
             # Nobody would ever end it otherwise; the mistake is ours and stands in the log.
             log.exception("job_not_carried", job=job.id)
@@ -506,8 +534,11 @@ class Keeper:
             await asyncio.sleep(PAUSE)
             return
         live.close_try(problem.reason, problem.text)
-        if live.cancelling and problem.reason in ("cancelled", "expired", "deadline"):
-            await self._end(live, Happening.CANCELLED, problem=Problem("cancelled"))
+        if live.cancelling and problem.reason in _STOPPED:
+            text = "it was cancelled"
+            if problem.reason == "lost":
+                text += f", and {job.agent} did not say that it stopped"
+            await self._end(live, Happening.CANCELLED, problem=Problem("cancelled", text))
             return
         pause = None
         if current is not None:
@@ -688,7 +719,7 @@ class Keeper:
     def adopt(self, job: Job) -> None:
         """Carry a claimed job whose time has come, or release it until then."""
         if job.state is JobState.WAITING and (job.due > self.now() or job.at > self.clock.wall()):
-            self._tasks.spawn(self._release(job), "release")
+            self._spawn("release", self._release, job)
         else:
             self._adopt(job)
 
@@ -745,20 +776,26 @@ class Keeper:
         while True:
             await asyncio.sleep(RENEW)
             try:
-                self._see(await self.store.renew())
+                if (await self._meet()).orphans:
+                    await self._take_over()
                 await self._refresh_limits()
             except StoreError as exc:
                 log.warning("lease_not_renewed", error=str(exc))
-            except LifeOver as exc:
-                self._fail(exc)
-                return
 
-    def _see(self, peers: Peers) -> None:
-        if peers.addresses != self._peers:
-            self._peers = peers.addresses
-            self._on_peers(peers.addresses)
-        if peers.orphans and self._opened:
-            self._tasks.spawn(self._take_over(), "take over")
+    async def _meet(self) -> Peers:
+        """Say that we live and whom our home knows, and learn the same of the others."""
+        peers = await self.store.renew()
+        try:
+            accounts = dict(self._accounts())
+        except SpinalError as exc:
+            log.warning("accounts_not_shared", error=str(exc))
+        else:
+            if accounts != self._shared:
+                await self.store.share_roles(accounts)
+                self._shared = accounts
+        self._peers = peers.addresses
+        self._on_peers(peers)
+        return peers
 
     async def _take_over(self) -> None:
         jobs = await self.store.take_over()
@@ -766,6 +803,22 @@ class Keeper:
         for job in jobs:
             if job.id not in self._live:
                 self._adopt(job)
+
+    async def _stop_asked(self) -> None:
+        """Stop those of our jobs that were cancelled at other dispatchers."""
+        while True:
+            await asyncio.sleep(POLL)
+            if len(self._peers) < 2:
+                continue
+            try:
+                asked = await self.store.asked_to_stop()
+            except StoreError as exc:
+                log.warning("stops_not_read", error=str(exc))
+                continue
+            for id in asked:
+                live = self._live.get(id)
+                if live is not None and not live.cancelling:
+                    self._spawn("stop", self._stop, live)
 
     async def _sweep(self) -> None:
         """Look after dependents whose last dependency ended when nobody could look."""
@@ -782,6 +835,8 @@ class Keeper:
             try:
                 while await self.store.prune(self.clock.wall()):
                     await asyncio.sleep(0)
+                # Others accept jobs as well, and end some of ours.
+                self._unfinished = await self._count_unfinished()
             except StoreError as exc:
                 log.warning("store_not_pruned", error=str(exc))
 
@@ -835,10 +890,13 @@ class Keeper:
         self._limits = {limit.op: limit for limit in await self.store.limits()}
 
     async def set_limit(self, limit: Limit) -> None:
-        """Keep a limit; jobs that run already are not stopped."""
+        """Keep a limit, in force everywhere from now on; jobs that run already are not stopped."""
         await self.store.set_limit(limit)
         await self._refresh_limits()
         self._room[limit.op].set()
+        if len(self._peers) > 1:
+            # The others see it with their next renewal.
+            await asyncio.sleep(RENEW)
 
     async def remove_limit(self, op: str) -> bool:
         """Remove a limit; tells whether it was there."""
@@ -900,6 +958,7 @@ class Keeper:
     async def watch(self, id: str) -> AsyncGenerator[News]:
         """Give what happens to a job until it ends; begins with its state, ends with the last."""
         last: JobState | None = None
+        seen = 0
         while True:
             live = self._live.get(id)
             if live is not None:
@@ -917,6 +976,12 @@ class Keeper:
             job = await self.wait(id, POLL)
             if job is None:
                 return
+            if job.owner not in (None, self._life):
+                # Its owner tells us nothing, but what it writes down can be read.
+                page = await self.store.log(id, seen, PAGE)
+                for line in page.lines:
+                    seen = line.seq
+                    yield ("log", _told(line.seq, line))
             if job.state is not last:
                 last = job.state
                 yield ("state", job)
@@ -927,23 +992,32 @@ class Keeper:
         """Stop a job and everything below it; gives it as it is then, nothing if there is none.
 
         Returns when it is stopped: a process of its operation is gone by then, unless its agent
-        does not answer.
+        does not answer.  One that is another dispatcher's has :data:`STOP` seconds.
         """
-        live = self._live.get(id)
-        if live is not None:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + STOP
+        while True:
+            live = self._live.get(id)
+            if live is not None:
+                await self._stop(live)
+            job = await self.get(id)
+            if job is None or job.final or loop.time() >= end:
+                return job
+            if job.kind:
+                await self._family.stop_children(id)
+            claimed = await self.claim(id)
+            if claimed is not None:
+                await self.end_unowned(claimed, Happening.CANCELLED, problem=Problem("cancelled"))
+                return claimed
+            # It moved meanwhile, or is another dispatcher's.
+            await self.store.ask_to_stop(id)
+            await self.wait(id, POLL)
+
+    async def _stop(self, live: Live) -> None:
+        try:
             await self._cancel_live(live)
-            return await self.get(id)
-        job = await self.store.get(id)
-        if job is None or job.final:
-            return job
-        if job.kind:
-            await self._family.stop_children(id)
-        claimed = await self.claim(id)
-        if claimed is not None:
-            await self.end_unowned(claimed, Happening.CANCELLED, problem=Problem("cancelled"))
-            return claimed
-        # It moved meanwhile, or is another dispatcher's.
-        return await self.wait(id, POLL)
+        except Fenced:
+            self._let_go(live)
 
     async def _cancel_live(self, live: Live) -> None:
         job, task = live.job, live.task
@@ -1016,7 +1090,7 @@ class Keeper:
             return current is None or current.number != final.attempt
         if self._opened and final.id not in self._lookups and len(self._lookups) < MAX_LOOKUPS:
             self._lookups.add(final.id)
-            self._tasks.spawn(self._look_up(sender, final), "late final")
+            self._spawn("late final", self._look_up, sender, final)
         return False
 
     async def _look_up(self, sender: str, final: FinalEvent) -> None:
@@ -1041,6 +1115,10 @@ class Keeper:
             if live is not None and live.job.state is expected:
                 live.job.move(happening)
                 live.tell(("state", live.job))
+
+
+def _told(number: int, line: Line | LogLine) -> dict[str, Json]:
+    return {"seq": number, "at": stamp(line.at), "level": line.level, "text": line.text}
 
 
 def _op_of(job: Job) -> Op:

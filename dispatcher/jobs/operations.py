@@ -86,7 +86,7 @@ class JobOperations:
         """Accept several jobs together, or none."""
         keeper = self._keeper
         caller = bare(request.caller)
-        jobs = submission.read_all(args, caller, keeper.clock.wall(), keeper.now())
+        jobs = submission.read_all(request.op.args, caller, keeper.clock.wall(), keeper.now())
         if any(job.kind or job.parent for job in jobs):
             raise CallError.of(
                 Problem("bad-arguments", "kind and parent are for single jobs", "jobs")

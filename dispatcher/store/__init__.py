@@ -18,13 +18,14 @@ def store_for(url: str, retention: Retention | None = None) -> Store:
     """
     # SQLAlchemy takes a moment to import, and whoever only reads the contract does without.
     import sqlalchemy as sa
+    from sqlalchemy.exc import ArgumentError
 
     from .database import Database
 
     retention = retention or Retention()
     try:
         parsed = sa.make_url(url)
-    except sa.exc.ArgumentError as exc:
+    except ArgumentError as exc:
         raise NotAStore(_known("it is no URL")) from exc
     if parsed.drivername == "sqlite":
         from .sqlite import Sqlite

@@ -199,6 +199,9 @@ class Peers:
     addresses: frozenset[str]
     #: A lease of one of them is over: its jobs can be taken (:meth:`Store.take_over`).
     orphans: bool
+    #: Roles of accounts by bare address, as the others told them (:meth:`Store.share_roles`); of
+    #: what several told, that of the one whose address comes first.
+    roles: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +240,13 @@ class Store(Protocol):
         """Own, and give, the live jobs of lives that are over."""
         ...
 
+    async def share_roles(self, roles: Mapping[str, str]) -> None:
+        """Tell the others the roles of our accounts, by bare address, in place of what we told.
+
+        It is kept when our life ends: the agents of our home go on working for the others.
+        """
+        ...
+
     # -- writing
 
     async def write(self, *changes: Change) -> Sequence[Result]:
@@ -252,6 +262,14 @@ class Store(Protocol):
         ``at <= wall``.  And live ones in any state whose ``ends`` is set and ``<= steady``: their
         time is over.  With ``ids``, these jobs if they are live and nobody's, whatever they wait for.
         """
+        ...
+
+    async def ask_to_stop(self, id: str) -> None:
+        """Have whoever owns a live job stop it (:meth:`asked_to_stop`); nothing for another one."""
+        ...
+
+    async def asked_to_stop(self) -> list[str]:
+        """Give the live jobs of ours that somebody wants stopped."""
         ...
 
     # -- reading

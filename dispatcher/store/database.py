@@ -29,12 +29,10 @@ from .contract import (
     Change,
     Filter,
     Fire,
-    Forget,
     LifeOver,
     Limit,
     Line,
     Log,
-    Look,
     New,
     Overview,
     Peers,
@@ -59,6 +57,7 @@ from .tables import (
     Among,
     Now,
     edges,
+    homes,
     jobs,
     labels,
     limits,
@@ -66,6 +65,7 @@ from .tables import (
     lives,
     logs,
     schedules,
+    stops,
 )
 
 log = structlog.get_logger()
@@ -151,14 +151,12 @@ class _Statements:
         self.insert_label = put(labels)
         self.insert_edge = put(edges)
         self.insert_line = put(lines)
+        fate: dict[str, Any] = {name: sa.bindparam(name) for name in records.SAVED}
         self.save_job = Statement(
             engine,
             sa.update(jobs)
             .where(jobs.c.id == _parameter("job"))
-            .values(
-                {name: sa.bindparam(name) for name in records.SAVED}
-                | {"size": jobs.c.weight + _parameter("added")}
-            ),
+            .values(fate | {"size": jobs.c.weight + _parameter("added")}),
         )
         self.look = Statement(
             engine, sa.update(jobs).where(jobs.c.id == _parameter("job")).values(looked=sa.true())
@@ -204,6 +202,7 @@ class Database:
         self._retention = retention
         self._engine: sa.Engine | None = None
         self._life: int | None = None
+        self._address = ""
         self._over = False
         self._lease = 0
         self._waiting: deque[_Write] = deque()
@@ -214,6 +213,7 @@ class Database:
     # -- lives
 
     async def open(self, address: str, lease: float) -> int:
+        """See the contract."""
         if self._engine is None:
             await asyncio.to_thread(self._dialect.check)
             self._engine = self._dialect.engine()
@@ -221,6 +221,7 @@ class Database:
             self._writer = Lane(self._engine, self._dialect, "writer", writes=True)
             self._reader = Lane(self._engine, self._dialect, "reader", writes=False)
         self._lease = int(lease * 1000)
+        self._address = address
         try:
             await self._writer.run(self._migrate)
             self._life = await self._writer.run(partial(self._begin_life, address))
@@ -237,12 +238,14 @@ class Database:
 
     def _begin_life(self, address: str, connection: sa.Connection) -> int:
         connection.execute(sa.update(lives).where(lives.c.address == address).values(over=True))
-        made = connection.execute(
-            sa.insert(lives).values(address=address, expires=Now() + self._lease, over=False)
-        )
-        return int(made.inserted_primary_key[0])  # pyright: ignore[reportOptionalSubscript]
+        return connection.scalars(
+            sa.insert(lives)
+            .values(address=address, expires=Now() + self._lease, over=False)
+            .returning(lives.c.number)
+        ).one()
 
     async def close(self, hand_over: bool = True) -> None:
+        """See the contract."""
         if self._engine is None:
             return
         try:
@@ -268,13 +271,12 @@ class Database:
                 engine.dispose()
 
     async def renew(self) -> Peers:
+        """See the contract."""
         return await self._change(self._renew)
 
     def _renew(self, connection: sa.Connection) -> Peers:
         connection.execute(
-            sa.update(lives)
-            .where(lives.c.number == self._life)
-            .values(expires=Now() + self._lease)
+            sa.update(lives).where(lives.c.number == self._life).values(expires=Now() + self._lease)
         )
         addresses: set[str] = set()
         orphans = False
@@ -285,9 +287,27 @@ class Database:
                 addresses.add(address)
             else:
                 orphans = True
-        return Peers(frozenset(addresses), orphans)
+        return Peers(frozenset(addresses), orphans, self._roles(connection))
+
+    def _roles(self, connection: sa.Connection) -> dict[str, str]:
+        roles: dict[str, str] = {}
+        for told in connection.scalars(
+            sa.select(homes.c.roles)
+            .where(homes.c.dispatcher != self._address)
+            .order_by(homes.c.dispatcher.desc())
+        ):
+            roles.update(records.roles(told))
+        return roles
+
+    async def share_roles(self, roles: Mapping[str, str]) -> None:
+        """See the contract."""
+        row = records.roles_row(self._address, roles)
+        await self._change(
+            lambda connection: connection.execute(self._upsert(homes, row, "dispatcher")).rowcount
+        )
 
     async def take_over(self) -> list[Job]:
+        """See the contract."""
         return await self._change(self._take_over)
 
     def _take_over(self, connection: sa.Connection) -> list[Job]:
@@ -312,6 +332,7 @@ class Database:
     # -- writing
 
     async def write(self, *changes: Change) -> Sequence[Result]:
+        """See the contract."""
         self._check()
         if not changes:
             return []
@@ -370,9 +391,7 @@ class Database:
     def _next_batch(self) -> list[_Write]:
         batch: list[_Write] = []
         count = 0
-        while self._waiting and (
-            not batch or count + len(self._waiting[0].changes) <= MOST
-        ):
+        while self._waiting and (not batch or count + len(self._waiting[0].changes) <= MOST):
             write = self._waiting.popleft()
             batch.append(write)
             count += len(write.changes)
@@ -380,9 +399,7 @@ class Database:
         self._waiting_changes -= count
         return batch
 
-    async def _one_by_one(
-        self, batch: Sequence[_Write]
-    ) -> Sequence[Sequence[Result] | Exception]:
+    async def _one_by_one(self, batch: Sequence[_Write]) -> Sequence[Sequence[Result] | Exception]:
         """Commit writes one by one, because the database refuses what is in one of them."""
         results: list[Sequence[Result] | Exception] = []
         for write in batch:
@@ -486,6 +503,7 @@ class Database:
     async def claim(
         self, steady: int, wall: int, limit: int, ids: Sequence[str] | None = None
     ) -> list[Job]:
+        """See the contract."""
         if ids is not None:
             return await self._change(partial(self._claim_these, ids, limit))
         return await self._change(partial(self._claim_due, steady, wall, limit))
@@ -510,9 +528,7 @@ class Database:
                 found[id] = priority
         return self._own(connection, sorted(found, key=lambda id: (-found[id], id))[:limit])
 
-    def _claim_these(
-        self, ids: Sequence[str], limit: int, connection: sa.Connection
-    ) -> list[Job]:
+    def _claim_these(self, ids: Sequence[str], limit: int, connection: sa.Connection) -> list[Job]:
         found = connection.scalars(
             sa.select(jobs.c.id)
             .where(NOBODYS, Among(jobs.c.id, _parameter()))
@@ -535,13 +551,38 @@ class Database:
         ).all()
         return _urgent_first(map(records.job, owned))
 
+    async def ask_to_stop(self, id: str) -> None:
+        """See the contract."""
+        await self._change(partial(self._ask_to_stop, id))
+
+    def _ask_to_stop(self, id: str, connection: sa.Connection) -> None:
+        ended = sa.select(jobs.c.id).where(jobs.c.ended.is_not(None))
+        connection.execute(sa.delete(stops).where(stops.c.job.in_(ended)))
+        # A row of its own, because that of the job is its owner's to write.
+        live = sa.select(jobs.c.id).where(jobs.c.id == id, LIVE)
+        connection.execute(
+            self._dialect.put(stops).from_select(["job"], live).on_conflict_do_nothing()
+        )
+
+    async def asked_to_stop(self) -> list[str]:
+        """See the contract."""
+        found = await self._read(
+            sa.select(stops.c.job)
+            .join(jobs, jobs.c.id == stops.c.job)
+            .where(LIVE, jobs.c.owner == self._life)
+            .order_by(stops.c.job)
+        )
+        return [id for (id,) in found]
+
     # -- reading
 
     async def get(self, id: str) -> Job | None:
+        """See the contract."""
         found = await self._rows(sa.select(*_WHOLE).where(jobs.c.id == id))
         return found[0] if found else None
 
     async def find(self, which: Filter, limit: int) -> list[Job]:
+        """See the contract."""
         wanted = [*_wanted(which)]
         return await self._rows(
             sa.select(*_LISTED).where(*wanted).order_by(jobs.c.id.desc()).limit(limit)
@@ -550,12 +591,14 @@ class Database:
     async def children(
         self, parent: str, after: int, limit: int, states: frozenset[JobState] = frozenset()
     ) -> list[Job]:
+        """See the contract."""
         query = sa.select(*_WHOLE).where(jobs.c.parent == parent, jobs.c.position > after)
         if states:
             query = query.where(jobs.c.state.in_(sorted(state.value for state in states)))
         return await self._rows(query.order_by(jobs.c.position).limit(limit))
 
     async def count_children(self, parent: str) -> Mapping[JobState, int]:
+        """See the contract."""
         return await self._counts(
             sa.select(jobs.c.state, sa.func.count())
             .where(jobs.c.parent == parent)
@@ -563,6 +606,7 @@ class Database:
         )
 
     async def states(self, ids: Sequence[str]) -> Mapping[str, JobState]:
+        """See the contract."""
         found = await self._read(
             sa.select(jobs.c.id, jobs.c.state).where(Among(jobs.c.id, _parameter())),
             {"values": self._dialect.several(ids)},
@@ -570,6 +614,7 @@ class Database:
         return {id: JobState(state) for id, state in found}
 
     async def dependents(self, ids: Sequence[str]) -> list[str]:
+        """See the contract."""
         later = sa.select(jobs.c.id).distinct().where(LIVE, jobs.c.held, jobs.c.id == edges.c.job)
         if ids:
             found = await self._read(
@@ -584,12 +629,15 @@ class Database:
         return sorted(id for (id,) in found)
 
     async def next_due(self) -> tuple[int, int] | None:
+        """See the contract."""
         found = await self._read(
             sa.select(jobs.c.due, jobs.c.at).where(WAITING).order_by(jobs.c.ready).limit(1)
         )
         return (found[0].due, found[0].at) if found else None
 
     async def log(self, id: str, after: int, limit: int) -> Log:
+        """See the contract."""
+
         def read(connection: sa.Connection) -> Log:
             page = connection.execute(
                 sa.select(lines)
@@ -604,6 +652,8 @@ class Database:
         return await self._reader.run(read)
 
     async def overview(self) -> Overview:
+        """See the contract."""
+
         def read(connection: sa.Connection) -> Overview:
             # Two counts, because each has an index that tells without looking at jobs.
             states: dict[JobState, int] = {}
@@ -618,18 +668,18 @@ class Database:
         self._check()
         return await self._reader.run(read)
 
-    async def _rows(self, query: sa.Select[Any]) -> list[Job]:
+    async def _rows(self, query: sa.Executable) -> list[Job]:
         self._check()
         return await self._reader.run(
             lambda connection: [records.job(row) for row in connection.execute(query)]
         )
 
-    async def _counts(self, query: sa.Select[Any]) -> Mapping[JobState, int]:
+    async def _counts(self, query: sa.Executable) -> Mapping[JobState, int]:
         return {JobState(state): count for state, count in await self._read(query)}
 
     async def _read(
-        self, query: sa.Select[Any], parameters: Mapping[str, Any] | None = None
-    ) -> Sequence[sa.Row[Any]]:
+        self, query: sa.Executable, parameters: Mapping[str, Any] | None = None
+    ) -> Sequence[Any]:
         self._check()
         return await self._reader.run(
             lambda connection: connection.execute(query, parameters).all()
@@ -638,12 +688,14 @@ class Database:
     # -- schedules and limits
 
     async def add_schedule(self, schedule: Schedule) -> None:
+        """See the contract."""
         row = records.schedule_row(schedule)
         await self._change(
             lambda connection: connection.execute(self._upsert(schedules, row, "id")).rowcount
         )
 
     async def remove_schedule(self, id: str) -> bool:
+        """See the contract."""
         return await self._change(
             lambda connection: bool(
                 connection.execute(sa.delete(schedules).where(schedules.c.id == id)).rowcount
@@ -651,12 +703,12 @@ class Database:
         )
 
     async def schedules(self) -> list[Schedule]:
-        found = await self._read(
-            sa.select(schedules).order_by(schedules.c.next, schedules.c.id)
-        )
+        """See the contract."""
+        found = await self._read(sa.select(schedules).order_by(schedules.c.next, schedules.c.id))
         return [records.schedule(row) for row in found]
 
     async def set_limit(self, limit: Limit) -> None:
+        """See the contract."""
         row = {
             "op": limit.op,
             "rate": limit.rate,
@@ -670,6 +722,7 @@ class Database:
         )
 
     async def remove_limit(self, op: str) -> bool:
+        """See the contract."""
         return await self._change(
             lambda connection: bool(
                 connection.execute(sa.delete(limits).where(limits.c.op == op)).rowcount
@@ -677,6 +730,7 @@ class Database:
         )
 
     async def limits(self) -> list[Limit]:
+        """See the contract."""
         found = await self._read(
             sa.select(limits.c.op, limits.c.rate, limits.c.per, limits.c.concurrent).order_by(
                 limits.c.op
@@ -697,6 +751,7 @@ class Database:
     # -- housekeeping
 
     async def prune(self, now: int, most: int = 1000) -> int:
+        """See the contract."""
         self._check()
         kept = self._retention
         count, size, first, expires = await self._reader.run(_totals)
@@ -712,9 +767,10 @@ class Database:
         doomed: list[str] = []
         more, bytes_ = over
         for expired in (jobs.c.expires <= now, jobs.c.ended.is_not(None)):
-            for id, ended, expires, children, size in connection.execute(
+            found: Sequence[Any] = connection.execute(
                 _FAMILIES.where(expired).order_by(jobs.c.ended, jobs.c.id).limit(most)
-            ):
+            ).all()
+            for id, ended, expires, children, size in found:
                 past = ended <= old or (expires is not None and expires <= now)
                 if not (past or more > 0 or bytes_ > 0) or len(doomed) >= most:
                     break
@@ -822,7 +878,7 @@ def _totals(connection: sa.Connection) -> tuple[int, int, int | None, int | None
     return count, int(size or 0) + int(logged or 0), first, expires
 
 
-def _families() -> sa.Select[Any]:
+def _families() -> Any:
     """Select ended jobs that nobody needs any more, with what goes with them.
 
     Not: a child, which goes with its parent; a parent with a live child; and one that a live job

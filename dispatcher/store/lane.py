@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
+from sqlalchemy import exc as errors
+from sqlalchemy.sql.compiler import SQLCompiler
 
 from spinal.protocols import LocalProtocolError, SpinalError
 
@@ -32,12 +34,12 @@ class Statement:
         compiled = clause.compile(
             dialect=engine.dialect, column_keys=None if names is None else list(names)
         )
-        assert isinstance(compiled, sa.sql.compiler.SQLCompiler)
+        assert isinstance(compiled, SQLCompiler)
         if names is not None:
             assert compiled.positiontup == list(names), compiled.positiontup
         self._text = str(compiled)
 
-    def all(self, connection: sa.Connection, *parameters: Any) -> Sequence[sa.Row[Any]]:
+    def all(self, connection: sa.Connection, *parameters: Any) -> Sequence[Any]:
         """Run it once."""
         return connection.exec_driver_sql(self._text, parameters).fetchall()
 
@@ -84,16 +86,16 @@ class Lane:
                 connection = self._connect()
                 with connection.begin():
                     return work(connection)
-            except sa.exc.DBAPIError as exc:
+            except errors.DBAPIError as exc:
                 lost = exc.connection_invalidated
-                if not isinstance(exc, sa.exc.IntegrityError | sa.exc.DataError):
+                if not isinstance(exc, errors.IntegrityError | errors.DataError):
                     self._disconnect()
                 cause = exc.orig or exc
                 # Two dispatchers may insert the same key at once: the second one has to look again.
-                passing = isinstance(exc, sa.exc.IntegrityError) or self._dialect.passing(cause)
+                passing = isinstance(exc, errors.IntegrityError) or self._dialect.passing(cause)
                 if (lost and tries == 1) or (passing and tries < TRIES):
                     continue
-                if isinstance(exc, sa.exc.IntegrityError | sa.exc.DataError):
+                if isinstance(exc, errors.IntegrityError | errors.DataError):
                     raise _unfit(cause) from exc
                 raise StoreError(self._dialect.advise(cause)) from exc
             # What the drivers say of numbers and characters that no column can hold.

@@ -70,9 +70,11 @@ class Postgres:
         self.name = f"{url.database or url.username or ''} on {where}"
 
     def check(self) -> None:
-        pass  # What is there can be seen from inside only: see prepare.
+        """See the contract."""
+        # What is there can be seen from inside only: see prepare.
 
     def engine(self) -> sa.Engine:
+        """See the contract."""
         given = self._url.query.get("options", "")
         options = [f"-c {name}={value}" for name, value in _OPTIONS.items()]
         return sa.create_engine(
@@ -91,6 +93,7 @@ class Postgres:
         )
 
     def prepare(self, connection: sa.Connection) -> None:
+        """See the contract."""
         connection.exec_driver_sql("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
         there = connection.exec_driver_sql(
             "SELECT 1 FROM pg_namespace WHERE nspname = %s", (SCHEMA,)
@@ -101,23 +104,29 @@ class Postgres:
             log.warning("store_not_on_disk", store=self.name, problem="the server has fsync = off")
 
     def several(self, values: Sequence[str | int]) -> Any:
+        """See the contract."""
         return list(values)
 
     def pairs(self, keys: Sequence[tuple[str, str]]) -> tuple[Any, ...]:
+        """See the contract."""
         return [caller for caller, _ in keys], [key for _, key in keys]
 
     def put(self, table: sa.Table) -> Any:
+        """See the contract."""
         return insert(table)
 
     def advise(self, error: BaseException) -> str:
+        """See the contract."""
         code = getattr(error, "sqlstate", None) or ""
         todo = next((todo for start, todo in _ADVICE if code.startswith(start)), _TO_DO)
         return f"the store {self.name}: {first_line(error)}: {todo}"
 
     def passing(self, error: BaseException) -> bool:
+        """See the contract."""
         return getattr(error, "sqlstate", None) in _PASSING
 
     def unblock(self, driver: psycopg.Connection[Any]) -> None:
+        """See the contract."""
         if driver.closed:
             return
         try:

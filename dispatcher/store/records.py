@@ -6,8 +6,9 @@ because it goes to them without a detour; the order is that of the columns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
+from operator import attrgetter
 from typing import Any, Final, cast
 
 from spinal.bus.jsontext import dumps, loads
@@ -22,32 +23,93 @@ from .tables import jobs
 Row = tuple[Any, ...]
 
 
-def _defaults(kind: type[Job] | type[Try], *but: str) -> list[tuple[str, Any]]:
-    """Give the members of a dataclass that have a default, with it."""
-    return [
-        (one.name, one.default if one.default is not MISSING else one.default_factory())  # type: ignore[misc]  # pyright: ignore[reportUnknownArgumentType, reportCallIssue, reportUnknownVariableType]
-        for one in fields(kind)
-        if one.name not in but
-        and (one.default is not MISSING or one.default_factory is not MISSING)
-    ]
+class _Members:
+    """Members of a dataclass that go into one JSON object, unless they have their default."""
+
+    def __init__(self, defaults: Mapping[str, Any]) -> None:
+        self._names = tuple(defaults)
+        self._defaults = tuple(defaults.values())
+        self._get = attrgetter(*self._names)
+
+    def of(self, one: Job | Try) -> dict[str, Json]:
+        """Take them down."""
+        found = zip(self._names, self._get(one), self._defaults, strict=True)
+        return {name: value for name, value, default in found if value != default}
 
 
-_COLUMNS: Final = [column.name for column in jobs.columns]
-_MEMBERS: Final = dict(_defaults(Job, *_COLUMNS, "tries", "problem"))
-_ASKED: Final = (
-    "want labels after when allowed max_run retry on_done on_error origin trace".split()
+def _defaults(kind: type[Job | Try]) -> dict[str, Any]:
+    """Give the members of a dataclass with their defaults; one without has one that nothing is."""
+    found: dict[str, Any] = {}
+    for one in fields(kind):
+        if one.default_factory is not MISSING:
+            found[one.name] = one.default_factory()
+        else:
+            found[one.name] = one.default
+    return found
+
+
+_DEFAULTS: Final = _defaults(Job)
+_ASKED_NAMES: Final = [
+    "want",
+    "labels",
+    "after",
+    "when",
+    "allowed",
+    "max_run",
+    "retry",
+    "on_done",
+    "on_error",
+    "origin",
+    "trace",
+]
+_ASKED: Final = _Members({name: _DEFAULTS[name] for name in _ASKED_NAMES})
+#: The rest that has no column, but for two that are objects of their own.
+_FATE: Final = _Members(
+    {
+        name: default
+        for name, default in _DEFAULTS.items()
+        if name not in (*jobs.columns.keys(), *_ASKED_NAMES, "tries", "problem")
+    }
 )
-_LATER: Final = [(name, value) for name, value in _MEMBERS.items() if name not in _ASKED]
-_FIRST: Final = [(name, _MEMBERS[name]) for name in _ASKED]
-_TRY: Final = [("number", None), ("agent", None), ("epoch", None), ("began", None), *_defaults(Try)]
+_TRY: Final = _Members({one.name: MISSING for one in fields(Try)} | _defaults(Try))
 
 #: Columns that a save writes, in the order of the table, but for ``size``.
-SAVED: Final = "state owner due at ready held ends ended expires looked fate value".split()
+SAVED: Final = [
+    "state",
+    "owner",
+    "due",
+    "at",
+    "ready",
+    "held",
+    "ends",
+    "ended",
+    "expires",
+    "looked",
+    "fate",
+    "value",
+]
 #: Columns of a listed job, and of a whole one.
-LISTED: Final = (
-    "id caller op kind created key parent position priority state owner due at held ends ended "
-    "looked asked fate"
-).split()
+LISTED: Final = [
+    "id",
+    "caller",
+    "op",
+    "kind",
+    "created",
+    "key",
+    "parent",
+    "position",
+    "priority",
+    "state",
+    "owner",
+    "due",
+    "at",
+    "held",
+    "ends",
+    "ended",
+    "looked",
+    "asked",
+    "fate",
+]
 WHOLE: Final = [*LISTED, "args", "value"]
 
 _MARK: Final = f'"{MARK}"'.encode()
@@ -98,7 +160,7 @@ def fresh(job: Job, retention: Retention) -> Fresh:
     Raises:
         LocalProtocolError: it cannot be kept.
     """
-    asked, args = _text(job, _members(job, _FIRST)), _text(job, dict(job.args))
+    asked, args = _text(job, _ASKED.of(job)), _text(job, dict(job.args))
     standing, fate, value, expires, size = _fate(job, retention)
     weight = len(asked) + len(args)
     row = (
@@ -171,9 +233,9 @@ def _fate(job: Job, retention: Retention) -> tuple[Standing, str, str | None, in
         raise LocalProtocolError(
             f"job {job.id} is {job.state.value} and has {'no' if job.final else 'a'} time of its end"
         )
-    members = _members(job, _LATER)
+    members = _FATE.of(job)
     if job.tries:
-        members["tries"] = [_members(one, _TRY) for one in job.tries]
+        members["tries"] = [_TRY.of(one) for one in job.tries]
     if job.problem is not None:
         members["problem"] = job.problem.to_json()
     fate = _text(job, members)
@@ -184,12 +246,6 @@ def _fate(job: Job, retention: Retention) -> tuple[Standing, str, str | None, in
     standing = Standing(job.state.value, job.owner, job.ended, job.looked)
     size = len(fate) + (0 if value is None else len(value))
     return standing, fate.decode(), None if value is None else value.decode(), expires, size
-
-
-def _members(of: Job | Try, table: Sequence[tuple[str, Any]]) -> dict[str, Json]:
-    return {
-        name: value for name, default in table if (value := getattr(of, name)) != default
-    }
 
 
 def _text(job: Job, value: Json) -> bytes:
@@ -235,6 +291,17 @@ def job(row: Sequence[Any]) -> Job:
         members["args"] = _read(members["args"])
         members["value"] = None if members["value"] is None else _read(members["value"])
     return Job(**members)
+
+
+def roles_row(dispatcher: str, roles: Mapping[str, str]) -> dict[str, Any]:
+    """Take down the roles of the accounts of a dispatcher's home."""
+    return {"dispatcher": dispatcher, "roles": dumps(dict(roles)).decode()}
+
+
+def roles(text: str) -> dict[str, str]:
+    """Read such roles."""
+    found: dict[str, str] = _read(text)
+    return found
 
 
 def schedule_row(schedule: Schedule) -> dict[str, Any]:

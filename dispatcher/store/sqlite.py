@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
+from sqlalchemy import event
 from sqlalchemy.dialects.sqlite import insert
 
 from spinal.bus.jsontext import dumps
@@ -55,6 +56,7 @@ class Sqlite:
         self.name = str(self._path)
 
     def check(self) -> None:
+        """See the contract."""
         if sqlite3.sqlite_version_info < OLDEST:
             need = ".".join(map(str, OLDEST))
             raise NotAStore(
@@ -97,42 +99,53 @@ class Sqlite:
             with closing(
                 sqlite3.connect(f"{self._path.as_uri()}?mode=ro", uri=True, timeout=BUSY)
             ) as there:
-                found = there.execute(
-                    "SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'"
-                ).fetchone() and there.execute("SELECT version_num FROM alembic_version").fetchone()
+                found = (
+                    there.execute(
+                        "SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'"
+                    ).fetchone()
+                    and there.execute("SELECT version_num FROM alembic_version").fetchone()
+                )
         except sqlite3.Error as exc:
             raise StoreError(self.advise(exc)) from exc
         check_version(found[0] if found else None, self.name)
 
     def engine(self) -> sa.Engine:
+        """See the contract."""
         engine = sa.create_engine(
             sa.URL.create("sqlite", database=str(self._path)), connect_args={"timeout": BUSY}
         )
-        sa.event.listen(engine, "connect", _connected)
-        sa.event.listen(engine, "begin", _begin)
+        event.listen(engine, "connect", _connected)
+        event.listen(engine, "begin", _begin)
         return engine
 
     def prepare(self, connection: sa.Connection) -> None:
-        pass  # There is one writer at a time, from the beginning of its transaction.
+        """See the contract."""
+        # There is one writer at a time, from the beginning of its transaction.
 
     def several(self, values: Sequence[str | int]) -> Any:
+        """See the contract."""
         return dumps(values).decode()
 
     def pairs(self, keys: Sequence[tuple[str, str]]) -> tuple[Any, ...]:
+        """See the contract."""
         return (dumps(keys).decode(),)
 
     def put(self, table: sa.Table) -> Any:
+        """See the contract."""
         return insert(table)
 
     def advise(self, error: BaseException) -> str:
+        """See the contract."""
         said = first_line(error)
         todo = next((todo for word, todo in _ADVICE if word in said.lower()), "try again")
         return f"the store {self.name}: {said}: {todo}"
 
     def passing(self, error: BaseException) -> bool:
+        """See the contract."""
         return False
 
     def unblock(self, driver: Any) -> None:
+        """See the contract."""
         driver.interrupt()
 
 

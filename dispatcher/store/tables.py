@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.visitors import InternalTraversal
 
 metadata: Final = sa.MetaData()
 
@@ -146,6 +147,17 @@ lines: Final = sa.Table(
     sa.Column("text", sa.Text, nullable=False),
 )
 
+#: Jobs that somebody wants stopped who does not own them.
+stops: Final = sa.Table("stops", metadata, _of_job(), sqlite_with_rowid=False)
+
+#: What dispatchers told of their homes: roles by bare address, as JSON text.
+homes: Final = sa.Table(
+    "homes",
+    metadata,
+    sa.Column("dispatcher", Name, primary_key=True),
+    sa.Column("roles", sa.Text, nullable=False),
+)
+
 schedules: Final = sa.Table(
     "schedules",
     metadata,
@@ -180,9 +192,9 @@ class Among(sa.ColumnElement[bool]):
 
     inherit_cache = True
     type = sa.Boolean()
-    _traverse_internals = [
-        ("column", sa.sql.visitors.InternalTraversal.dp_clauseelement),
-        ("values", sa.sql.visitors.InternalTraversal.dp_clauseelement),
+    _traverse_internals = [  # noqa: RUF012
+        ("column", InternalTraversal.dp_clauseelement),
+        ("values", InternalTraversal.dp_clauseelement),
     ]
 
     def __init__(self, column: sa.ColumnElement[Any], values: sa.ColumnElement[Any]) -> None:
@@ -207,7 +219,7 @@ class Now(sa.ColumnElement[int]):
 
     inherit_cache = True
     type = sa.BigInteger()
-    _traverse_internals = []
+    _traverse_internals = []  # noqa: RUF012
 
 
 @compiles(Now, "sqlite")

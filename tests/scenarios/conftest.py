@@ -147,8 +147,12 @@ class World:
         worker = Worker(name, self.ledger)
         if free:
             worker.free.set()
+        await self.add(worker, worker.agent(ops, **options), known=known)
+        return worker
+
+    async def add(self, worker: Worker, agent: Agent, *, known: bool = True) -> None:
+        """Bring a worker's agent to the bus."""
         self._epoch += 1
-        agent = worker.agent(ops, **options)
         worker.life = Life(
             agent,
             self.bus.connection(worker.address),
@@ -157,8 +161,7 @@ class World:
         )
         await self._stack.enter_async_context(worker.life)
         if known:
-            await eventually(lambda: self.knows(worker), what=f"{name} is known")
-        return worker
+            await eventually(lambda: self.knows(worker), what=f"{worker.name} is known")
 
     def knows(self, worker: Worker) -> bool:
         """Whether the dispatcher has this life of a worker and what it offers, and both are here."""

@@ -29,7 +29,7 @@ from spinal.protocols import SpinalError
 log = structlog.get_logger()
 
 #: A child that is silent for longer has hung; it beats once a second.
-SILENCE: Final = 5.0
+SILENCE: Final = 3.0
 #: How long a child may take until it is ready, and to end when it is asked to.
 START_WITHIN: Final = 30.0
 STOP_WITHIN: Final = 8.0

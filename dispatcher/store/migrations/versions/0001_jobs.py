@@ -21,7 +21,7 @@ def _must(name: str, kind: Any, **more: Any) -> sa.Column[Any]:
 
 
 def _of_job() -> sa.Column[Any]:
-    return _must("job", _NAME, primary_key=True) 
+    return _must("job", _NAME, primary_key=True)
 
 
 def _belongs() -> sa.ForeignKeyConstraint:
@@ -130,6 +130,12 @@ def upgrade() -> None:
         _must("level", _NAME),
         _must("text", sa.Text()),
         _belongs(),
+    )
+    op.create_table("stops", _of_job(), _belongs(), sqlite_with_rowid=False)
+    op.create_table(
+        "homes",
+        _must("dispatcher", _NAME, primary_key=True),
+        _must("roles", sa.Text()),
     )
     op.create_table(
         "schedules",

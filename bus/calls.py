@@ -140,6 +140,14 @@ class Calls:
                 return answer.state
         return "unknown"
 
+    async def cancel_exchange(self, to: str, id: str, attempt: int, left: float) -> str:
+        """Ask a peer to stop what another life of ours asked it for; see :meth:`cancel`."""
+        event = Cancel(id, attempt, left=int(max(0.0, left) * 1000))
+        for answer in await self._link.ask(to, event):
+            if isinstance(answer, Cancelled) and answer.exchange == event.exchange:
+                return answer.state
+        return "unknown"
+
     def _cancel_event(self, call: Call) -> Cancel:
         call.exchange.say("cancel")
         left = max(0, int((call.deadline - self._link.now) * 1000))
@@ -162,9 +170,7 @@ class Calls:
             self._give_up(call, Problem("deadline", f"not done within {allowed:g} s"))
         elif not call.sends:
             # Every sending bounced, or there was no stream: nobody can have heard it.
-            self._give_up(
-                call, Problem("unreachable", f"{call.to} was not there for {allowed:g} s")
-            )
+            self._give_up(call, Problem("expired", f"{call.to} was not there for {allowed:g} s"))
         else:
             self._give_up(
                 call, Problem("no-answer", f"no answer from {call.to} within {allowed:g} s")

@@ -3,7 +3,8 @@
 Theory of operation.  A session owns one :class:`Connection` and speaks for its address.  It has
 three parts, each with a table: the link (``link.py``: IQs that we sent and that are not answered,
 by IQ id), calls that we made (``calls.py``: by id and attempt), and requests that came in
-(``requests.py``: by the caller's bare address, id and attempt).  Everything in them is bounded, and
+(``requests.py``: by the caller's bare address, id and attempt, where all dispatchers of the home
+are one caller, so that each can go on with what another one began).  Everything in them is bounded, and
 everything in them ends: a call at its deadline, a request at its deadline, a kept final when it is
 acknowledged or too old.
 
@@ -78,8 +79,10 @@ log = structlog.get_logger()
 
 #: Seconds that a caller may be gone before its calls are cancelled.
 GRACE = 10.0
-#: Seconds between two looks at what is due.
+#: Seconds between two looks at what is due; one that comes so many seconds too late shows that it
+#: was us who were stopped.
 TICK = 0.5
+STOPPED = 2.0
 
 #: What an agent says of a call.
 _ANSWERS = (Accepted, Progress, Data, Log, Final, Error, Cancelled)
@@ -140,6 +143,7 @@ class Session:
         self._calls = Calls(self._link, lambda to: to in self.dispatchers)
         self._requests = Requests(self._link, handler, dispatchers, epoch, self._arm)
         self._tick: asyncio.TimerHandle | None = None
+        self._look_at = 0.0
         self._open = False
 
     # -- life
@@ -326,6 +330,16 @@ class Session:
             CallError: the peer did not answer.
         """
         return await self._calls.cancel(call)
+
+    async def cancel_exchange(self, to: str, id: str, attempt: int, left: float) -> str:
+        """Ask a peer to stop an exchange that is no open call here: one of an earlier life of ours.
+
+        ``left`` is for how many seconds the peer is to remember an id that it does not know yet.
+
+        Raises:
+            CallError: the peer did not answer.
+        """
+        return await self._calls.cancel_exchange(to, id, attempt, left)
 
     def abandon(self, call: Call) -> None:
         """Give a call up without waiting: the peer is told, the call ends as cancelled."""
@@ -574,12 +588,18 @@ class Session:
 
     def _arm(self) -> None:
         if self._tick is None and self._open:
-            self._tick = asyncio.get_running_loop().call_later(TICK, self._look)
+            loop = asyncio.get_running_loop()
+            self._look_at = loop.time() + TICK
+            self._tick = loop.call_at(self._look_at, self._look)
 
     def _look(self) -> None:
         """Look after what was not answered, not acknowledged, or is too old."""
         self._tick = None
         now = asyncio.get_running_loop().time()
+        if now - self._look_at > STOPPED:
+            # The answers may be here, unread; and others may have taken our place.
+            self._arm()
+            return
         waiting = self._link.look(now)
         if self._requests.look(now) or waiting:
             self._arm()

@@ -57,17 +57,17 @@ async def connection_of(home: Home) -> AsyncGenerator[Connection]:
         server = EmbeddedServer(config)
         await server.start()
         try:
-            yield AttachedConnection(server, home.dispatchers[0])
+            yield AttachedConnection(server, home.dispatcher)
         finally:
             await server.stop()
     elif home.managed:
         from spinal.bus.transports.slixmpp import ComponentConnection
 
         yield ComponentConnection(
-            home.dispatchers[0], home.component_secret(), "127.0.0.1", home.ports.component
+            home.dispatcher, home.component_secret(), "127.0.0.1", home.ports.component
         )
     else:
-        yield connect(home.credentials("dispatcher", "dispatcher"))
+        yield connect(home.credentials(home.dispatcher_account, "dispatcher"))
 
 
 async def serve(home: Home, supervisor: Supervisor, stop: asyncio.Event) -> None:
@@ -77,12 +77,15 @@ async def serve(home: Home, supervisor: Supervisor, stop: asyncio.Event) -> None
     """
     async with AsyncExitStack() as stack:
         connection = await stack.enter_async_context(connection_of(home))
+        roles = Roles(home)
         dispatcher = Dispatcher(
             connection,
-            roles=Roles(home).of,
+            roles=roles.of,
+            accounts=roles.table,
             known=home.dispatcher_folder / "agents.json",
-            dispatchers=home.dispatchers,
+            dispatchers=(home.dispatcher,),
             store=store_for(home.store),
+            on_dispatchers=home.keep_others,
         )
         await stack.enter_async_context(dispatcher)
         supervisor.ready()

@@ -35,10 +35,12 @@ class RoleTable:
 
     def __init__(self, roles: Roles) -> None:
         self._role = roles if callable(roles) else _by_bare_address(roles)
+        #: What other dispatchers say, by bare address; it counts where we know nothing ourselves.
+        self.shared: Mapping[str, str] = {}
 
     def role(self, address: str) -> str | None:
         """Give the role of whoever has a full or bare address."""
-        return self._role(address)
+        return self._role(address) or self.shared.get(bare(address))
 
     def may(self, address: str, right: Right) -> bool:
         """Tell whether an address has a right; strangers have none."""

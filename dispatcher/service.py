@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from random import Random
@@ -33,6 +33,7 @@ from spinal.protocols import (
     Problem,
     RemoteProtocolError,
     Seen,
+    SpinalError,
     Stanza,
 )
 
@@ -49,7 +50,7 @@ from .remembered import Remembered
 from .resolver import Demand
 from .retry import Loss
 from .roles import Right, Roles, RoleTable
-from .store.contract import Store, StoreError
+from .store.contract import LifeOver, Peers, Store, StoreError
 from .tap import Taps
 
 log = structlog.get_logger()
@@ -57,8 +58,10 @@ log = structlog.get_logger()
 #: Seconds after our start in which a call that nobody can do waits for remembered agents.
 SETTLE = 6.0
 
-#: Seconds between two looks at leases, deadlines and the file of known agents.
+#: Seconds between two looks at leases, deadlines and the file of known agents; and after which it
+#: was us who were stopped, and not the agents who were silent.
 TICK = 1.0
+STOPPED = 4.0
 
 #: Agents that are greeted at once, and the pause after them in seconds.
 GREETED = 50
@@ -94,11 +97,13 @@ class Dispatcher:
         connection: who we are on the bus; opened on entering and closed on leaving.
         roles: role of every account, by bare address; strangers have none and may do nothing.
         known: file that keeps the addresses of agents over our restarts.
-        dispatchers: addresses of the other dispatchers of this home.
+        accounts: gives the roles of the home's accounts by bare address, for other dispatchers.
+        dispatchers: addresses of dispatchers that agents are told of besides those on our store.
         random: where the policy ``random`` draws from.
         epoch: number of this life; by default the time.
         store: where jobs are kept; ours to open and close.  Without one there are no jobs.
         clock: what time it is for them.
+        on_dispatchers: told the addresses of all dispatchers on our store when they change.
 
     Raises:
         BusError: on entering, when the connection cannot be opened.
@@ -111,14 +116,17 @@ class Dispatcher:
         connection: Connection,
         *,
         roles: Roles,
+        accounts: Callable[[], Mapping[str, str]] = dict,
         known: Path | None = None,
         dispatchers: Collection[str] = (),
         random: Random | None = None,
         epoch: int | None = None,
         store: Store | None = None,
         clock: Clock | None = None,
+        on_dispatchers: Callable[[Collection[str]], None] = lambda addresses: None,
     ) -> None:
         self._connection = connection
+        self._on_dispatchers = on_dispatchers
         self._roles = RoleTable(roles)
         self._remembered = Remembered(known)
         self._named = self._others = frozenset(dispatchers)
@@ -154,7 +162,8 @@ class Dispatcher:
                 self.session,
                 clock=clock,
                 random=random,
-                on_peers=self._peers_changed,
+                accounts=accounts,
+                on_peers=self._met,
             )
             self._jobs = JobOperations(self.keeper, self.registry, self._roles, self.broker.context)
             self.session.on_final = self.keeper.late
@@ -246,16 +255,27 @@ class Dispatcher:
     def _opened(self) -> None:
         self.session.dispatchers = self._others | {self.session.address}
         self.registry.resumed(self._now())
-        known = {agent.address for agent in self.registry} | self._missing
-        self._tasks.spawn(self._greet(sorted(known)), "greeting")
+        self._greet_all()
 
-    def _peers_changed(self, addresses: frozenset[str]) -> None:
-        """Dispatchers came or went: agents report to all of us, so we tell them."""
-        if self._others != addresses:
-            self._others = addresses | self._named
-            self.session.dispatchers = self._others | {self.session.address}
-            known = {agent.address for agent in self.registry} | self._missing
-            self._tasks.spawn(self._greet(sorted(known)), "greeting")
+    def _met(self, peers: Peers) -> None:
+        """Learn who dispatches on our store: agents and clients know all of us, so we tell them."""
+        self._roles.shared = peers.roles
+        others = peers.addresses | self._named
+        if self._others == others:
+            return
+        log.info("dispatchers_changed", dispatchers=sorted(peers.addresses))
+        self._others = others
+        self.session.dispatchers = others | {self.session.address}
+        self._greet_all()
+        try:
+            self._on_dispatchers(peers.addresses)
+        except SpinalError as exc:
+            log.warning("dispatchers_not_kept", error=str(exc))
+
+    def _greet_all(self) -> None:
+        known = {agent.address for agent in self.registry} | self._missing
+        here = {peer.address for peer in self.session.peers.values() if peer.present}
+        self._tasks.spawn(self._greet(sorted(known | here)), "greeting")
 
     def _closed(self, reason: str) -> None:
         self.registry.stopped(self._now())
@@ -316,6 +336,8 @@ class Dispatcher:
         if not self.registry.knows(said.hash):
             self._describe(said.hash)
         self.broker.reported(agent)
+        if said.holds and self.keeper is not None:
+            self.keeper.held(address, said.held)
         if address in self._missing:
             self._missing.discard(address)
             if not self._missing:
@@ -399,8 +421,14 @@ class Dispatcher:
             self.broker.look_again()
 
     async def _housekeeping(self) -> None:
+        looked = self._now()
         while True:
             await asyncio.sleep(TICK)
+            before, looked = looked, self._now()
+            if looked - before > STOPPED:
+                log.warning("dispatcher_was_stopped", seconds=round(looked - before, 1))
+                if self.registry.runs:
+                    self.registry.resumed(looked)
             self._look()
 
     def _look(self) -> None:
@@ -448,7 +476,12 @@ class Dispatcher:
             try:
                 return await job.run(self._jobs, request, job.read(op.args))
             except StoreError as exc:
-                raise CallError.of(Problem("full", str(exc), after=1.0)) from exc
+                reason = "draining" if self._draining else "full"
+                raise CallError.of(Problem(reason, str(exc), after=1.0)) from exc
+            except LifeOver as exc:
+                if self.keeper is not None:
+                    self.keeper.fail(exc)
+                raise CallError.of(Problem("draining", "this dispatcher begins anew")) from exc
         if self._draining:
             raise CallError.of(Problem("draining", "this dispatcher is shutting down"))
         demand = Demand.of(op.op, op.want)

@@ -16,7 +16,7 @@ agent keeps the final.
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -29,8 +29,8 @@ from spinal.bus.errors import CallError
 from spinal.bus.jsontext import dumps
 from spinal.bus.session import Session
 from spinal.bus.tasks import Tasks
+from spinal.protocols import Cancel, Json, Op, Operation, Problem, SpinalError, Want
 from spinal.protocols import Final as FinalEvent
-from spinal.protocols import Json, Op, Operation, Problem, SpinalError, Want
 
 from ..broker import Begun, Broker, Errand
 from ..registry import Registry
@@ -95,6 +95,9 @@ PRUNE: Final = 60.0
 
 #: Finals of jobs that are not live here which are looked up at once.
 MAX_LOOKUPS: Final = 1000
+
+#: Seconds after which an agent that still has what it should not have is told again.
+TELL: Final = 10.0
 
 #: Lines of logs that may wait for the store.
 MAX_LINES_WAITING: Final = 10_000
@@ -162,6 +165,8 @@ class Keeper:
         self._room: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self._lines: list[Line] = []
         self._lookups: set[str] = set()
+        #: What agents have of ours that is not under way here -> when that was looked at.
+        self._told: OrderedDict[tuple[str, tuple[str, int]], int] = OrderedDict()
         self._new_schedules = asyncio.Event()
         self._failed: asyncio.Future[Exception] | None = None
 
@@ -196,7 +201,9 @@ class Keeper:
             self._spawn(work.__name__, work)
         log.info("jobs_taken_up", live=len(self._live), unfinished=self._unfinished)
 
-    def _spawn(self, name: str, work: Callable[..., Coroutine[Any, Any, None]], *given: Any) -> None:
+    def _spawn(
+        self, name: str, work: Callable[..., Coroutine[Any, Any, None]], *given: Any
+    ) -> None:
         """Start a task of this life; it ends with it."""
 
         async def while_alive() -> None:
@@ -242,6 +249,9 @@ class Keeper:
             self.drain()
             # Not one attempt is cancelled: they are the other one's now.
             self._broker.close()
+            for live in self._live.values():
+                if live.task is not None and live.task is not asyncio.current_task():
+                    live.task.cancel()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -313,6 +323,8 @@ class Keeper:
         try:
             results = await self.store.write(*map(New, jobs))
         except StoreError as exc:
+            if self._closed:
+                raise CallError.of(Problem("draining", "this dispatcher is shutting down")) from exc
             raise CallError.of(Problem("full", str(exc), after=PAUSE)) from exc
         ids = [str(result) for result in results]
         for job, id in zip(jobs, ids, strict=True):
@@ -326,7 +338,8 @@ class Keeper:
         for job in jobs:
             if job.key is not None:
                 found = await self.store.find(Filter(caller=job.caller, key=job.key), 1)
-                known |= {job.id: there.id for there in found}
+                if found:
+                    known[job.id] = found[0].id
         if known:
             for job in jobs:
                 job.after = [known.get(id, id) for id in job.after]
@@ -346,6 +359,8 @@ class Keeper:
 
     def _accepted(self, job: Job) -> None:
         self._unfinished += 1
+        if self._closed:
+            return  # It is on disk, and whoever comes next goes on with it.
         self._family.born(job)
         if job.owner == self._life:
             self._carry(job)
@@ -533,6 +548,9 @@ class Keeper:
             # The queue is full of calls: our place is on disk.
             await asyncio.sleep(PAUSE)
             return
+        if problem.reason == "no-answer" and current is not None:
+            # The job's time was over before the agent said anything of it.
+            problem = Problem("deadline", problem.text)
         live.close_try(problem.reason, problem.text)
         if live.cancelling and problem.reason in _STOPPED:
             text = "it was cancelled"
@@ -1025,17 +1043,28 @@ class Keeper:
         live.cancelling = True
         attempt = None if live.errand is None else live.errand.attempt
         call = None if attempt is None else attempt.call
-        if call is not None and not call.done:
-            try:
+        current = job.current
+        try:
+            if call is not None and not call.done:
                 answer = await self._session.cancel(call)
-            except CallError as exc:
-                answer = exc.reason
+            elif current is not None and call is None:
+                # Of an earlier life, and about to be asked for again: its agent may be there.
+                left = ((job.ends or 0) - self.now()) / 1000
+                answer = await self._session.cancel_exchange(
+                    current.agent, job.id, current.number, left
+                )
+            else:
+                answer = ""
+        except CallError as exc:
+            answer = exc.reason
+        if answer:
             log.info("job_cancelled", job=job.id, agent=job.agent, answer=answer)
-            await asyncio.wait([task], timeout=CANCEL)
+            if answer in ("cancelled", "late") or call is not None:
+                await asyncio.wait([task], timeout=CANCEL)
         if job.id not in self._live:
             return
         text = "it was cancelled"
-        if call is not None:
+        if answer:
             text = f"it was cancelled, and {job.agent} did not say that it stopped"
         task.cancel()
         await asyncio.wait([task])
@@ -1104,6 +1133,35 @@ class Keeper:
             log.warning("late_final_not_looked_up", job=final.id, error=str(exc))
         finally:
             self._lookups.discard(final.id)
+
+    def held(self, agent: str, attempts: Iterable[tuple[str, int]]) -> None:
+        """Look at what an agent says that it has: what has ended elsewhere it is told to stop."""
+        now = self.now()
+        while self._told and next(iter(self._told.values())) <= now - TELL * 1000:
+            self._told.popitem(last=False)
+        strange: list[tuple[str, int]] = []
+        for key in attempts:
+            live = self._live.get(key[0])
+            if live is not None and live.job.attempt <= key[1]:
+                continue
+            if "-" in key[0] or (agent, key) in self._told or len(self._told) >= MAX_LOOKUPS:
+                continue
+            self._told[agent, key] = now
+            strange.append(key)
+        if strange and self._opened and not self._draining:
+            self._spawn("strange attempts", self._stop_strange, agent, strange)
+
+    async def _stop_strange(self, agent: str, attempts: Sequence[tuple[str, int]]) -> None:
+        for id, number in attempts:
+            try:
+                job = await self.get(id)
+            except StoreError as exc:
+                log.warning("attempt_not_looked_up", job=id, error=str(exc))
+                continue
+            if job is not None and (job.final or job.attempt > number):
+                # One that has ended there as well answers "late", and nothing happens.
+                log.info("attempt_stopped", job=id, attempt=number, agent=agent)
+                self._session.say(agent, Cancel(id, number, left=60_000))
 
     def heard(self, agent: str, silent: bool) -> None:
         """An agent fell silent, or was heard again: its jobs are stalled, or processing."""

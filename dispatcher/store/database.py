@@ -238,11 +238,12 @@ class Database:
 
     def _begin_life(self, address: str, connection: sa.Connection) -> int:
         connection.execute(sa.update(lives).where(lives.c.address == address).values(over=True))
-        return connection.scalars(
+        made = (
             sa.insert(lives)
             .values(address=address, expires=Now() + self._lease, over=False)
             .returning(lives.c.number)
-        ).one()
+        )
+        return int(connection.scalars(made).one())
 
     async def close(self, hand_over: bool = True) -> None:
         """See the contract."""
@@ -486,7 +487,8 @@ class Database:
 
     def _carry_out(self, connection: sa.Connection, plan: Plan) -> None:
         run = self._statements
-        run.insert_job.many(connection, plan.inserts)
+        # In one order too: who inserts a key that another has not committed waits for him.
+        run.insert_job.many(connection, sorted(plan.inserts, key=_by_key))
         run.insert_label.many(connection, plan.labels)
         run.insert_edge.many(connection, plan.edges)
         run.save_job.many(connection, plan.saves)
@@ -819,6 +821,13 @@ class Database:
 
 
 _EXPIRED: Final = lives.c.expires <= Now()
+
+
+_CALLER, _KEY = jobs.columns.keys().index("caller"), jobs.columns.keys().index("key")
+
+
+def _by_key(row: records.Row) -> tuple[str, str]:
+    return row[_CALLER], row[_KEY] or ""
 
 
 def _urgent_first(found: Iterable[Job]) -> list[Job]:

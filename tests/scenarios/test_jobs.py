@@ -736,3 +736,38 @@ async def test_a_cron_line_that_cannot_be_is_refused(tmp_path: Path) -> None:
                     "/spinal/schedules/add", cron=line, submission={"op": QUICK}
                 )
             assert caught.value.reason == "bad-arguments"
+
+
+# -- nobody is left running
+
+
+@virtual_time
+async def test_what_was_cancelled_while_the_dispatcher_restarted_is_stopped(tmp_path: Path) -> None:
+    async with jobs(tmp_path) as home:
+        worker = await home.worker()
+        job = await home.client.submit(WRITE, n=1)
+        await begun(worker)
+        await restart(home)
+
+        assert await job.cancel() == "killed"
+
+        await eventually(lambda: worker.stopped == [1])
+
+
+@virtual_time
+async def test_an_agent_that_comes_back_with_what_was_given_up_is_told_to_stop(
+    tmp_path: Path,
+) -> None:
+    async with jobs(tmp_path) as home:
+        worker = await home.worker()
+        job = await home.client.submit(WRITE, n=1)
+        await begun(worker)
+        home.bus.faults = Faults(
+            drop=1.0, applies=lambda stanza: worker.address in (stanza.to, stanza.sender)
+        )
+        assert (await problem_of(job)).reason == "lost"
+
+        home.bus.faults = Faults()
+
+        await eventually(lambda: worker.stopped == [1])
+        assert (await job.info())["state"] == "error"

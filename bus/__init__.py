@@ -17,14 +17,19 @@ from .errors import (
     NoAgent,
     NotAllowed,
     NotConnected,
+    NotEnded,
     OperationFailed,
     Unreached,
 )
 
 if TYPE_CHECKING:
-    from .client import Candidate, Client, Mapped, Rejected, Resolution
+    from .client import Candidate, Client, Rejected, Resolution
     from .home import Credentials, Home
-    from .sync import SyncBlob, SyncClient
+    from .jobmap import JobMap
+    from .jobs import Job, JobLog, JobUpdate, LogLine
+    from .maps import Mapped
+    from .options import Planned, Retry
+    from .sync import SyncBlob, SyncClient, SyncJob, SyncJobMap
 
 # The clients bring the XMPP library; who only needs an error class does not pay for it.
 _LATER = {
@@ -32,11 +37,20 @@ _LATER = {
     "Client": "client",
     "Credentials": "home",
     "Home": "home",
-    "Mapped": "client",
+    "Job": "jobs",
+    "JobLog": "jobs",
+    "JobMap": "jobmap",
+    "JobUpdate": "jobs",
+    "LogLine": "jobs",
+    "Mapped": "maps",
+    "Planned": "options",
     "Rejected": "client",
     "Resolution": "client",
+    "Retry": "options",
     "SyncBlob": "sync",
     "SyncClient": "sync",
+    "SyncJob": "sync",
+    "SyncJobMap": "sync",
 }
 
 __all__ = [
@@ -52,16 +66,26 @@ __all__ = [
     "Credentials",
     "Home",
     "HomeError",
+    "Job",
+    "JobLog",
+    "JobMap",
+    "JobUpdate",
+    "LogLine",
     "LoginRefused",
     "Mapped",
     "NoAgent",
     "NotAllowed",
     "NotConnected",
+    "NotEnded",
     "OperationFailed",
+    "Planned",
     "Rejected",
     "Resolution",
+    "Retry",
     "SyncBlob",
     "SyncClient",
+    "SyncJob",
+    "SyncJobMap",
     "Unreached",
 ]
 

@@ -3,108 +3,44 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from spinal.protocols import (
-    LIMITS,
-    Data,
     Json,
-    LocalProtocolError,
     Problem,
-    RemoteProtocolError,
-    Want,
-    duration,
-    is_reference,
-    parse_reference,
 )
-from spinal.protocols import address as addresses
-from spinal.protocols.path import check_places
 
-from .blob import Blob, blobs_in, put
+from .asking import Asking
+from .blob import Blob
 from .blobs import Blobs
 from .call import Call, Item
 from .connection import Connection
 from .errors import BlobError, BusError, CallError
 from .home import Credentials
+from .jobmap import DEADLINE, JobMap
+from .jobs import PAGE, SLICE, Job, mint_key, outcome, submit, uncertain
+from .line import Argument, Line
+from .maps import WINDOW, Mapped, in_window
+from .options import After, Options, Planned, Retry
+from .resolution import Candidate, Rejected, Resolution
 from .session import Session
 
-#: Seconds that a call may take if nobody says otherwise.
-TIMEOUT = 60.0
-#: Calls of a map that are under way at once if nobody says otherwise.
-WINDOW = 64
-#: Pieces of a stream that may be unread.
-STREAM_WINDOW = 32
-
-#: The client accepts as an argument whatever JSON takes, and paths and blobs anywhere inside.
-Argument = Any
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How a call is made; :meth:`Client.options` gives a client with others."""
-
-    #: Address of the one agent that is to do it; without one the dispatcher chooses.
-    to: str | None = None
-    policy: str = "least-loaded"
-    place: Mapping[str, str] = field(default_factory=dict[str, str])
-    tags: Sequence[str] = ()
-    sticky: str = ""
-    #: May run again elsewhere after a lost attempt although it is not safe.
-    rerun: bool = False
-    timeout: float = TIMEOUT
-    key: str | None = None
-    trace: str | None = None
-    #: Told of progress and log lines while a call runs.
-    news: Callable[[Item], None] | None = None
-
-    @property
-    def want(self) -> Want:
-        """What the dispatcher is to heed."""
-        return Want(self.policy, self.place, tuple(self.tags), self.sticky, self.rerun)
-
-
-@dataclass(frozen=True, slots=True)
-class Mapped:
-    """What became of one input of a map."""
-
-    #: Place of the input among the inputs, from 0.
-    index: int
-    arguments: Mapping[str, Argument]
-    value: Any = None
-    error: CallError | None = None
-    agent: str | None = None
-    #: How long it ran at the agent, in seconds.
-    ran: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """An agent that could do it, and what speaks for it."""
-
-    agent: str
-    reasons: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """An agent that is passed over, and why."""
-
-    agent: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Resolution:
-    """Who could do an operation: the best first, and who cannot."""
-
-    candidates: tuple[Candidate, ...]
-    rejected: tuple[Rejected, ...]
+__all__ = [
+    "WINDOW",
+    "Argument",
+    "Candidate",
+    "Client",
+    "Mapped",
+    "Options",
+    "Rejected",
+    "Resolution",
+    "connect",
+]
 
 
 class Client:
@@ -143,7 +79,7 @@ class Client:
 
     async def __aenter__(self) -> Self:
         shared = self._shared
-        if shared.link is not None:
+        if shared.line is not None:
             raise BusError("this client is open already")
         connection, blobs = self._connection, None
         dispatchers = self._dispatchers
@@ -157,7 +93,7 @@ class Client:
             if blobs is not None:
                 stack.push_async_callback(blobs.close)
             shared.stack = stack.pop_all()
-        shared.link = _Link(session, blobs, dispatchers)
+        shared.line = Line(session, blobs, dispatchers)
         return self
 
     async def __aexit__(
@@ -173,20 +109,30 @@ class Client:
 
         Clients made by :meth:`options` are closed with it.
         """
-        self._shared.link = None
+        line, self._shared.line = self._shared.line, None
+        if line is not None:
+            line.closed = True
         await self._shared.stack.aclose()
 
     @property
     def address(self) -> str:
         """Our full address."""
-        return self._open.session.address
+        return self.line.session.address
 
     @property
-    def _open(self) -> _Link:
-        link = self._shared.link
-        if link is None:
+    def line(self) -> Line:
+        """The open connection, for what is made of this client, such as :class:`Job`.
+
+        Raises:
+            BusError: the client is not open.
+        """
+        line = self._shared.line
+        if line is None:
             raise BusError("the client is not open: use `async with Client() as bus`")
-        return link
+        return line
+
+    def _line(self) -> Line:
+        return self.line
 
     # -- options
 
@@ -203,10 +149,24 @@ class Client:
         key: str | None = None,
         trace: str | None = None,
         news: Callable[[Item], None] | None = None,
+        durable: bool | None = None,
+        label: str | None = None,
+        labels: Sequence[str] | None = None,
+        priority: int | None = None,
+        delay: float | str | None = None,
+        at: datetime | str | None = None,
+        after: After | None = None,
+        when: str | None = None,
+        deadline: float | str | None = None,
+        max_run: float | str | None = None,
+        retry: Retry | Mapping[str, Any] | int | None = None,
+        on_done: str | None = None,
+        on_error: str | None = None,
     ) -> Client:
         """Give a client with these options over the same connection.
 
         They are apart from the arguments, so that an operation may have one named ``to``.
+        Durations are seconds, or texts such as ``"2m"``.
 
         Args:
             to: full address of an agent, or its bare name in our domain; goes there directly.
@@ -215,37 +175,38 @@ class Client:
             tags: tags that the agent must all have.
             sticky: equal text goes to the same agent while it is there.
             rerun: run again elsewhere after a lost attempt although it is not safe.
-            timeout: seconds, or a text such as ``"2m"``.
-            key: idempotency key.
+            timeout: how long to wait: a call for its end (by default a minute), a submission until
+                it is accepted (likewise), a durable call for its end (by default until it ends).
+            key: idempotency key: the same one gives the same job, also after a restart.
             trace: W3C ``traceparent``.
             news: told of progress and log lines.
+            durable: :meth:`call` and :meth:`map` make jobs.
+            label: a word to find the job by; ``labels`` for several.
+            labels: words to find the job by.
+            priority: from -9 to 9; higher ones go first.
+            delay: time to wait before it may run.
+            at: time at which it may run: an aware datetime, or a text of RFC 3339.
+            after: jobs, or ids, that come before it.
+            when: what is asked of those: all ``done`` (default), ``any`` done, or all ``ended``.
+            deadline: time after which it is given up, counted from when it could run; an hour if
+                nobody says otherwise.
+            max_run: longest time that one attempt may run.
+            retry: tries after the first, or all of a :class:`~spinal.bus.Retry`.
+            on_done: operation that is told with a job of its own when this one is done.
+            on_error: operation that is told with a job of its own when this one ends otherwise.
 
         Raises:
-            ValueError: an option cannot be what it is.
+            ValueError: an option cannot be what it is; the text begins with its name.
         """
-        changes: dict[str, Any] = {
-            name: value
-            for name, value in {
-                "to": to,
-                "policy": policy,
-                "tags": tags,
-                "sticky": sticky,
-                "rerun": rerun,
-                "key": key,
-                "trace": trace,
-                "news": news,
-            }.items()
-            if value is not None
-        }
-        if place is not None:
-            changes["place"] = check_places(place)
-        if timeout is not None:
-            changes["timeout"] = duration.parse(timeout)
-        if tags is not None and isinstance(tags, str):
-            changes["tags"] = (tags,)
+        given = dict(locals())
+        del given["self"]
+        return self.with_options(self._options.changed(**given))
+
+    def with_options(self, options: Options) -> Client:
+        """Give a client with exactly these options over the same connection."""
         twin = Client.__new__(Client)
         twin.__dict__.update(self.__dict__)
-        twin._options = replace(self._options, **changes)
+        twin._options = options
         return twin
 
     # -- calls
@@ -254,65 +215,35 @@ class Client:
         """Ask for an operation and return its value.
 
         A :class:`~pathlib.Path` or a blob anywhere in the arguments is uploaded; a blob in the
-        value is a :class:`Blob`.
+        value is a :class:`Blob`.  With the option ``durable`` it is a job; cancelling the call then
+        leaves the job, which can be found by its key or label.
 
         Raises:
             OperationFailed: it was begun and failed, or the agent refused it.
             BadCall: the arguments do not fit.
             NoAgent: nobody offers it.
             Unreached: no answer in time, or the agent was lost.
+            NotEnded: the option ``timeout`` is over, and the job goes on.
             NotAllowed: we may not.
+            ValueError: an option is for jobs, and this is none.
         """
-        call = await self.start(op, arguments)
-        return await self._finish(call)
+        if self._options.durable:
+            return await self._durable(op, arguments)
+        return (await self._asking().done(op, arguments))[0]
 
     async def start(self, op: str, arguments: Mapping[str, Argument], *, window: int = 0) -> Call:
-        """Send an op and give the call; :meth:`value` makes Python of its final's value."""
-        link, options = self._open, self._options
-        args = await link.outgoing(arguments)
-        if options.to is not None:
-            to, want = self._agent(options.to), None
-        elif link.dispatchers:
-            to, want = link.dispatchers[0], options.want
-        else:
-            raise CallError.of(
-                Problem("no-agent", "no dispatcher is known: give an address with to=")
-            )
-        if options.news is not None and window == 0:
-            window = 1
-        return link.session.call(
-            to,
-            op,
-            args,
-            timeout=options.timeout,
-            key=options.key,
-            trace=options.trace,
-            window=window,
-            want=want,
-        )
+        """Send an op and give the call; :meth:`value` makes Python of its final's value.
 
-    def _agent(self, to: str) -> str:
-        """Complete a bare name to the address that agents of our domain have."""
-        if to in self._open.dispatchers:
-            return to
-        if "@" in to or "/" in to:
-            full = to if "/" in to else f"{to}/{AGENT_RESOURCE}"
-            try:
-                return addresses.check(full)
-            except LocalProtocolError as exc:
-                raise CallError.of(exc.problem) from exc
-        return f"{to}@{addresses.domain(self.address)}/{AGENT_RESOURCE}"
+        Of several dispatchers it goes to the one that answered last.
+        """
+        return await self._asking().start(op, arguments, window)
 
-    async def _finish(self, call: Call) -> Any:
-        if self._options.news is not None:
-            async with aclosing(aiter(call)) as items:
-                async for item in items:
-                    self._options.news(item)
-        return self.value(await call.result())
+    def _asking(self) -> Asking:
+        return Asking(self.line, self._options)
 
     def value(self, value: Json) -> Any:
         """Make Python of a JSON value: references become blobs."""
-        return self._open.incoming(value)
+        return self.line.incoming(value)
 
     async def stream(self, op: str, /, **arguments: Argument) -> AsyncGenerator[Any]:
         """Ask for an operation and give the pieces of its stream as they come.
@@ -321,15 +252,11 @@ class Client:
 
         Raises:
             CallError: at the end of the loop, if the operation did not end well.
+            ValueError: an option is for jobs, which have no streams.
         """
-        call = await self.start(op, arguments, window=STREAM_WINDOW)
-        async with aclosing(aiter(call)) as items:
-            async for item in items:
-                if isinstance(item, Data):
-                    yield self.value(item.value)
-                elif self._options.news is not None:
-                    self._options.news(item)
-        await call.result()
+        async with aclosing(self._asking().stream(op, arguments)) as pieces:
+            async for piece in pieces:
+                yield piece
 
     async def map(
         self,
@@ -344,7 +271,8 @@ class Client:
 
         Inputs are taken from ``over`` as there is room for them, so it may be endless.  An input
         that fails gives a :class:`Mapped` with its error and does not stop the others.  Leaving
-        the loop early cancels what is under way.
+        the loop early cancels what is under way.  With the option ``durable`` they are jobs; see
+        :meth:`start_map`.
 
         Args:
             op: exact path.
@@ -352,58 +280,182 @@ class Client:
             window: calls under way at once.
             ordered: give results in the order of the inputs instead of as they come.
         """
-        if window < 1:
-            raise ValueError("window must be at least 1")
-        inputs = enumerate(over)
-        running: set[asyncio.Task[Mapped]] = set()
-        queue: deque[asyncio.Task[Mapped]] = deque()
-        order: dict[asyncio.Task[Mapped], int] = {}
-        exhausted = False
-        try:
-            while True:
-                while not exhausted and len(queue if ordered else running) < window:
-                    pair = next(inputs, None)
-                    if pair is None:
-                        exhausted = True
-                        break
-                    task = asyncio.get_running_loop().create_task(self._one(op, *pair))
-                    running.add(task)
-                    if ordered:
-                        queue.append(task)
-                    else:
-                        order[task] = pair[0]
-                if not running and not (ordered and queue):
-                    return
-                if ordered:
-                    task = queue.popleft()
-                    await asyncio.wait([task])
-                    running.discard(task)
-                    yield task.result()
-                else:
-                    done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                    queue = deque(sorted(done, key=order.__getitem__))
-                    while queue:
-                        task = queue.popleft()
-                        del order[task]
-                        yield task.result()
-        finally:
-            left = [*running, *queue]
-            for task in left:
-                task.cancel()
-            await asyncio.gather(*left, return_exceptions=True)
+        if self._options.durable:
+            mapped = aiter(await self.start_map(op, over, window=window, ordered=ordered))
+        else:
+
+            async def one(index: int, arguments: Mapping[str, Argument]) -> Mapped:
+                return await self._one(op, index, arguments)
+
+            mapped = in_window(one, over, window, ordered)
+        async with aclosing(mapped):
+            async for item in mapped:
+                yield item
 
     async def _one(self, op: str, index: int, arguments: Mapping[str, Argument]) -> Mapped:
         try:
-            call = await self.start(op, arguments)
-            value = await self._finish(call)
-        except CallError as exc:
-            return Mapped(index, arguments, error=exc, agent=exc.agent)
-        except BusError as exc:
-            return Mapped(index, arguments, error=CallError.of(Problem("blob", str(exc))))
-        final = call.final
-        assert final is not None
+            value, final = await self._asking().done(op, arguments)
+        except (CallError, BusError) as exc:
+            return Mapped.failed(index, arguments, exc)
         ran = None if final.ran is None else final.ran / 1000
         return Mapped(index, arguments, value, agent=final.agent, ran=ran)
+
+    # -- jobs
+
+    async def submit(self, op: str, /, **arguments: Argument) -> Job:
+        """Hand an operation over as a job, and give it once it is accepted and on disk.
+
+        A submission carries a key, the one of the options or one of its own, and is repeated under
+        it, also at another dispatcher, when no answer comes: it cannot become two jobs.
+
+        Raises:
+            BadCall: the dispatcher refuses the operation's path or an option.
+            Unreached: no dispatcher answered within the option ``timeout`` (a minute), or its store
+                is full; if the job may be there all the same, the text has the key that tells.
+            NotAllowed: we may not.
+        """
+        return await self._submit(op, arguments)
+
+    async def _submit(
+        self, op: str, arguments: Mapping[str, Argument], wait: float = 0.0, **more: Json
+    ) -> Job:
+        submission = await self._submission(op, arguments)
+        until = asyncio.get_running_loop().time() + max(self._options.patience, wait + 1.0)
+        return await submit(self._line, {**submission, **more}, until, wait)
+
+    async def _submission(self, op: str, arguments: Mapping[str, Argument]) -> dict[str, Json]:
+        said = self._options.submission()
+        if "to" in said:
+            said["to"] = self.line.agent(said["to"])
+        said.setdefault("key", mint_key())
+        return {"op": op, "args": await self.line.outgoing(arguments), **said}
+
+    async def _durable(self, op: str, arguments: Mapping[str, Argument]) -> Any:
+        loop, options = asyncio.get_running_loop(), self._options
+        end = None if options.timeout is None else loop.time() + options.timeout
+        wait = 0.0 if options.news is not None else min(SLICE, options.patience)
+        job = await self._submit(op, arguments, wait)
+        left = None if end is None else max(0.0, end - loop.time())
+        return outcome(await job.followed(left, options.news), options.timeout)
+
+    def planned(self, op: str, /, **arguments: Argument) -> Planned:
+        """Say what job to make, with the options of this client, for :meth:`submit_all`."""
+        return Planned(op, arguments, self._options)
+
+    async def submit_all(self, plan: Mapping[str, Planned]) -> dict[str, Job]:
+        """Submit several jobs, all or none, and give them by their names.
+
+        Their option ``after`` may hold names of this plan besides ids::
+
+            await bus.submit_all({
+                "fetch": bus.planned("/web/fetch", url=url),
+                "scale": bus.options(after="fetch").planned("/image/resize", width=640),
+            })
+
+        Raises:
+            BadCall: one is refused, or they wait for each other in a circle, which the text tells.
+            Unreached: as for :meth:`submit`.
+        """
+        jobs: list[dict[str, Json]] = []
+        for name, one in plan.items():
+            client = self.with_options(one.options)
+            jobs.append({"name": name, **await client._submission(one.op, one.arguments)})
+        until = asyncio.get_running_loop().time() + self._options.patience
+        try:
+            answer = await self.line.ask("/spinal/jobs/submit-all", {"jobs": jobs}, until=until)
+        except CallError as exc:
+            raise uncertain(exc, str(jobs[0]["key"])) from exc
+        return {made["name"]: Job(self._line, made["id"]) for made in answer["jobs"]}
+
+    async def start_map(
+        self,
+        op: str,
+        /,
+        over: Iterable[Mapping[str, Argument]],
+        *,
+        window: int = WINDOW,
+        ordered: bool = False,
+    ) -> JobMap:
+        """Begin a durable map: a job whose children are the inputs; iterate over it for them.
+
+        With the option ``key`` it can be gone on with: who starts it again under the same key, with
+        the same inputs, finds the same jobs, and what has ended is not run again.  Labels,
+        ``deadline`` (a day) and what is to be told at its end are those of the map as a whole; the
+        other options are those of each input.
+
+        Args:
+            op: exact path.
+            over: sets of arguments; taken as there is room for them.
+            window: inputs under way at once.
+            ordered: give results in the order of the inputs instead of as they come.
+
+        Raises:
+            CallError: as for :meth:`submit`; also if the map of that key was cancelled.
+            ValueError: the window is below 1.
+        """
+        if window < 1:
+            raise ValueError("window must be at least 1")
+        said = await self._submission(op, {})
+        del said["args"]
+        whole = {name: said.pop(name) for name in _OF_A_MAP if name in said}
+        until = asyncio.get_running_loop().time() + self._options.patience
+        parent = {"op": op, "kind": "map", "key": said["key"], "deadline": DEADLINE, **whole}
+        job = await submit(self._line, parent, until)
+        if job.row.get("state") == "killed":
+            text = f"the map with key {said['key']!r} was cancelled: start it with another key"
+            raise CallError.of(Problem("cancelled", text))
+        said["parent"] = job.id
+        return JobMap(self._line, job, self._options, said, over, window, ordered)
+
+    def job(self, id: str) -> Job:
+        """Give the job with that id; nobody is asked before something is done with it.
+
+        Raises:
+            ValueError: that is no id.
+        """
+        return Job(self._line, id)
+
+    async def jobs(
+        self,
+        *,
+        label: str | None = None,
+        state: str | Sequence[str] | None = None,
+        op: str | None = None,
+        key: str | None = None,
+        parent: Job | str | None = None,
+        limit: int | None = None,
+    ) -> AsyncGenerator[dict[str, Any]]:
+        """Give the rows of our jobs (the owner: of all), newest first.
+
+        Rows leave out arguments, value and attempts; ``bus.job(row["id"])`` has them.
+
+        Args:
+            label: a label, or the beginning of one and ``*``.
+            state: a state, or several.
+            op: an operation, or ``/image/**`` for all below.
+            key: an idempotency key.
+            parent: the job that they are children of.
+            limit: most rows.
+        """
+        which: dict[str, Json] = {
+            "label": label,
+            "state": state if state is None or isinstance(state, str) else list(state),
+            "op": op,
+            "key": key,
+            "parent": parent.id if isinstance(parent, Job) else parent,
+        }
+        asked = {name: value for name, value in which.items() if value is not None}
+        left = limit
+        while left is None or left > 0:
+            asked["limit"] = PAGE if left is None else min(PAGE, left)
+            until = asyncio.get_running_loop().time() + self._options.patience
+            page = await self.line.ask("/spinal/jobs/list", asked, until=until)
+            for row in page["items"]:
+                yield row
+            if not page["more"] or not page["items"]:
+                return
+            asked["before"] = page["items"][-1]["id"]
+            left = None if left is None else left - len(page["items"])
 
     async def upload(self, source: Path | bytes, media_type: str | None = None) -> Blob:
         """Upload a file or bytes once, for any number of calls.
@@ -411,14 +463,14 @@ class Client:
         Raises:
             BlobError: it cannot be read, is larger than the server takes, or the transfer failed.
         """
-        link = self._open
+        line = self.line
         try:
             blob = Blob.of(source, media_type)
         except ValueError as exc:
             raise BlobError(str(exc)) from exc
-        await link.outgoing({"blob": blob})
+        await line.outgoing({"blob": blob})
         assert blob.ref is not None
-        found: Blob = link.incoming(blob.ref.to_json())
+        found: Blob = line.incoming(blob.ref.to_json())
         return found
 
     # -- who is there
@@ -450,14 +502,16 @@ class Client:
 
     async def tap(self) -> AsyncGenerator[dict[str, Any]]:
         """Watch the calls on the bus; for the owner alone."""
-        async for seen in self.options(to=self._dispatcher, timeout=24 * 3600).stream(
-            "/spinal/tap"
-        ):
+        dispatcher = self.line.dispatcher
+        plain = self.with_options(Options(to=dispatcher, timeout=24 * 3600))
+        async for seen in plain.stream("/spinal/tap"):
             yield seen
 
     async def ask_dispatcher(self, op: str, /, **arguments: Argument) -> Any:
         """Call one of the dispatcher's own operations."""
-        return await self.options(to=self._dispatcher).call(op, **arguments)
+        options = self._options
+        plain = Options(timeout=options.timeout, key=options.key, trace=options.trace)
+        return await self.with_options(plain).call(op, **arguments)
 
     async def _pages(self, op: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
@@ -467,90 +521,17 @@ class Client:
             if not page["more"]:
                 return found
 
-    @property
-    def _dispatcher(self) -> str:
-        dispatchers = self._open.dispatchers
-        if not dispatchers:
-            raise CallError.of(Problem("no-agent", "no dispatcher is known"))
-        return dispatchers[0]
 
-
-#: Resource of an agent's full address.
-AGENT_RESOURCE = "agent"
+#: Options of a durable map that are those of its parent, and not of each child.
+_OF_A_MAP = ("labels", "deadline", "on_done", "on_error")
 
 
 class _Shared:
     """What a client and those made by its options have in common: one connection, or none yet."""
 
     def __init__(self) -> None:
-        self.link: _Link | None = None
+        self.line: Line | None = None
         self.stack = AsyncExitStack()
-
-
-class _Link:
-    """What all clients over one open connection use."""
-
-    def __init__(self, session: Session, blobs: Blobs | None, dispatchers: Sequence[str]) -> None:
-        self.session = session
-        self.blobs = blobs
-        self.dispatchers = tuple(dispatchers)
-
-    async def outgoing(self, arguments: Mapping[str, Argument]) -> dict[str, Json]:
-        """Upload what is a path or a blob, and put references in their places."""
-        value: Any = _copied(dict(arguments))
-        for steps, blob in blobs_in(value):
-            if blob.ref is None:
-                if self.blobs is None:
-                    raise BusError("this bus has no upload service for blobs")
-                assert blob.source is not None
-                blob.ref = await self.blobs.upload(blob.source, blob.media_type)
-            put(value, steps, blob.ref.to_json())
-        found: dict[str, Json] = value
-        return found
-
-    def incoming(self, value: Json) -> Any:
-        """Make blobs of references."""
-        if is_reference(value):
-            try:
-                ref = parse_reference(value)
-            except RemoteProtocolError as exc:
-                raise CallError.of(Problem("blob", f"the answer holds a bad blob: {exc}")) from exc
-            return Blob(None, ref.media_type, ref=ref, store=self.blobs or _NoStore())
-        if isinstance(value, dict):
-            members: dict[str, Any] = value  # pyright: ignore[reportUnknownVariableType] - of Any
-            return {key: self.incoming(inner) for key, inner in members.items()}
-        if isinstance(value, list):
-            items: list[Any] = value  # pyright: ignore[reportUnknownVariableType] - of Any
-            return [self.incoming(inner) for inner in items]
-        return value
-
-
-class _NoStore(Blobs):
-    def __init__(self) -> None:
-        self._uploads = frozenset[str]()
-
-
-def _copied(value: Any, room: int = LIMITS.depth + 1) -> Any:
-    """Copy what may be changed, and make blobs of paths.
-
-    What is nested much deeper than may travel (the codec tells exactly) must not become the depth
-    of our stack.
-    """
-    if room < 0:
-        problem = Problem("bad-arguments", f"nested deeper than {LIMITS.depth} levels")
-        raise CallError.of(problem)
-    if isinstance(value, Path):
-        try:
-            return Blob.of(value)
-        except ValueError as exc:
-            raise CallError.of(Problem("bad-arguments", str(exc))) from exc
-    if isinstance(value, Mapping):
-        members: Mapping[Any, Any] = value  # pyright: ignore[reportUnknownVariableType] - of Any
-        return {key: _copied(inner, room - 1) for key, inner in members.items()}
-    if isinstance(value, (list, tuple)):
-        items: list[Any] = list(value)  # pyright: ignore[reportUnknownArgumentType] - of Any
-        return [_copied(inner, room - 1) for inner in items]
-    return value
 
 
 def connect(credentials: Credentials) -> Connection:

@@ -93,6 +93,10 @@ class Unreached(CallError):
     exit_code = Exit.UNREACHED.value
 
 
+class NotEnded(Unreached):
+    """A job has not ended in the time that we waited for it; it goes on."""
+
+
 class NotAllowed(CallError):
     """The account may not do that."""
 

@@ -6,16 +6,29 @@ import asyncio
 import os
 import threading
 import weakref
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from .blob import Blob
-from .client import WINDOW, Argument, Client, Mapped, Resolution
+from .client import Client, Resolution
 from .errors import BusError
 from .home import Credentials
+from .jobmap import JobMap
+from .jobs import Job, JobLog, JobUpdate, check_id
+from .line import Argument, Line
+from .maps import WINDOW, Mapped
+from .options import Options, Planned
 
 _T = TypeVar("_T")
 
@@ -128,6 +141,89 @@ class SyncBlob:
         return self._client.run(self._blob.save(path))
 
 
+class SyncJob:
+    """A job whose methods block; see :class:`~spinal.bus.Job`."""
+
+    def __init__(self, client: SyncClient, id: str) -> None:
+        self._client = client
+        self._id = check_id(id)
+
+    def __repr__(self) -> str:
+        return f"<SyncJob {self._id}>"
+
+    @property
+    def id(self) -> str:
+        """Its id; another program of the same account finds the job by it."""
+        return self._id
+
+    def info(self) -> dict[str, Any]:
+        """Ask what it is and what became of it; see ``Job.info``."""
+        row: dict[str, Any] = self._client.plain(self._client.run(self._job().info()))
+        return row
+
+    def wait(self, timeout: float | str | None = None) -> dict[str, Any]:
+        """Wait until it ends, or for so many seconds, and give its row; see ``Job.wait``."""
+        row: dict[str, Any] = self._client.plain(self._client.run(self._job().wait(timeout)))
+        return row
+
+    def result(self, timeout: float | str | None = None) -> Any:
+        """Wait until it ends, and give its value; see ``Job.result``."""
+        return self._client.plain(self._client.run(self._job().result(timeout)))
+
+    def watch(self) -> Iterator[JobUpdate]:
+        """Tell of its life as it goes; see ``Job.watch``."""
+        return self._client.iterate(self._job().watch())
+
+    def log(self, after: int = 0) -> JobLog:
+        """Give the lines of its log; see ``Job.log``."""
+        return self._client.run(self._job().log(after))
+
+    def children(self) -> Iterator[dict[str, Any]]:
+        """Give the rows of its children; see ``Job.children``."""
+        return self._client.iterate(self._job().children())
+
+    def why(self) -> list[str]:
+        """Tell who was asked to do it, and why; see ``Job.why``."""
+        return self._client.run(self._job().why())
+
+    def cancel(self) -> str:
+        """Stop it, and give its state; see ``Job.cancel``."""
+        return self._client.run(self._job().cancel())
+
+    def retry(self) -> SyncJob:
+        """Submit it again as a new job; see ``Job.retry``."""
+        return SyncJob(self._client, self._client.run(self._job().retry()).id)
+
+    def _job(self) -> Job:
+        # Made anew each time, because the client may have logged in anew since.
+        line = self._client.line
+        return Job(lambda: line, self._id)
+
+
+class SyncJobMap:
+    """A durable map for a ``for`` loop; see :class:`~spinal.bus.JobMap`."""
+
+    def __init__(self, found: JobMap, client: SyncClient) -> None:
+        self._map = found
+        self._client = client
+
+    def __repr__(self) -> str:
+        return repr(self._map)
+
+    @property
+    def id(self) -> str:
+        """Id of the parent."""
+        return self._map.id
+
+    @property
+    def job(self) -> SyncJob:
+        """The parent."""
+        return SyncJob(self._client, self._map.id)
+
+    def __iter__(self) -> Iterator[Mapped]:
+        return self._client.iterate(aiter(self._map))
+
+
 class SyncClient:
     """The twin of :class:`~spinal.bus.Client` for threads.
 
@@ -142,12 +238,12 @@ class SyncClient:
         *,
         credentials: Credentials | None = None,
         _base: SyncClient | None = None,
-        _options: Mapping[str, Any] | None = None,
+        _options: Options | None = None,
     ) -> None:
         self._home = home
         self._credentials = credentials
         self._base = _base
-        self._chosen: Mapping[str, Any] = _options or {}
+        self._options = _options or Options()
         self._lock = threading.Lock()
         self._running: _Running | None = None
         if _base is None:
@@ -167,15 +263,15 @@ class SyncClient:
 
     def options(self, **options: Any) -> SyncClient:
         """Give a client with these options over the same connection; see ``Client.options``."""
-        return SyncClient(_base=self._base or self, _options={**self._chosen, **options})
+        return SyncClient(_base=self._base or self, _options=self._options.changed(**options))
 
     def call(self, op: str, /, **arguments: Argument) -> Any:
         """Ask for an operation and return its value; see ``Client.call``."""
-        return self._plain(self.run(self._view().call(op, **_unwrapped(arguments))))
+        return self.plain(self.run(self._view().call(op, **_unwrapped(arguments))))
 
     def stream(self, op: str, /, **arguments: Argument) -> Iterator[Any]:
         """Give the pieces of an operation's stream; see ``Client.stream``."""
-        return self._iterate(self._view().stream(op, **_unwrapped(arguments)))
+        return self.iterate(self._view().stream(op, **_unwrapped(arguments)))
 
     def map(
         self,
@@ -188,7 +284,43 @@ class SyncClient:
     ) -> Iterator[Mapped]:
         """Ask once for each set of arguments; see ``Client.map``."""
         inputs = (_unwrapped(arguments) for arguments in over)
-        return self._iterate(self._view().map(op, over=inputs, window=window, ordered=ordered))
+        return self.iterate(self._view().map(op, over=inputs, window=window, ordered=ordered))
+
+    def submit(self, op: str, /, **arguments: Argument) -> SyncJob:
+        """Hand an operation over as a job; see ``Client.submit``."""
+        return SyncJob(self, self.run(self._view().submit(op, **_unwrapped(arguments))).id)
+
+    def planned(self, op: str, /, **arguments: Argument) -> Planned:
+        """Say what job to make, for :meth:`submit_all`; see ``Client.planned``."""
+        return Planned(op, _unwrapped(arguments), self._options)
+
+    def submit_all(self, plan: Mapping[str, Planned]) -> dict[str, SyncJob]:
+        """Submit several jobs, all or none; see ``Client.submit_all``."""
+        jobs = self.run(self._view().submit_all(plan))
+        return {name: SyncJob(self, job.id) for name, job in jobs.items()}
+
+    def start_map(
+        self,
+        op: str,
+        /,
+        over: Iterable[Mapping[str, Argument]],
+        *,
+        window: int = WINDOW,
+        ordered: bool = False,
+    ) -> SyncJobMap:
+        """Begin a durable map; see ``Client.start_map``."""
+        inputs = (_unwrapped(arguments) for arguments in over)
+        view = self._view()
+        begun = self.run(view.start_map(op, inputs, window=window, ordered=ordered))
+        return SyncJobMap(begun, self)
+
+    def job(self, id: str) -> SyncJob:
+        """Give the job with that id, without asking anybody; see ``Client.job``."""
+        return SyncJob(self, id)
+
+    def jobs(self, **which: Any) -> Iterator[dict[str, Any]]:
+        """Give the rows of our jobs, newest first; see ``Client.jobs``."""
+        return self.iterate(self._view().jobs(**which))
 
     def upload(self, source: Path | bytes, media_type: str | None = None) -> SyncBlob:
         """Upload a file or bytes once, for any number of calls; see ``Client.upload``."""
@@ -257,41 +389,48 @@ class SyncClient:
             self._running = None
 
     def _view(self) -> Client:
-        client = self._ready()
-        return client.options(**self._chosen) if self._chosen else client
+        return self._ready().with_options(self._options)
 
-    def _plain(self, value: Any) -> Any:
+    @property
+    def line(self) -> Line:
+        """The open connection, for jobs; logs in where there is none."""
+        return self._ready().line
+
+    def plain(self, value: Any) -> Any:
+        """Put what blocks in the place of what would have to be awaited."""
         if isinstance(value, Blob):
             return SyncBlob(value, self)
         if isinstance(value, dict):
             members: dict[str, Any] = value  # pyright: ignore[reportUnknownVariableType] - of Any
-            return {key: self._plain(inner) for key, inner in members.items()}
+            return {key: self.plain(inner) for key, inner in members.items()}
         if isinstance(value, list):
             items: list[Any] = value  # pyright: ignore[reportUnknownVariableType] - of Any
-            return [self._plain(inner) for inner in items]
+            return [self.plain(inner) for inner in items]
         if isinstance(value, Mapped):
-            return Mapped(
-                value.index,
-                value.arguments,
-                self._plain(value.value),
-                value.error,
-                value.agent,
-                value.ran,
-            )
+            return replace(value, value=self.plain(value.value))
+        if isinstance(value, JobUpdate) and value.row is not None:
+            return replace(value, row=self.plain(value.row))
         return value
 
-    def _iterate(self, source: AsyncIterator[Any]) -> Iterator[Any]:
+    def iterate(self, source: AsyncIterator[Any]) -> Iterator[Any]:
+        """Take what an asynchronous iterator of this client gives, as it comes."""
+
+        # After Ctrl-C a step may still be tidying up.
+        step_by_step = asyncio.Lock()
+
         async def step() -> Any:
-            return await anext(source, _END)
+            async with step_by_step:
+                return await anext(source, _END)
 
         async def leave() -> None:
             close = getattr(source, "aclose", None)
             if close is not None:
-                await close()
+                async with step_by_step:
+                    await close()
 
         try:
             while (item := self.run(step())) is not _END:
-                yield self._plain(item)
+                yield self.plain(item)
         finally:
             if (self._base or self)._running is not None:
                 self.run(leave())
@@ -323,4 +462,4 @@ def _unwrapped(arguments: Mapping[str, Argument]) -> dict[str, Argument]:
     }
 
 
-__all__ = ["BusError", "SyncBlob", "SyncClient"]
+__all__ = ["BusError", "SyncBlob", "SyncClient", "SyncJob", "SyncJobMap"]

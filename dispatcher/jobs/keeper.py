@@ -281,6 +281,8 @@ class Keeper:
         # A turn later, so that the lines of one stanza are one write.
         await asyncio.sleep(0)
         lines, self._lines = self._lines, []
+        if not lines:
+            return
         try:
             numbers = await self.store.write(*lines)
         except StoreError as exc:
@@ -604,7 +606,11 @@ class Keeper:
         job = live.job
         live.close_try("" if problem is None else problem.reason)
         children = self._finish(job, happening, value, problem)
-        if not await self._insist(Save(job), *map(New, children)):
+        # Its last lines may have come with its end, and who reads the log then is to find them.
+        lines = [line for line in self._lines if line.job == job.id]
+        if lines:
+            self._lines = [line for line in self._lines if line.job != job.id]
+        if not await self._insist(Save(job), *map(New, children), *lines):
             raise Fenced
         if live.errand is not None:
             self._broker.acknowledge(live.errand)

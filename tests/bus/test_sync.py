@@ -6,21 +6,22 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from spinal.bus.client import connect
-from spinal.bus.errors import BusError, HomeError, OperationFailed
+from spinal.bus.errors import BusError, CallError, HomeError, NotEnded, OperationFailed
 from spinal.bus.home import Credentials
 from spinal.bus.server import ServerConfig, free_ports
 from spinal.bus.server.embedded.server import EmbeddedServer
 from spinal.bus.session import Request, Session
-from spinal.bus.sync import SyncBlob, SyncClient
-from spinal.protocols import Json
+from spinal.bus.sync import SyncBlob, SyncClient, SyncJob
+from spinal.protocols import Json, Problem
 
 DOMAIN = "sync.test"
 PASSWORD = "a password"
@@ -35,6 +36,7 @@ class Site:
         self.senders: set[str] = set()
         self.began = threading.Event()
         self.cancelled = threading.Event()
+        self.jobs: dict[str, dict[str, Any]] = {}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
@@ -58,6 +60,8 @@ class Site:
 
     async def _handle(self, request: Request) -> Json:
         self.senders.add(request.sender)
+        if request.op.op.startswith("/spinal/jobs/"):
+            return await self._jobs(request, request.op.args)
         match request.op.op:
             case "/count":
                 for number in range(request.op.args["to"]):
@@ -73,6 +77,49 @@ class Site:
             case _:
                 pass
         return request.op.args.get("value")
+
+    async def _jobs(self, request: Request, args: Mapping[str, Any]) -> Json:
+        """What a client asks a dispatcher about jobs; they end when they are asked about."""
+        match request.op.op.removeprefix("/spinal/jobs/"):
+            case "submit":
+                id = f"job{len(self.jobs)}"
+                self.jobs[id] = {"id": id, "state": "queued", **args}
+                if "position" in args and args["op"] != "/forever":
+                    self.jobs[id] |= {"state": "done", "value": args["args"]["value"]}
+                return self.jobs[id]
+            case "submit-all":
+                return {
+                    "jobs": [{"name": job["name"], "id": job["after"][0]} for job in args["jobs"]]
+                }
+            case "list":
+                return {"items": list(self.jobs.values())[::-1], "more": False}
+            case "log":
+                return {"items": [{"seq": 1, "text": "a line"}][args["after"] :], "more": False}
+            case "children":
+                return {
+                    "items": [{"id": "child", "position": 0}][args["after"] + 1 :],
+                    "more": False,
+                }
+            case "why":
+                return {"id": args["id"], "lines": ["because"]}
+            case "cancel":
+                self.jobs[args["id"]] |= {"state": "killed", "problem": {"reason": "cancelled"}}
+            case "retry":
+                return {"id": "again", "state": "queued"}
+            case what:
+                job = self.jobs.get(args["id"])
+                if job is None:
+                    raise CallError.of(Problem("unknown-job", "there is no such job"))
+                if job["op"] == "/forever":
+                    self.began.set()
+                    try:
+                        await asyncio.sleep(args["seconds"] if job["state"] == "queued" else 0)
+                    finally:
+                        self.cancelled.set()
+                elif what in ("wait", "watch"):
+                    await request.data({"state": job["state"]})
+                    self.jobs[args["id"]] |= {"state": "done", "value": job["args"]["value"]}
+        return self.jobs[args["id"]]
 
     async def _stop(self) -> None:
         assert self._agent is not None
@@ -195,6 +242,118 @@ def test_ctrl_c_while_waiting_cancels_the_call(client: SyncClient, site: Site) -
     thread.join()
     assert site.cancelled.wait(10)
     assert client.call("/echo", value=1) == 1
+
+
+# Jobs.
+
+
+def test_a_job_from_an_ordinary_function(client: SyncClient, tmp_path: Path) -> None:
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(b"photo")
+    job = client.options(label="web", retry=2).submit("/echo", value=[photo])
+    assert isinstance(job, SyncJob) and job.id in repr(job)
+    (back,) = job.result(timeout="10s")
+    assert isinstance(back, SyncBlob) and back.read() == b"photo"
+    row = client.job(job.id).info()
+    assert isinstance(row["value"][0], SyncBlob) and row["labels"] == ["web"]
+    assert next(client.jobs(label="web"))["id"] == job.id
+    assert job.wait()["state"] == "done"
+    assert job.why() == ["because"]
+    assert [line.text for line in job.log()] == ["a line"]
+    assert [row["id"] for row in job.children()] == ["child"]
+    assert job.retry().id == "again"
+    after = client.options(after=job)
+    plan = {"next": after.planned("/echo", value=back), "last": after.planned("/echo")}
+    assert {name: made.id for name, made in client.submit_all(plan).items()} == {
+        "next": job.id,
+        "last": job.id,
+    }
+
+
+def test_a_watch_is_an_ordinary_iterator(client: SyncClient) -> None:
+    job = client.submit("/echo", value=5)
+    updates = list(job.watch())
+    assert [update.state for update in updates if update.row is not None] == ["queued", "done"]
+    assert [update.log.text for update in updates if update.log is not None] == ["a line"]
+
+
+def test_a_job_is_cancelled_and_says_so(client: SyncClient) -> None:
+    job = client.submit("/forever")
+    with pytest.raises(NotEnded, match="not ended within 100ms"):
+        job.result(timeout="100ms")
+    assert job.cancel() == "killed"
+    with pytest.raises(OperationFailed) as caught:
+        client.job(job.id).result()
+    assert caught.value.reason == "cancelled"
+    with pytest.raises(OperationFailed) as caught:
+        client.job("nobodys").result()
+    assert caught.value.reason == "unknown-job"
+
+
+def test_a_durable_map_is_an_ordinary_iterator(client: SyncClient) -> None:
+    durable = client.options(durable=True)
+    begun = durable.start_map("/echo", ({"value": n} for n in range(20)), ordered=True)
+    assert begun.id == begun.job.id and begun.id in repr(begun)
+    found = list(begun)
+    assert [mapped.value for mapped in found] == list(range(20))
+    assert found[0].job is not None
+    assert durable.call("/echo", value="kept") == "kept"
+    assert len(list(durable.map("/echo", ({"value": n} for n in range(5))))) == 5
+
+
+def test_a_handle_of_a_job_needs_no_connection(tmp_path: Path) -> None:
+    client = SyncClient(tmp_path / "no home")
+    job = client.job("job1")
+    assert job.id == "job1"
+    with pytest.raises(ValueError, match="no id"):
+        client.job("no id")
+    with pytest.raises(ValueError, match=r"^priority: "):
+        client.options(priority=100)
+    with pytest.raises(HomeError):
+        job.result()
+
+
+def test_a_job_outlives_the_login_that_submitted_it(site: Site) -> None:
+    client = SyncClient(credentials=site.credentials(f"ann@{DOMAIN}"))
+    job = client.submit("/echo", value=3)
+    client.close()
+    assert job.result() == 3
+    client.close()
+
+
+def test_ctrl_c_while_waiting_for_a_job_leaves_it(client: SyncClient, site: Site) -> None:
+    job = client.submit("/forever")
+    site.began.clear()
+    site.cancelled.clear()
+
+    def interrupt() -> None:
+        site.began.wait(10)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        job.result()
+    thread.join()
+    # The wait is over at the dispatcher as well, and the job goes on.
+    assert site.cancelled.wait(10)
+    assert job.wait(0)["state"] == "queued"
+
+
+def test_ctrl_c_in_a_durable_map_cancels_it(client: SyncClient, site: Site) -> None:
+    site.began.clear()
+
+    def interrupt() -> None:
+        site.began.wait(10)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    begun = client.options(durable=True).start_map("/forever", ({"n": n} for n in range(9)))
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        list(begun)
+    thread.join()
+    assert site.jobs[begun.id]["state"] == "killed"
 
 
 FORKING = """

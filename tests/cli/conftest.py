@@ -1,16 +1,23 @@
+import io
 import json
+import logging
 import os
 import queue
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
+
+from spinal.cli import main
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,17 @@ class Outcome:
 
 
 Spinal = Callable[..., Outcome]
+
+
+@contextmanager
+def time_zone(name: str) -> Generator[None, None, None]:
+    """Let this process be there for a while."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TZ", name)
+        time.tzset()
+        yield
+    time.tzset()
+
 
 COMMAND = (sys.executable, "-m", "spinal")
 
@@ -70,6 +88,32 @@ def spinal_at(home: Path) -> Spinal:
             check=False,
         )
         return Outcome(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+def spinal_here(home: Path) -> Spinal:
+    """Give a function that runs the command line with this home in this process.
+
+    That takes a tenth of the time of another process, and shows what it leaves open as warnings.
+    """
+
+    def run(*words: str, **variables: str) -> Outcome:
+        out, err, code = io.StringIO(), io.StringIO(), 0
+        root = logging.getLogger()
+        handlers, level = root.handlers[:], root.level
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+            for name, value in {"SPINAL_HOME": str(home), **variables}.items():
+                patch.setenv(name, value)
+            try:
+                main(words)
+            except SystemExit as ended:
+                assert isinstance(ended.code, int)
+                code = ended.code
+            finally:
+                root.handlers[:], root.level = handlers, level
+                structlog.reset_defaults()
+        return Outcome(code, out.getvalue(), err.getvalue())
 
     return run
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 from spinal.agents import Agent, Blob, Job, Refused
 
@@ -52,3 +53,14 @@ async def wait(job: Job) -> None:
     """Tell that it has begun, and wait until it is cancelled."""
     job.progress(1, 2, "waiting")
     await asyncio.Event().wait()
+
+
+@agent.op("/test/talk", effects="reads")
+async def talk(job: Job, gate: str = "") -> str:
+    """Tell how it goes, wait for a file if one is named, and end."""
+    job.log("began")
+    job.progress(1, 2, "talking")
+    while gate and not Path(gate).exists():
+        await asyncio.sleep(0.02)
+    job.log("careful", level="warning")
+    return "said"

@@ -41,6 +41,14 @@ MARGIN: Final = 10.0
 #: Pieces of a stream that may be under way.
 WINDOW: Final = 32
 
+#: Option ``--out``; gives ``out`` to the verb.
+out_option = click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write the value there: a blob's bytes, else text or JSON.",
+)
+
 
 @click.command(context_settings=CONTEXT)
 @click.argument("op")
@@ -50,12 +58,7 @@ WINDOW: Final = 32
 @place_option
 @tag_option
 @timeout_option
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Write the value there: a blob's bytes, else text or JSON.",
-)
+@out_option
 @json_option
 @show_home
 def call(
@@ -96,15 +99,7 @@ def call(
                 tags=tags or None,
                 timeout=timeout or patience(described),
             )
-            value = await _follow(chosen, op, values, as_json)
-            if out is not None:
-                await save(value, out)
-            if as_json:
-                print_json({"value": plain(value)})
-            elif out is not None:
-                say(f"wrote {out} ({size(out.stat().st_size)})")
-            elif value is not None:
-                click.echo(text(value))
+            await give(await _follow(chosen, op, values, as_json), out, as_json)
 
     run(work())
 
@@ -140,6 +135,18 @@ def check_folder(folder: Path) -> None:
         raise click.BadParameter(f"{folder} is no folder: make it first", param_hint="--out")
 
 
+async def give(value: Any, out: Path | None, as_json: bool, **more: Json) -> None:
+    """Print a value, or write it to a file and say so; JSON is ``{**more, "value": ...}``."""
+    if out is not None:
+        await save(value, out)
+    if as_json:
+        print_json({**more, "value": plain(value)})
+    elif out is not None:
+        say(f"wrote {out} ({size(out.stat().st_size)})")
+    elif value is not None:
+        click.echo(text(value))
+
+
 async def save(value: Any, out: Path) -> None:
     """Write a value into a file: a blob's bytes, text as it is, anything else as JSON."""
     from spinal.bus import Blob
@@ -163,13 +170,20 @@ async def _follow(bus: Client, op: str, values: dict[str, Any], as_json: bool) -
 
 
 def _show(item: Item, progress: Progress, as_json: bool, bus: Client) -> None:
+    if not isinstance(item, Data):
+        show_news(item, progress)
+    elif as_json:
+        print_json({"data": item.value})
+    else:
+        click.echo(text(bus.value(item.value)))
+
+
+def show_news(item: Item, progress: Progress) -> None:
+    """Show how far something is, or a line of its log."""
     match item:
         case ProgressEvent():
             progress.at(item.done, item.total, item.note)
         case Log():
             progress.line(item.text)
         case Data():
-            if as_json:
-                print_json({"data": item.value})
-            else:
-                click.echo(text(bus.value(item.value)))
+            pass  # Not news, but what it gives.

@@ -13,6 +13,8 @@ import click
 from spinal.protocols import POLICIES, Json, SpinalError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from spinal.bus import Client
     from spinal.bus.home import Home
 
@@ -200,6 +202,23 @@ def say(line: str) -> None:
     click.echo(line, err=True)
 
 
+def folded(words: str, indent: int = 0) -> str:
+    """Fold a line between words, and indent what follows, where it is for a terminal."""
+    if not sys.stdout.isatty():
+        return words
+    import shutil
+    import textwrap
+
+    width = shutil.get_terminal_size().columns
+    return textwrap.fill(
+        words,
+        width,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
 def size(count: float) -> str:
     """Write a number of bytes for people."""
     for unit in ("B", "KiB", "MiB", "GiB"):
@@ -217,15 +236,36 @@ def table(rows: Sequence[Sequence[str]], headings: Sequence[str], empty: str) ->
         for row in rows:
             click.echo("\t".join(row))
     else:
-        from rich import box
         from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
 
-        drawn = Table(*headings, box=box.SIMPLE_HEAD, pad_edge=False)
-        for row in rows:
-            drawn.add_row(*(Text(cell) for cell in row))
-        Console().print(drawn)
+        Console().print(drawn(rows, headings))
+
+
+def drawn(rows: Sequence[Sequence[str]], headings: Sequence[str]) -> Table:
+    """Draw a table for a terminal; an ``id`` is never broken, so that it can be copied."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    found = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for heading in headings:
+        found.add_column(heading, no_wrap=heading == "id")
+    for row in rows:
+        found.add_row(*(Text(cell) for cell in row))
+    return found
+
+
+class Listing(click.Group):
+    """A group of verbs that lists when it is not told what to do."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put ``list`` where a verb is missing."""
+        first = 2 if args[:1] == ["--home"] else int(args[:1] != [] and "--home=" in args[0])
+        if not args[first:] or (
+            args[first].startswith("-") and args[first] not in ctx.help_option_names
+        ):
+            args = [*args[:first], "list", *args[first:]]
+        return super().parse_args(ctx, args)
 
 
 # Errors.

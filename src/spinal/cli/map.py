@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import mimetypes
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from glob import iglob
 from pathlib import Path
@@ -37,7 +37,7 @@ from .common import (
 from .progress import Progress
 
 if TYPE_CHECKING:
-    from spinal.bus import Client, Mapped
+    from spinal.bus import Mapped
 
 #: Results that are being saved at once.
 SAVING: Final = 8
@@ -68,6 +68,22 @@ SAVING: Final = 8
     metavar="DIR",
     help="Write one file per input there, and nothing else.",
 )
+@click.option(
+    "--durable",
+    is_flag=True,
+    help="Make jobs of the calls, and one of the whole: they wait for agents, and go on after a "
+    "restart of anything.",
+)
+@click.option(
+    "--key", help="Of a durable map: the same key goes on with it, and runs nothing twice."
+)
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    metavar="WORD",
+    help="Of a durable map: a word to find its job by; may be repeated.",
+)
 @policy_option
 @place_option
 @tag_option
@@ -80,6 +96,9 @@ def map_command(
     fixed: tuple[str, ...],
     window: int,
     out: Path | None,
+    durable: bool,
+    key: str | None,
+    labels: tuple[str, ...],
     policy: str | None,
     place: tuple[str, ...],
     tags: tuple[str, ...],
@@ -88,11 +107,20 @@ def map_command(
 ) -> None:
     """Call the operation OP once for each file that matches.
 
+    Ctrl-C cancels what has not ended. A durable map whose terminal died is gone on with by the same
+    command, if it had a --key.
+
     Exit code 1 if any call failed; each failure is a line on stderr. With --json: one object per
-    input as it ends, {"input", "value" or "error", "agent", "file"}, and a last one {"done",
-    "failed", "seconds"}.
+    input as it ends, {"input", "value" or "error", "agent", "file", "job"}, and a last one {"done",
+    "failed", "seconds", "job"}.
+
+    \b
+    spinal map /image/resize --over photo='photos/*.jpg' --set width=320 --out small
+    spinal map /image/resize --over photo='photos/*.jpg' --durable --key album-7 --out small
     """
     path.parts(op)
+    if not durable and (key or labels):
+        raise click.UsageError("--key and --label go with --durable")
     (each,) = parse([over])
     always = parse(fixed)
     wanted = places(place)
@@ -111,11 +139,20 @@ def map_command(
                 policy=policy,
                 place=wanted or None,
                 tags=tags or None,
-                timeout=timeout or patience(described),
+                timeout=timeout or (None if durable else patience(described)),
+                durable=durable or None,
+                key=key,
+                labels=labels or None,
             )
             results = Results(files, out, as_json)
             with Progress(op, len(files)) as progress:
-                await results.collect(chosen, op, inputs, window, progress)
+                if durable:
+                    started = await chosen.start_map(op, inputs, window=window)
+                    results.job = started.id
+                    progress.line(f"job {started.id}")
+                    await results.collect(started, progress)
+                else:
+                    await results.collect(chosen.map(op, inputs, window=window), progress)
             return results.summary()
 
     if run(work()):
@@ -167,37 +204,38 @@ class Results:
     done: int = 0
     failed: int = 0
     began: float = 0.0
+    #: Id of the job of them all, if the map is durable.
+    job: str | None = None
 
     async def collect(
         self,
-        bus: Client,
-        op: str,
-        inputs: Sequence[Mapping[str, Any]],
-        window: int,
+        mapped: AsyncIterable[Mapped],
         progress: Progress,
     ) -> None:
-        """Make the calls and see to every result."""
+        """See to every result."""
         self.began = time.monotonic()
         stems = list(names(self.files))
         saving = asyncio.Semaphore(SAVING)
 
-        async def finish(mapped: Mapped) -> None:
+        async def finish(one: Mapped) -> None:
             try:
-                await self._take(mapped, stems[mapped.index], progress)
+                await self._take(one, stems[one.index], progress)
             finally:
                 saving.release()
             progress.at(self.done + self.failed, len(self.files))
 
         async with asyncio.TaskGroup() as group:
-            async for mapped in bus.map(op, inputs, window=window):
+            async for one in mapped:
                 await saving.acquire()
-                group.create_task(finish(mapped))
+                group.create_task(finish(one))
 
     async def _take(self, mapped: Mapped, stem: str, progress: Progress) -> None:
         from spinal.bus import BusError
 
         file = self.files[mapped.index]
         shown: dict[str, Json] = {"input": str(file), "agent": mapped.agent}
+        if mapped.job is not None:
+            shown["job"] = mapped.job
         error: Exception | None = mapped.error
         if error is None:
             try:
@@ -225,7 +263,8 @@ class Results:
         """Say how it went, and give the number of failures."""
         seconds = time.monotonic() - self.began
         if self.as_json:
-            print_json({"done": self.done, "failed": self.failed, "seconds": round(seconds, 3)})
+            counts = {"done": self.done, "failed": self.failed, "seconds": round(seconds, 3)}
+            print_json(counts if self.job is None else {**counts, "job": self.job})
         else:
             where = f", results in {self.out}" if self.out is not None else ""
             failed = f", {self.failed} failed" if self.failed else ""

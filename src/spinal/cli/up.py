@@ -36,15 +36,30 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Certificate authority of a server that runs already, if the system does not know it.",
 )
+@click.option(
+    "--store",
+    metavar="URL",
+    help="Where jobs are kept: postgresql://USER@HOST/DATABASE, which several dispatchers may "
+    "share, or sqlite:////PATH (default: a file of the home). Its password is best left out of the "
+    "URL: libpq finds it in ~/.pgpass, $PGPASSFILE, or the file of ?passfile=/PATH.",
+)
 @json_option
 @show_home
 def up(
-    server: str | None, listen: str | None, domain: str | None, ca: Path | None, as_json: bool
+    server: str | None,
+    listen: str | None,
+    domain: str | None,
+    ca: Path | None,
+    store: str | None,
+    as_json: bool,
 ) -> None:
     """Start the platform and keep it running until Ctrl-C.
 
     Makes the home if there is none. A part that dies or hangs is started again. Given again with
-    another --server or --listen, the home changes to it; accounts and ports stay.
+    another --server, --listen or --store, the home changes to it; accounts and ports stay.
+
+    A further dispatcher has a home of its own: --server with the address of the first one's server,
+    --store with the same PostgreSQL, and an account with the role dispatcher (docs/dispatchers.md).
 
     With --json: one object per line, the first {"event": "ready", "domain", "xmpp", "home"}, then
     "died", "restarted", "crash-loop" with "part", and "stopped". Logs go to stderr.
@@ -53,7 +68,7 @@ def up(
     from spinal.bus.home import Home, NoHome
 
     place = home_path()
-    wanted = {"server": server, "listen": listen, "domain": domain}
+    wanted = {"server": server, "listen": listen, "domain": domain, "store": store}
     try:
         home = Home.find(place)
     except NoHome:
@@ -91,18 +106,23 @@ def adapted(home: Home, wanted: Mapping[str, str | None], ca: Path | None) -> Ho
     from spinal.bus.home import MANAGED, split_endpoint
 
     domain, server, listen = wanted["domain"], wanted["server"], wanted["listen"]
+    store = wanted.get("store")
     if domain is not None and domain != home.domain:
         raise HomeError(
             f"the home {home.path} has the domain {home.domain} and keeps it: choose another "
             f"--home for {domain}"
         )
-    if server not in (None, home.server) or listen not in (None, home.listen):
+    if (
+        server not in (None, home.server)
+        or listen not in (None, home.listen)
+        or store not in (None, home.store)
+    ):
         pid = home.holder()
         if pid is not None:
             raise HomeError(f"{home.path} is up (pid {pid}): stop it before you change it")
         if server is not None and server not in MANAGED:
             split_endpoint(server, "--server: ")
-        home = home.changed(server=server, listen=listen)
+        home = home.changed(server=server, listen=listen, store=store)
     return home if ca is None else home.with_authority(ca)
 
 
@@ -169,9 +189,9 @@ def parts(home: Home) -> list[Part]:
     """
     from .supervisor import ChildProcess, ManagedServer
 
-    for name, role in () if home.managed else (("dispatcher", "dispatcher"), ("owner", "owner")):
-        home.credentials(name)  # Says how to put it in.
-        assert home.accounts()[name] == role
+    if not home.managed:
+        for name in (home.dispatcher_account, "owner"):
+            home.credentials(name)  # Says how to put it in.
     dispatcher = ChildProcess(
         "dispatcher",
         [sys.executable, "-m", "spinal.dispatcher", "--home", str(home.path)],
@@ -201,6 +221,8 @@ def _emit_text(event: str, detail: Mapping[str, object]) -> None:
 
 def welcome(home: Home) -> str:
     """Say that it is up and what to try next."""
+    from spinal.bus.home import masked
+
     host, port = home.endpoint
     other = "" if home.path == type(home).locate() else f" --home {home.path}"
     width = max(27, 18 + len(other))
@@ -212,6 +234,7 @@ def welcome(home: Home) -> str:
     lines = [
         f"Spinal {__version__} is up: {home.domain} at {host}:{port} ({home.server})",
         f"Home: {home.path}",
+        *([f"Jobs: {masked(home.store)}"] if home.store_url else []),
         "Try in another terminal:",
         *(f"  {command:{width}}  {about}" for command, about in rows),
         "Ctrl-C stops it.",

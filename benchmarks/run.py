@@ -166,10 +166,12 @@ async def measure(server: str, runs: int, calls: int) -> dict[str, Figures]:
             Client(credentials=Credentials.find(home=here.home))
         )
         direct = client.options(to="bench")
+        durable = client.options(durable=True)
         trips: dict[str, Trip] = {
             "bare IQ": asking.trip,
             "direct call": lambda: direct.call(OP, x=1),
             "brokered call": lambda: client.call(OP, x=1),
+            "durable call": lambda: durable.call(OP, x=1),
         }
         up = psutil.Process(here.up.pid)
         processes = {

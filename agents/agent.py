@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from spinal.bus.jsontext import dumps
-from spinal.protocols import Capabilities
+from spinal.protocols import Capabilities, Json
 from spinal.protocols.path import check_places
 
 from .operation import Effects, Operation
@@ -95,6 +95,7 @@ class Agent:
         effects: Effects = "writes",
         safe: bool | None = None,
         slots: int | None = None,
+        retry: int | Mapping[str, Json] | None = None,
     ) -> Callable[[F], F]:
         """Offer a function as an operation; the function itself stays as it is.
 
@@ -109,16 +110,27 @@ class Agent:
             effects: what it does to the world: ``reads``, ``writes``, ``deletes`` or ``spends``.
             safe: may run twice without harm; by default only what ``reads`` is.
             slots: how many run at once, if fewer than the agent's slots.
+            retry: how often a job that failed is tried again if its caller does not say: a number,
+                or an object with ``count`` and any of ``backoff`` (seconds before the second try,
+                doubled for each further one, with jitter; 1), ``most`` (longest pause; 60), ``on``
+                (reasons; by default those that may be better next time) and ``elsewhere`` (at
+                another agent, while there is one).
 
         Raises:
             TypeError: the function cannot be an operation; the text names the parameter.
-            ValueError: a bad path, timeout, effects or slots, or the path is taken.
+            ValueError: a bad path, timeout, effects, slots or retry, or the path is taken.
         """
 
         def offer(function: F) -> F:
             self.add(
                 Operation.of(
-                    function, path, timeout=timeout, effects=effects, safe=safe, slots=slots
+                    function,
+                    path,
+                    timeout=timeout,
+                    effects=effects,
+                    safe=safe,
+                    slots=slots,
+                    retry=retry,
                 )
             )
             return function

@@ -44,6 +44,10 @@ class Channel(Protocol):
         """Send a piece of the stream."""
         ...
 
+    def spent(self, cpu: float, memory: int) -> None:
+        """Count what a process cost: seconds of CPU time, and its peak of memory in bytes."""
+        ...
+
     @property
     def remaining(self) -> float:
         """Seconds until the caller gives up."""
@@ -57,10 +61,17 @@ class Job:
     so gets a :class:`PlainJob`, whose coroutines are replaced by what works there.
     """
 
-    def __init__(self, facts: Facts, channel: Channel, store: Store | None = None) -> None:
+    def __init__(
+        self,
+        facts: Facts,
+        channel: Channel,
+        store: Store | None = None,
+        guard: process.Guard | None = None,
+    ) -> None:
         self._facts = facts
         self._channel = channel
         self._store = store
+        self._guard = guard
         self._cancelled = False
 
     def __repr__(self) -> str:
@@ -103,8 +114,14 @@ class Job:
         self._channel.progress(done, total, note)
 
     def log(self, text: str, level: str = "info") -> None:
-        """Send a line to the caller; may be lost."""
-        self._channel.log(text[:MAX_LINE], level)
+        """Send a line to the caller; may be lost.
+
+        Of one above 8000 characters the beginning is sent.  Of too many, some are left out and
+        counted: 1000 pass at once, and 100 more each second.
+        """
+        if len(text) > MAX_LINE:
+            text = f"{text[:MAX_LINE]} ... {len(text) - MAX_LINE} characters left out"
+        self._channel.log(text, level)
 
     async def data(self, value: object) -> None:
         """Send a piece of the result ahead of it; waits while the reader is slower than we are.
@@ -158,7 +175,8 @@ class Job:
             limit: Bytes of each output that are kept; the rest is read and dropped, and flagged.
 
         It leads a process group.  When the job is cancelled or the time is up, the group is asked
-        to end, killed after 5 seconds, and gone before this returns.
+        to end, killed after 5 seconds, and gone before this returns.  When the agent itself is
+        killed, so is the group.
 
         Raises:
             TypeError: ``argv`` is a string.
@@ -174,6 +192,8 @@ class Job:
             check=check,
             line=self.log if log else None,
             limit=limit,
+            spent=self._channel.spent,
+            guard=self._guard,
         )
 
     # -- for the kit

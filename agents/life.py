@@ -6,8 +6,7 @@ is cancelled when the caller cancels, vanishes, or its time is up.  The op passe
 happened, and then runs: on the event loop, or in a worker process.
 
 Beside that one task advertises: at once on change but no more than once a second, and every 5
-seconds with jitter.  Each dispatcher gets its own advertisement, because ``holds`` lists *its*
-calls.
+seconds with jitter.  Each dispatcher gets its own advertisement, so that none depends on another.
 
 The epoch is the time of the start in milliseconds: it must grow from life to life and be known
 without a file, because a machine that was set up anew has none; two lives within a millisecond
@@ -54,12 +53,12 @@ from spinal.protocols import (
 from . import results
 from .agent import Agent
 from .errors import RoleRefused, problem_of
-from .frames import Cost
 from .job import Channel, Facts, Job
 from .load import Slots, cpu_count
 from .news import News
 from .operation import Kind, Operation
 from .pools import Pool
+from .process import Guard
 
 log = structlog.get_logger()
 
@@ -73,8 +72,9 @@ PAUSE: Final = 1.0
 DRAIN: Final = 30.0
 TAKE_WITHIN: Final = 5.0
 
-#: Most attempts that an advertisement lists.
+#: Most attempts that an advertisement lists, and most bytes of them.
 MAX_HOLDS: Final = 1000
+HOLDS_BYTES: Final = 32 * 1024
 
 
 class Life:
@@ -113,9 +113,15 @@ class Life:
             connection, self._handle, role="agent", dispatchers=dispatchers, epoch=self.epoch
         )
         self._connection = connection
+        #: The dispatchers that our credentials name, and those that one of them named last.
+        self._named = frozenset(dispatchers)
+        self._listed = self._named
+        #: Those that did not take us when they were last told of us.
+        self._refused: set[str] = set()
         self._store = store
         self._heartbeat = heartbeat
         self._pause = pause
+        self._guard = Guard()
         self._pool = Pool(agent.file, agent.declared, self.slots.size)
         self._tasks = Tasks(f"agent {agent.name}")
         self._change = asyncio.Event()
@@ -167,9 +173,12 @@ class Life:
             try:
                 await self.session.close()
             finally:
-                await self._pool.close()
-                if self._folder is not None:
-                    self._folder.cleanup()
+                try:
+                    await self._pool.close()
+                finally:
+                    await self._guard.close()
+                    if self._folder is not None:
+                        self._folder.cleanup()
         if self._failed is not None and not self._failed.done():
             self._failed.cancel()
         log.info("agent_stopped", agent=self.agent.name)
@@ -227,6 +236,7 @@ class Life:
         """Advertise on change, with a pause in between, and as a heartbeat."""
         while True:
             self._change.clear()
+            self._drop_dispatchers()
             for dispatcher in sorted(self.session.dispatchers):
                 self._advertise_to(dispatcher)
             await asyncio.sleep(self._pause)
@@ -244,6 +254,8 @@ class Life:
 
     def advertisement(self, dispatcher: str) -> Advertisement:
         """Give what is said to a dispatcher now."""
+        held = self.session.holds(dispatcher)
+        listed = _within(held)
         return Advertisement(
             hash=self.agent.capabilities.hash,
             epoch=self.epoch,
@@ -254,7 +266,8 @@ class Life:
             cost=self.agent.cost,
             place=self.agent.place,
             tags=self.agent.tags,
-            holds=self.session.holds(dispatcher)[:MAX_HOLDS],
+            holds=listed,
+            more=len(listed) < len(held),
             features=sorted(FEATURES),
             stanza=self.session.hello().stanza,
         )
@@ -279,14 +292,31 @@ class Life:
         if address not in self.session.dispatchers:
             return
         for event in events:
-            if isinstance(event, Hello) and event.role == "dispatcher":
-                self.session.dispatchers |= frozenset(event.dispatchers)
+            if isinstance(event, Hello) and event.role == "dispatcher" and event.dispatchers:
+                self._refused.discard(address)
+                self._listed = frozenset((address, *event.dispatchers))
+                self.session.dispatchers |= self._listed
                 self._changed()
+
+    def _drop_dispatchers(self) -> None:
+        """Advertise no more to those that have gone and are not dispatchers any longer."""
+        session = self.session
+        for address in session.dispatchers - self._named - self._listed:
+            peer = session.peers.get(address)
+            if peer is None or not peer.present:
+                session.dispatchers -= {address}
+                self._mirrors.pop(address, None)
+                log.info("dispatcher_dropped", agent=self.agent.name, dispatcher=address)
 
     def _presence_error(self, address: str, problem: Problem) -> None:
         if address not in self.session.dispatchers:
             return
         if problem.reason == "not-allowed":
+            self._refused.add(address)
+            if not self._refused >= self.session.dispatchers:
+                # One that is new learns of our account from the others; the next heartbeat tells.
+                log.warning("dispatcher_refused", dispatcher=address, problem=problem.text)
+                return
             self._fail(
                 RoleRefused(
                     f"{address} does not take {self.address} as an agent: {problem.text}; "
@@ -319,7 +349,7 @@ class Life:
         """Run one op; everything that it raises is a :class:`CallError` or a cancellation."""
         loop = asyncio.get_running_loop()
         began = loop.time()
-        state, cost = "cancelled", Cost()
+        state = "cancelled"
         if self._mirrors:
             self._mirror(request, "op")
         try:
@@ -334,7 +364,7 @@ class Life:
                 if request.remaining <= 0:
                     raise CallError.of(Problem("expired"))
                 if operation.kind.in_process:
-                    value, cost = await self._run_in_process(request, operation, blobs)
+                    value = await self._run_in_process(request, operation, blobs)
                 else:
                     value = await self._run(request, operation, arguments)
             state = "done"
@@ -359,8 +389,8 @@ class Life:
                 caller=request.caller,
                 state=state,
                 ran=ran,
-                cpu=round(cost.cpu, 3),
-                memory=cost.memory,
+                cpu=None if request.cpu is None else round(request.cpu, 3),
+                memory=request.memory,
             )
             if self._mirrors:
                 self._mirror(request, "final", state, ran)
@@ -387,7 +417,7 @@ class Life:
         """Run a coroutine function, here."""
         bound = asyncio.timeout(operation.timeout)
         with News(request) as news:
-            job = Job(_facts(request), news, self._store)
+            job = Job(_facts(request), news, self._store, self._guard)
             if operation.signature.job is not None:
                 arguments[operation.signature.job] = job
             try:
@@ -438,7 +468,7 @@ class Life:
 
     async def _run_in_process(
         self, request: Request, operation: Operation, given: Collection[Blob]
-    ) -> tuple[Json, Cost]:
+    ) -> Json:
         """Run a plain function in a worker; its blobs are fetched before and uploaded after."""
         with self._call_folder() as folder:
             files = await _fetch(given, folder)
@@ -459,7 +489,18 @@ class Life:
             value = await results.upload(outcome.value, blobs, self._store)
         if blobs:
             results.check(value)
-        return value, outcome.cost
+        return value
+
+
+def _within(held: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Give as many of the attempts as an advertisement lists."""
+    # The quotes, brackets and commas, and a number of at most seven digits.
+    room = HOLDS_BYTES
+    for count, (id, _) in enumerate(held[:MAX_HOLDS]):
+        room -= len(id) + 13
+        if room < 0:
+            return held[:count]
+    return held[:MAX_HOLDS]
 
 
 def _facts(request: Request) -> Facts:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Literal, get_args
 
 from spinal import protocols
-from spinal.protocols import LocalProtocolError, duration
+from spinal.protocols import (
+    Json,
+    LocalProtocolError,
+    RemoteProtocolError,
+    RetryPolicy,
+    duration,
+)
 from spinal.protocols import path as paths
 
 from . import docstring
@@ -80,12 +86,13 @@ class Operation:
         effects: Effects = "writes",
         safe: bool | None = None,
         slots: int | None = None,
+        retry: int | Mapping[str, Json] | None = None,
     ) -> Operation:
         """Make an operation of a function.
 
         Raises:
             TypeError: the function or its signature cannot be one; the text names what is wrong.
-            ValueError: the path, timeout, effects or slots are none.
+            ValueError: the path, timeout, effects, slots or retry are none.
         """
         if not inspect.isfunction(function):
             raise TypeError(f"an operation is a function, not {type(function).__name__}")
@@ -105,6 +112,7 @@ class Operation:
             raise ValueError(f"{name}: effects must be one of {choices}, not {effects!r}")
         if slots is not None and slots < 1:
             raise ValueError(f"{name}: slots must be at least 1, not {slots}")
+        policy = None if retry is None else _policy(name, retry)
         kind = Kind.of(function)
         docs = docstring.read(inspect.getdoc(function))
         signature = Signature.of(function, docs)
@@ -124,5 +132,20 @@ class Operation:
             effects == "reads" if safe is None else safe,
             seconds,
             stream=kind in (Kind.STREAM, Kind.PLAIN_STREAM),
+            retry=policy,
         )
         return cls(public, function, signature, kind, slots)
+
+
+def _policy(name: str, retry: int | Mapping[str, Json]) -> dict[str, Json]:
+    """Check what an operation says about retries, and give it as others see it."""
+    if isinstance(retry, Mapping):
+        retry = dict(retry)
+        for member in retry:
+            if member not in RetryPolicy.MEMBERS:
+                known = ", ".join(RetryPolicy.MEMBERS)
+                raise ValueError(f"{name}: 'retry.{member}' is unknown: there are {known}")
+    try:
+        return RetryPolicy.normal(retry)
+    except RemoteProtocolError as exc:
+        raise ValueError(f"{name}: {exc}") from exc

@@ -31,7 +31,6 @@ from spinal.protocols import Json, Problem, duration
 
 from . import frames, process
 from .errors import AgentError, CommandFailed
-from .frames import Cost
 from .job import Channel, Facts
 from .process import Process
 
@@ -47,11 +46,10 @@ class Died(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a function returned, and what it cost."""
+    """What a function returned."""
 
     value: Json
     files: list[frames.File]
-    cost: Cost
 
 
 class Pool:
@@ -107,7 +105,7 @@ class Pool:
         Args:
             facts: which operation, for whom.
             args: arguments that fit its schema.
-            channel: where its progress, log lines and data go.
+            channel: where its progress, log lines, data and cost go.
             folder: where to put blobs of the result; made on demand, removed by the caller.
             files: sha-256 of a blob in ``args`` -> the file it was fetched to.
             timeout: seconds it may run.
@@ -283,9 +281,11 @@ class _Worker:
                     await self._tell(frames.Taken())
                 case frames.Value(value, files, cost):
                     self.idle = True
-                    return Outcome(value, files, cost)
+                    channel.spent(cost.cpu, cost.memory)
+                    return Outcome(value, files)
                 case frames.Failed(reason, text, traceback, cost):
                     self.idle = True
+                    channel.spent(cost.cpu, cost.memory)
                     if traceback:
                         log.warning(
                             "function_raised",

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ import structlog
 
 from spinal.protocols import duration
 
+from . import guard as guarding
 from .errors import CommandFailed, one_line
 
 log = structlog.get_logger()
@@ -66,8 +67,17 @@ class Ended:
 class Process:
     """A running child; its owner must see it end, by :meth:`wait` or :meth:`end`."""
 
-    def __init__(self, popen: subprocess.Popen[bytes], *, pidfd: bool = True) -> None:
+    def __init__(
+        self,
+        popen: subprocess.Popen[bytes],
+        *,
+        guard: Guard | None = None,
+        pidfd: bool = True,
+    ) -> None:
         self._popen = popen
+        self._guard = guard
+        if guard is not None:
+            guard.watch(popen.pid)
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[Ended] = self._loop.create_future()
         #: Its number may belong to somebody else from now on.
@@ -91,9 +101,10 @@ class Process:
         cwd: str | Path | None = None,
         env: Mapping[str, str] | None = None,
         pass_fds: Sequence[int] = (),
+        guard: Guard | None = None,
         pidfd: bool = True,
     ) -> Process:
-        """Start a program.
+        """Start a program, which ``guard`` ends if we are killed.
 
         Raises:
             CommandFailed: it or the folder does not exist or may not be used.
@@ -114,7 +125,7 @@ class Process:
             about = getattr(exc, "filename", None) or argv[0]
             why = getattr(exc, "strerror", None) or str(exc)
             raise CommandFailed(f"cannot run {argv[0]!r}: {about}: {why}") from exc
-        return cls(popen, pidfd=pidfd)
+        return cls(popen, guard=guard, pidfd=pidfd)
 
     @property
     def pid(self) -> int:
@@ -186,6 +197,7 @@ class Process:
         os.close(descriptor)
         # The dead leader still holds its number, so this cannot hit anybody else.
         self.signal(signal.SIGKILL)
+        self._release()
         self._settle(self._reap(), self._loop.time() + GONE_WITHIN)
 
     def _wait_in_thread(self) -> None:
@@ -193,7 +205,13 @@ class Process:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
         with suppress(RuntimeError):  # The loop has been closed: nobody wants to know.
+            self._loop.call_soon_threadsafe(self._release)
             self._loop.call_soon_threadsafe(self._settle, ended, self._loop.time() + GONE_WITHIN)
+
+    def _release(self) -> None:
+        """Tell the guard before the number can belong to somebody else, as far as we can."""
+        if self._guard is not None:
+            self._guard.release(self.pid)
 
     def _settle(self, ended: Ended, until: float) -> None:
         """Wait until the rest of the group, which was killed, is gone as well."""
@@ -215,6 +233,80 @@ class Process:
         code = os.waitstatus_to_exitcode(status)
         self._popen.returncode = code
         return Ended(code, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * MEMORY_UNIT)
+
+
+class Guard:
+    """Ends the groups of processes that we leave running if we are killed.
+
+    A process of its own, because nobody else can do it: after SIGKILL we do nothing more, and to
+    have the kernel kill our children with us (PR_SET_PDEATHSIG) leaves behind what they have
+    started.  It starts with the first group, and again if it died.  It does not know of a program in
+    the millisecond in which that is being started.
+    """
+
+    def __init__(self) -> None:
+        self._groups: set[int] = set()
+        self._process: Process | None = None
+        #: Our end of its standard input, which no child of ours inherits.
+        self._pipe = -1
+
+    def watch(self, group: int) -> None:
+        """End this group if we are killed."""
+        self._groups.add(group)
+        if not self._tell([group]):
+            self._start()
+
+    def release(self, group: int) -> None:
+        """Leave this group alone: it has ended."""
+        if group in self._groups:
+            self._groups.discard(group)
+            self._tell([-group])
+
+    async def close(self) -> None:
+        """End the guard, and with it what it still watches."""
+        self._close_pipe()
+        self._groups.clear()
+        if self._process is not None:
+            guard, self._process = self._process, None
+            try:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(GONE_WITHIN):
+                        await guard.wait()
+            finally:
+                await guard.end(0)
+
+    def _close_pipe(self) -> None:
+        if self._pipe >= 0:
+            os.close(self._pipe)
+            self._pipe = -1
+
+    def _start(self) -> None:
+        self._close_pipe()
+        # Without the site's modules: it needs none, and is there in a few milliseconds.
+        argv = [sys.executable, "-I", "-S", guarding.__file__]
+        try:
+            theirs, self._pipe = os.pipe()
+            os.set_blocking(self._pipe, False)
+            with open(theirs, "rb", buffering=0) as stdin:
+                self._process = Process.start(argv, stdin=stdin, stdout=subprocess.DEVNULL)
+        except (OSError, CommandFailed) as exc:
+            # What is to run runs all the same.
+            log.warning("guard_not_started", error=str(exc))
+            self._close_pipe()
+            return
+        self._tell(self._groups)
+
+    def _tell(self, numbers: Iterable[int]) -> bool:
+        """Tell the guard, unless there is none."""
+        if self._pipe < 0:
+            return False
+        try:
+            os.write(self._pipe, b"".join(b"%d\n" % number for number in numbers))
+        except BrokenPipeError:
+            return False
+        except BlockingIOError:
+            log.warning("guard_hangs")  # Somebody has stopped it.
+        return True
 
 
 def _group_lives(group: int) -> bool:
@@ -303,11 +395,15 @@ async def run(
     line: Line | None = None,
     limit: int = MAX_OUTPUT,
     grace: float = GRACE,
+    spent: Callable[[float, int], None] | None = None,
+    guard: Guard | None = None,
 ) -> Completed:
     """Run a program to its end and give what it wrote.
 
     Its standard input is ``input``, or empty.  On cancellation and after ``timeout`` seconds its
-    group is asked to end, killed after ``grace``, and gone when this returns.
+    group is asked to end, killed after ``grace``, and gone when this returns.  However it ends,
+    ``spent`` is told what it cost: seconds of CPU time, and its peak of memory in bytes.  If we are
+    killed, ``guard`` ends it.
 
     Raises:
         TypeError: ``argv`` is not a list of strings.
@@ -327,6 +423,7 @@ async def run(
             stderr=subprocess.PIPE,
             cwd=cwd,
             env=env,
+            guard=guard,
         )
     outputs: list[tuple[asyncio.ReadTransport, _Output]] = []
     try:
@@ -345,14 +442,18 @@ async def run(
                 for _, output in outputs:
                     await output.closed.wait()
     finally:
-        await process.end(grace)
-        for transport, output in outputs:
-            transport.close()
-            await output.closed.wait()
-        for pipe in process.pipes[len(outputs) :]:
-            if pipe is not None:
-                pipe.close()
-    ended = await process.wait()
+        try:
+            await process.end(grace)
+        finally:
+            ended = await process.wait()
+            if spent is not None:
+                spent(ended.cpu, ended.memory)
+            for transport, output in outputs:
+                transport.close()
+                await output.closed.wait()
+            for pipe in process.pipes[len(outputs) :]:
+                if pipe is not None:
+                    pipe.close()
     out, err = (output for _, output in outputs)
     if check and ended.code != 0:
         words = bytes(err.kept or out.kept).decode(errors="replace").strip().splitlines()

@@ -41,6 +41,7 @@ from .errors import AgentError, Refused, one_line, problem_of
 from .files import agents_in, load_module
 from .frames import Cost, Frame
 from .job import Facts, PlainJob
+from .news import Allowance
 from .operation import Kind, Operation
 from .process import MEMORY_UNIT
 
@@ -148,8 +149,10 @@ class Worker:
         _forget_peak()
         before = _cpu()
         trace = ""
+        channel = _Channel(self, call.left)
         try:
-            value, files = self._call(call)
+            value, files = self._call(call, channel)
+            channel.end()
             return frames.Value(value, files, _cost(before))
         except CallError as exc:
             problem = exc.problem
@@ -157,9 +160,10 @@ class Worker:
             problem, trace = exc.problem, exc.trace
         finally:
             self._job = None
+        channel.end()
         return frames.Failed(problem.reason, problem.text, trace, _cost(before))
 
-    def _call(self, call: frames.Call) -> tuple[Json, list[frames.File]]:
+    def _call(self, call: frames.Call, channel: _Channel) -> tuple[Json, list[frames.File]]:
         operation = self._operations.get(call.op)
         if operation is None:
             text = (
@@ -173,7 +177,7 @@ class Worker:
         arguments = operation.signature.convert(call.args, blob)
         job = PlainJob(
             Facts(call.id, call.op, call.caller, call.attempt),
-            _Channel(self, call.left),
+            channel,
             self._data,
         )
         if operation.signature.job is not None:
@@ -214,6 +218,7 @@ class _Channel:
     def __init__(self, worker: Worker, left: float) -> None:
         self._worker = worker
         self._deadline = time.monotonic() + left
+        self._lines = Allowance(time.monotonic)
 
     def progress(
         self, done: float | None = None, total: float | None = None, note: str = ""
@@ -222,12 +227,23 @@ class _Channel:
         self._worker.say(frames.Progress(done, total, one_line(note)))
 
     def log(self, text: str, level: str = "info") -> None:
-        """Send a log line."""
-        self._worker.say(frames.Log(_valid(text), level))
+        """Send a log line, unless there were too many: the agent would only drop it."""
+        if self._lines.admits(text):
+            self.end()
+            self._worker.say(frames.Log(_valid(text), level))
+
+    def end(self) -> None:
+        """Say how many lines were not sent."""
+        if words := self._lines.told():
+            self._worker.say(frames.Log(words, "warning"))
 
     async def data(self, value: Json) -> None:
         """Never called: a plain function has ``job.send``."""
         raise TypeError("job.data() is for async operations")
+
+    def spent(self, cpu: float, memory: int) -> None:
+        """Never called: what a plain function starts is counted with its worker."""
+        raise TypeError("job.run() is for async operations")
 
     @property
     def remaining(self) -> float:

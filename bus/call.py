@@ -187,6 +187,19 @@ class Call:
             raise RemoteProtocolError(f"{self.to} sent more data than the window of the call")
         self._untaken[item.seq] = [taken]
         self._early[item.seq] = item
+        self._line_up()
+
+    def skip(self, seq: int) -> None:
+        """Begin with this piece of data, because a former life of ours has had those before it."""
+        if seq > self._next:
+            self._next = seq
+            for early in [number for number in self._early if number < seq]:
+                del self._early[early]
+                self._taken(early)
+            self._line_up()
+
+    def _line_up(self) -> None:
+        """Give the reader what is next."""
         while (ready := self._early.pop(self._next, None)) is not None:
             self._items.append(ready)
             self._next += 1

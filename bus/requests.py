@@ -57,8 +57,13 @@ MAX_REQUESTS = 20_000
 #: Most ids of ended exchanges that are remembered, of each kind.
 MAX_REMEMBERED = 100_000
 
-#: Caller's bare address, id, attempt.
+#: Addresses that are remembered as dispatchers of the home.
+MAX_DISPATCHERS = 1000
+
+#: The caller's bare address, or :data:`_HOME`; id, attempt.
 _Key = tuple[str, str, int]
+#: In place of an address: all dispatchers of the home are one caller.
+_HOME = ""
 _Memory = OrderedDict[_Key, tuple[Problem, float]]
 
 #: Runs one op and gives its value; raises :class:`CallError` for a problem.
@@ -67,7 +72,7 @@ Handler = Callable[["Request"], Awaitable[Json]]
 
 @dataclass(frozen=True, slots=True)
 class Relayed:
-    """What a handler gives that had it done: the final then names who did it, and how long it ran."""
+    """What a handler gives that had it done: the final then says who did it, and at what cost."""
 
     final: Final
 
@@ -90,6 +95,12 @@ class Request:
     stopping: Problem | None = None
     #: ``loop.time()`` at which its handler was called.
     began: float | None = None
+    #: What the processes that worked on it cost, where its handler knows: seconds of CPU time, and
+    #: the highest peak of memory in bytes.
+    cpu: float | None = None
+    memory: int | None = None
+    #: Other addresses of the caller that asked for it before.
+    askers: set[str] = field(default_factory=set[str])
     #: The end, kept until it is acknowledged, and written.
     final: Final | None = None
     written: bytes = b""
@@ -100,6 +111,11 @@ class Request:
     #: Pieces of the stream that the reader has not taken, by number, written.
     untaken: dict[int, bytes] = field(default_factory=dict[int, bytes])
     credit: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def window(self) -> int:
+        """Pieces of data that may be untaken; 0: nobody reads them."""
+        return self.op.window
 
     @property
     def remaining(self) -> float:
@@ -128,6 +144,11 @@ class Request:
         """Send a log line to the caller; may be lost on the way."""
         self.table.tell(self, Log(self.op.id, self.op.attempt, text=text[:16_000], level=level))
 
+    def spent(self, cpu: float, memory: int) -> None:
+        """Count what a process that worked on it cost: seconds of CPU time, and its peak in bytes."""
+        self.cpu = (self.cpu or 0.0) + cpu
+        self.memory = max(self.memory or 0, memory)
+
     async def data(self, value: Json) -> None:
         """Send a numbered piece of the stream, waiting while the window is full.
 
@@ -137,12 +158,11 @@ class Request:
         Raises:
             LocalProtocolError: the value is not I-JSON or above the inline limit.
         """
-        if self.op.window == 0:
-            return
-        while self.running and len(self.untaken) >= self.op.window:
+        # The reader may change while we wait, and the window with it.
+        while self.running and len(self.untaken) >= self.window > 0:
             self.credit.clear()
             await self.credit.wait()
-        if not self.running:
+        if not self.running or self.window == 0:
             return
         event = Data(self.op.id, self.op.attempt, seq=self.sequence, value=value)
         self.table.send_data(self, event)
@@ -156,8 +176,25 @@ class Request:
 
     def taken(self, seq: int) -> None:
         """The reader has this piece."""
-        self.untaken.pop(seq, None)
+        if self.untaken.pop(seq, None) is None:
+            return
         self.credit.set()
+        if len(self.untaken) >= self.window > 0:
+            # Left by a reader whose window was wider: the next one in line comes into this one.
+            number = list(self.untaken)[self.window - 1]
+            self.table.send_piece(self, number)
+
+    def read_by(self, window: int) -> None:
+        """Have a reader with this window, who may be another one than before."""
+        self.op = replace(self.op, window=window)
+        if window == 0:
+            self.untaken.clear()
+        self.credit.set()
+
+    @property
+    def first(self) -> int:
+        """Number of the first piece of data that is not taken."""
+        return next(iter(self.untaken), self.sequence)
 
     def accept(self) -> None:
         """Count as accepted from now on: the end is a final, even if it is a refusal."""
@@ -196,7 +233,7 @@ class Requests:
     Args:
         link: carries the answers.
         handler: runs the ops; without one every op is refused.
-        dispatchers: whose ``caller`` is believed, and whose calls survive their absence.
+        dispatchers: see :attr:`dispatchers`.
         epoch: our present life; an op meant for another one is refused.
         arm: makes sure that :meth:`look` is called soon.
     """
@@ -211,12 +248,19 @@ class Requests:
     ) -> None:
         self._link = link
         self._handler = handler
-        #: Whose ``caller`` is believed, and whose calls survive their absence.
+        self._dispatchers: frozenset[str] = frozenset()
+        #: Who was one in our life: what they began is known by the same ids even when they come
+        #: back after we had dropped them.
+        self._home: dict[str, None] = {}
+        #: Those of them that have been away for longer than the grace.
+        self._absent: set[str] = set()
         self.dispatchers = frozenset(dispatchers)
         self._epoch = epoch
         self._arm = arm
         self._tasks = Tasks("requests")
         self._requests: dict[_Key, Request] = {}
+        #: The same by the first member of the key.
+        self._spaces: dict[str, dict[_Key, Request]] = {}
         #: The same by the full address of the caller, who may come and go.
         self._from: dict[str, dict[_Key, Request]] = {}
         #: The stanza in whose answer a request can still be answered.
@@ -228,6 +272,27 @@ class Requests:
         self._kept = 0
         self._kept_bytes = 0
         self._unkept = asyncio.Event()
+
+    @property
+    def dispatchers(self) -> frozenset[str]:
+        """Whose ``caller`` is believed, and whose calls survive their absence.
+
+        They are one caller: what one of them began, any of them may ask for again, acknowledge or
+        cancel.
+        """
+        return self._dispatchers
+
+    @dispatchers.setter
+    def dispatchers(self, addresses: frozenset[str]) -> None:
+        self._dispatchers = addresses
+        self._home.update(dict.fromkeys(addresses))
+        while len(self._home) > MAX_DISPATCHERS:
+            forgotten = next(iter(self._home))
+            del self._home[forgotten]
+            self._absent.discard(forgotten)
+
+    def _key(self, sender: str, id: str, attempt: int) -> _Key:
+        return (_HOME if sender in self._home else addresses.bare(sender), id, attempt)
 
     @property
     def kept(self) -> int:
@@ -245,9 +310,15 @@ class Requests:
         return len(self._requests) - self._kept
 
     def holds(self, peer: str) -> list[tuple[str, int]]:
-        """Exchanges of that caller that run here or whose finals are not acknowledged."""
-        bare = addresses.bare(peer)
-        return [(key[1], key[2]) for key in self._requests if key[0] == bare]
+        """Exchanges of that caller that run here, and then those whose finals are kept.
+
+        For a dispatcher those of all dispatchers.
+        """
+        own = self._spaces.get(self._key(peer, "", 0)[0], {})
+        return [
+            (key[1], key[2])
+            for key, _ in sorted(own.items(), key=lambda item: item[1].final is not None)
+        ]
 
     async def finished(self) -> None:
         """Wait until no handler runs and the last words of each were written."""
@@ -269,6 +340,7 @@ class Requests:
         await self._tasks.close()
         self.void()
         self._requests.clear()
+        self._spaces.clear()
         self._from.clear()
         self._kept = self._kept_bytes = 0
 
@@ -277,18 +349,10 @@ class Requests:
     def take_op(self, incoming: Incoming, op: Op) -> Event | None:
         """Start an op, or answer it at once: it is known, or not fit to be started."""
         sender = incoming.sender
-        key = (addresses.bare(sender), op.id, op.attempt)
+        key = self._key(sender, op.id, op.attempt)
         known = self._requests.get(key)
         if known is not None:
-            known.exchange.hear("op")
-            self._unlist(key, known)
-            known.sender = sender
-            self._from.setdefault(sender, {})[key] = known
-            if known.final is not None:
-                known.exchange.say("final")
-                return replace(known.final, again=True)
-            known.exchange.say("accepted")
-            return Accepted(op.id, op.attempt)
+            return self._take_again(key, known, sender, op)
         over = self._done.get(key) or self._refused.get(key)
         if over is not None:
             return Error(op.id, op.attempt, problem=over[0])
@@ -306,11 +370,40 @@ class Requests:
         )
         request.exchange.hear("op")
         self._requests[key] = request
+        self._spaces.setdefault(key[0], {})[key] = request
         self._from.setdefault(sender, {})[key] = request
         self._waiting[key] = incoming
         incoming.pending.add(key)
         request.task = self._tasks.spawn(self._run(key, request), op.op)
         return None
+
+    def _take_again(self, key: _Key, request: Request, sender: str, op: Op) -> Event:
+        """Answer an op that is known; what it still has to say goes to whoever asked last."""
+        request.exchange.hear("op")
+        if sender != request.sender:
+            self._turn_to(key, request, sender)
+        if request.final is not None:
+            request.exchange.say("final")
+            return replace(request.final, again=True)
+        request.exchange.say("accepted")
+        self._link.introduce(self._link.peer(sender))
+        request.read_by(op.window)
+        # The reader may be a new one, in a new life at the same address: it did not get these.
+        self._send_pieces(request)
+        return Accepted(op.id, op.attempt, seq=request.first)
+
+    def _turn_to(self, key: _Key, request: Request, sender: str) -> None:
+        """Have another address of the caller get what is still to come."""
+        earlier = self._waiting.pop(key, None)
+        if earlier is not None:
+            # The end is not for the stanza of the former one; that needs an answer all the same.
+            self._accept(key, request, earlier)
+            if not earlier.pending:
+                self.answer(earlier)
+        self._unlist(key, request)
+        request.askers.add(request.sender)
+        request.sender = sender
+        self._from.setdefault(sender, {})[key] = request
 
     def _remember(self, memory: _Memory, key: _Key, problem: Problem, seconds: float) -> None:
         memory[key] = (problem, self._link.now + seconds)
@@ -336,7 +429,7 @@ class Requests:
 
     def take_cancel(self, sender: str, event: Cancel) -> Event:
         """Stop a request; an unknown id is remembered, because its op may come after."""
-        key = (addresses.bare(sender), event.id, event.attempt)
+        key = self._key(sender, event.id, event.attempt)
         request = self._requests.get(key)
         if request is None:
             over = self._done.get(key) or self._refused.get(key)
@@ -354,7 +447,7 @@ class Requests:
 
     def take_ack(self, sender: str, event: Ack) -> None:
         """Keep a final no longer."""
-        key = (addresses.bare(sender), event.id, event.attempt)
+        key = self._key(sender, event.id, event.attempt)
         request = self._requests.get(key)
         if request is not None and request.final is not None:
             request.exchange.hear("ack")
@@ -362,6 +455,10 @@ class Requests:
 
     def _drop(self, key: _Key) -> Request:
         request = self._requests.pop(key)
+        own = self._spaces[key[0]]
+        del own[key]
+        if not own:
+            del self._spaces[key[0]]
         self._unlist(key, request)
         return request
 
@@ -417,25 +514,32 @@ class Requests:
                 log.exception("handler_failed", op=request.op.op, id=request.op.id)
                 problem = Problem("failed", _words(exc))
         ran = int((self._link.now - began) * 1000)
+        cpu = None if request.cpu is None else round(request.cpu * 1000)
+        memory = request.memory
         if isinstance(value, Relayed):
             done = value.final
-            value, agent, ran = done.value, done.agent, ran if done.ran is None else done.ran
-        self._end(key, request, value, problem, agent, ran)
-
-    def _end(
-        self,
-        key: _Key,
-        request: Request,
-        value: Json,
-        problem: Problem | None,
-        agent: str | None,
-        ran: int,
-    ) -> None:
-        """Say the end of a request, and keep it unless it was a refusal."""
+            value, agent, cpu, memory = done.value, done.agent, done.cpu, done.memory
+            ran = ran if done.ran is None else done.ran
         op = request.op
+        self._end(
+            key,
+            request,
+            Final(
+                op.id,
+                op.attempt,
+                value=value,
+                problem=None if problem is None else _printable(problem),
+                agent=agent,
+                ran=ran,
+                cpu=cpu,
+                memory=memory,
+            ),
+        )
+
+    def _end(self, key: _Key, request: Request, final: Final) -> None:
+        """Say the end of a request, and keep it unless it was a refusal."""
+        op, problem = request.op, final.problem
         request.credit.set()
-        if problem is not None:
-            problem = _printable(problem)
         if problem is not None and problem.meaning.ran is Ran.NO and not request.accepted:
             request.exchange.say("error")
             self._drop(key)
@@ -444,10 +548,12 @@ class Requests:
             self._say(key, request, self._link.codec.write_event(error))
             return
         request.exchange.say("final")
-        request.final, request.written = self._write_final(
-            Final(op.id, op.attempt, value=value, problem=problem, agent=agent, ran=ran),
-            self._link.peer(request.sender).stanza - 2,
-        )
+        if key[0] == _HOME and request.sender in self._absent:
+            other = self._present_dispatcher()
+            if other is not None:
+                self._turn_to(key, request, other)
+        room = self._link.peer(request.sender).stanza - 2
+        request.final, request.written = self._write_final(final, room)
         request.due = self._link.now + request.pause
         self._kept += 1
         self._kept_bytes += len(request.written)
@@ -512,14 +618,18 @@ class Requests:
         for key in list(incoming.pending):
             self._waiting.pop(key, None)
             request = self._requests.get(key)
-            if request is None:
-                continue
-            request.accept()
-            self._link.introduce(self._link.peer(request.sender))
-            accepted = Accepted(request.op.id, request.op.attempt)
-            incoming.answers.append(self._link.codec.write_event(accepted))
+            if request is not None:
+                self._accept(key, request, incoming)
         incoming.pending.clear()
         self.answer(incoming)
+
+    def _accept(self, key: _Key, request: Request, incoming: Incoming) -> None:
+        """Tell the sender of a stanza that we have its op, and that the end comes later."""
+        request.accept()
+        self._link.introduce(self._link.peer(incoming.sender))
+        accepted = Accepted(request.op.id, request.op.attempt)
+        incoming.pending.discard(key)
+        incoming.answers.append(self._link.codec.write_event(accepted))
 
     def answer(self, incoming: Incoming) -> None:
         """Send the IQ result with what is ready; what does not fit goes in stanzas of its own."""
@@ -563,19 +673,26 @@ class Requests:
         self._check_inline(written, event.value, "a piece of data", room)
         request.exchange.say("data")
         request.untaken[event.seq] = written
-        self._send_piece(request, event.seq, written)
+        self.send_piece(request, event.seq)
 
-    def _send_piece(self, request: Request, seq: int, written: bytes) -> None:
+    def _send_pieces(self, request: Request) -> None:
+        """Send again what is in the reader's window and not taken."""
+        for seq in list(request.untaken)[: request.window]:
+            self.send_piece(request, seq)
+
+    def send_piece(self, request: Request, seq: int) -> None:
+        """Send a piece that is not taken to the present reader; nothing while disconnected."""
         if not self._link.connected:
             return
+        reader = request.sender
 
         def answered(stanza: Stanza) -> None:
-            if stanza.problem is None:
+            if stanza.problem is None and request.sender == reader:
                 request.taken(seq)
 
         self._link.send_iq(
-            request.sender,
-            self._link.codec.join([written]),
+            reader,
+            self._link.codec.join([request.untaken[seq]]),
             answered,
             _nothing,
             max(RESEND, request.remaining),
@@ -598,16 +715,41 @@ class Requests:
             if request.final is not None:
                 self._link.post(self._link.peer(sender), request.written)
             else:
-                for seq, written in list(request.untaken.items()):
-                    self._send_piece(request, seq, written)
+                self._send_pieces(request)
+        self._absent.discard(sender)
+        if sender in self.dispatchers:
+            for gone in list(self._absent):
+                self._hand_over(gone, sender)
 
     def vanished(self, sender: str) -> None:
-        """A caller's grace is over: stop its requests, unless it is a dispatcher."""
-        if sender in self.dispatchers:
-            return
-        for request in list(self._from.get(sender, {}).values()):
-            if request.running:
+        """A caller's grace is over: stop its requests.
+
+        Those of a dispatcher go on; another one gets their ends.
+        """
+        for key, request in list(self._from.get(sender, {}).items()):
+            if key[0] != _HOME and request.running:
                 request.stop(Problem("cancelled", "its caller is gone"))
+        if sender in self._home:
+            self._absent.add(sender)
+            other = self._present_dispatcher()
+            if other is not None:
+                self._hand_over(sender, other)
+
+    def _present_dispatcher(self) -> str | None:
+        for address in sorted(self.dispatchers - self._absent):
+            peer = self._link.peers.get(address)
+            if peer is not None and peer.present:
+                return address
+        return None
+
+    def _hand_over(self, gone: str, other: str) -> None:
+        """Say the ends that a dispatcher does not come for to another one."""
+        for key, request in list(self._from.get(gone, {}).items()):
+            if key[0] == _HOME and request.final is not None:
+                self._turn_to(key, request, other)
+                request.pause = 1.0
+                request.due = self._link.now + request.pause
+                self._link.post(self._link.peer(other), request.written)
 
     def look(self, now: float) -> bool:
         """Say kept finals again that are due, and drop what is too old; true while any are left."""
@@ -629,12 +771,15 @@ class Requests:
     def _repeat(self, request: Request, now: float) -> None:
         request.pause = min(MAX_PAUSE, request.pause * 2)
         request.due = now + request.pause
-        peer = self._link.peers.get(request.sender)
-        if not self._link.connected or peer is None:
+        if not self._link.connected:
             return
-        # Now and then also to one that has not shown itself: what it said of it may be lost.
-        if peer.present or request.pause == MAX_PAUSE:
-            self._link.post(peer, request.written)
+        # Who asked last may be a dispatcher that had lost its jobs to another one by then.
+        for address in sorted(request.askers | {request.sender}):
+            peer = self._link.peers.get(address)
+            # Now and then also to one that has not shown itself: what it said of it may be lost.
+            last = address == request.sender and request.pause == MAX_PAUSE
+            if peer is not None and (peer.present or last):
+                self._link.post(peer, request.written)
 
 
 def _words(error: BaseException) -> str:

@@ -19,6 +19,7 @@ class Recorder:
     def __init__(self, remaining: float = 30.0) -> None:
         self.said: list[object] = []
         self.remaining = remaining
+        self.costs: list[tuple[float, int]] = []
         self._more = asyncio.Event()
 
     def progress(
@@ -31,6 +32,9 @@ class Recorder:
 
     async def data(self, value: Json) -> None:
         self._say({"data": value})
+
+    def spent(self, cpu: float, memory: int) -> None:
+        self.costs.append((cpu, memory))
 
     def _say(self, item: object) -> None:
         self.said.append(item)

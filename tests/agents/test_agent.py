@@ -26,6 +26,21 @@ def test_the_decorator_leaves_the_function_as_it_is() -> None:
     assert list(agent.operations) == ["/look"]
 
 
+def test_a_policy_for_retries_is_a_part_of_the_description() -> None:
+    plain, patient = Agent("x"), Agent("x")
+
+    async def look() -> None: ...
+
+    plain.op("/look")(look)
+    patient.op("/look", retry={"count": 2, "elsewhere": True})(look)
+
+    offered = patient.capabilities.operations["/look"]
+    assert offered.retry == {"count": 2, "elsewhere": True}
+    assert plain.capabilities.hash != patient.capabilities.hash
+    with pytest.raises(ValueError, match=r"'retry\.count' must be an integer"):
+        plain.op("/again", retry=1000)(look)
+
+
 def test_a_path_is_offered_once() -> None:
     agent = Agent("x")
 

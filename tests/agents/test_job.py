@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,6 +72,26 @@ async def test_a_program_runs_and_its_lines_are_logged_on_request(
 
     assert (done.code, done.text) == (0, "one")
     assert sorted(map(str, channel.said)) == ["one", "two"]
+
+
+BURN = "import sys; sum(range(10**7)); sys.exit(3)"
+
+
+async def test_what_programs_cost_is_counted_however_they_end(
+    recorder: Callable[[], Recorder],
+) -> None:
+    channel = recorder()
+    job = Job(FACTS, channel)
+    done = await job.run([sys.executable, "-c", BURN])
+    with pytest.raises(CommandFailed):
+        await job.run([sys.executable, "-c", BURN], check=True)
+    with pytest.raises(TimeoutError):
+        await job.run(["sleep", "100"], timeout=0.01)
+
+    assert done.cpu > 0.01 and done.memory > 1024 * 1024
+    assert channel.costs[0] == (done.cpu, done.memory)
+    assert channel.costs[1][0] > 0.01
+    assert len(channel.costs) == 3
 
 
 async def test_a_program_that_must_end_well_raises(recorder: Callable[[], Recorder]) -> None:

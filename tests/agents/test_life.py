@@ -1,18 +1,23 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
+import psutil
 import pytest
 
-from spinal.agents import Agent
+from spinal.agents import Agent, process
 from spinal.agents.errors import RoleRefused
 from spinal.agents.files import load_file
-from spinal.agents.life import Life
+from spinal.agents.life import MAX_HOLDS, Life
 from spinal.agents.load import WAITING
 from spinal.bus.call import Call
 from spinal.bus.errors import CallError
@@ -22,6 +27,7 @@ from spinal.protocols import (
     Advertisement,
     BlobRef,
     Capabilities,
+    Codec,
     Data,
     Describe,
     Description,
@@ -33,6 +39,7 @@ from spinal.protocols import (
     Seen,
     Stanza,
 )
+from spinal.testing import eventually
 
 from .conftest import Shelf
 
@@ -342,6 +349,62 @@ async def test_a_new_dispatcher_that_a_known_one_names_gets_advertisements(world
         await ear.until(lambda: bool(ear.advertisements))
 
 
+async def test_a_dispatcher_that_left_and_is_named_no_more_gets_no_advertisements(
+    world: World,
+) -> None:
+    other, session = "dispatcher@memory.test/e", world.dispatcher.session
+
+    def told(*dispatchers: str) -> None:
+        session.send_presence(AGENT, Hello(role="dispatcher", dispatchers=dispatchers))
+
+    async with Session(world.bus.connection(other), role="dispatcher", epoch=1) as second:
+        ear = Ear(second)
+        told(DISPATCHER, other)
+        second.send_presence(AGENT, second.hello())
+        await ear.until(lambda: bool(ear.advertisements))
+        told(DISPATCHER)
+        count = len(ear.advertisements)
+        await ear.until(lambda: len(ear.advertisements) > count + 1)
+        assert other in world.life.session.dispatchers, "it is still there"
+    await eventually(lambda: set(world.life.session.dispatchers) == {DISPATCHER})
+
+    told(other)
+    await eventually(lambda: set(world.life.session.dispatchers) == {DISPATCHER, other})
+    world.bus.kill(DISPATCHER)
+    await eventually(lambda: not world.life.session.peers[DISPATCHER].present)
+    world.life._drop_dispatchers()  # pyright: ignore[reportPrivateUsage]
+    assert world.life.session.dispatchers == {DISPATCHER, other}, "our credentials name it"
+
+
+async def test_an_advertisement_lists_what_fits_and_says_that_there_is_more(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def holding(ids: list[str]) -> Advertisement:
+        held = [(id, 1) for id in ids]
+        monkeypatch.setattr(world.life.session, "holds", Mock(return_value=held))
+        said = world.life.advertisement(DISPATCHER)
+        assert list(said.holds) == held[: len(said.holds)]
+        return said
+
+    jobs = [f"job{number:017}" for number in range(5000)]
+    assert holding(jobs).more and 900 <= len(holding(jobs).holds) <= MAX_HOLDS
+    assert not holding(jobs[:900]).more
+    long = holding(["x" * 128] * 900)
+    assert long.more and len(Codec().write([long])) < 40_000
+
+
+async def test_an_end_says_what_it_cost(world: World) -> None:
+    burn = [sys.executable, "-c", "sum(range(10**7))"]
+    program = await world.call("/run", {"argv": burn}).wait()
+    plain = await world.call("/pid").wait()
+    coroutine = await world.call("/add", {"a": 1}).wait()
+
+    assert program.cpu is not None and program.cpu >= 10
+    assert program.memory is not None and program.memory > 1024 * 1024
+    assert plain.cpu is not None and plain.memory is not None and plain.memory > 1024 * 1024
+    assert (coroutine.cpu, coroutine.memory) == (None, None)
+
+
 async def test_a_broken_stream_is_followed_by_an_advertisement(world: World) -> None:
     ear = world.dispatcher
     await ear.until(lambda: bool(ear.advertisements))
@@ -349,6 +412,24 @@ async def test_a_broken_stream_is_followed_by_an_advertisement(world: World) -> 
     await ear.until(lambda: any(not available for _, available, _ in ear.presences))
     seen = len(ear.advertisements)
     await ear.until(lambda: len(ear.advertisements) > seen)
+
+    assert await world.call("/add", {"a": 1}).result() == 2
+
+
+async def test_one_dispatcher_of_two_that_refuses_the_role_is_tried_again(world: World) -> None:
+    other = "second.memory.test"
+    hello = Hello(role="dispatcher", dispatchers=[DISPATCHER, other])
+    world.dispatcher.session.send_presence(AGENT, hello)
+    async with Session(world.bus.connection(other), role="dispatcher") as second:
+        told: list[str] = []
+        second.on_presence = lambda address, available, events: told.append(address)
+        await eventually(lambda: told)
+        problem = Problem("not-allowed", "an account with role none may not offer operations")
+        second.connection.send(Stanza("presence", "error", AGENT, other, problem=problem))
+        await eventually(lambda: other in world.life._refused)  # pyright: ignore[reportPrivateUsage]
+        told.clear()
+
+        await eventually(lambda: told)
 
     assert await world.call("/add", {"a": 1}).result() == 2
 
@@ -423,3 +504,153 @@ async def test_leaving_the_life_stops_what_runs(agent: Agent) -> None:
                     await asyncio.sleep(0)
         assert life.slots.busy == 0
         caller.abandon(waiting)
+
+
+# -- what goes out of bounds
+
+
+@pytest.mark.parametrize("op", ["/odd", "/odd-plain"])
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("object", "the result cannot be sent: object is not a JSON value"),
+        ("nan", "result: nan is not a JSON number; send null or a string instead"),
+        ("large", "2^53"),
+        ("half", "lone surrogate in a string"),
+        ("key", "the result cannot be sent: "),
+        ("self", "the result cannot be sent: "),
+    ],
+)
+async def test_a_result_that_is_not_json_is_said_to_be_none(
+    world: World, op: str, what: str, words: str
+) -> None:
+    reason, text = await problem_of(world.call(op, {"what": what}))
+
+    assert reason == "failed"
+    assert words in text and "\n" not in text
+    assert await world.call("/add", {"a": 1}).result() == 2
+
+
+@pytest.mark.parametrize("op", ["/kib", "/kib-plain"])
+async def test_a_result_above_32_kib_is_refused_with_what_to_do(world: World, op: str) -> None:
+    assert len(await world.call(op, {"count": 31}).result()) == 31 * 1024
+    assert await problem_of(world.call(op, {"count": 33})) == (
+        "too-large",
+        "the result takes 33794 bytes, and 32768 travel inline: give a Blob",
+    )
+
+
+FLOOD = 100_000_000
+
+
+@pytest.mark.parametrize(
+    ("op", "args"),
+    [
+        ("/flood", {"argv": ["sh", "-c", f"yes {'x' * 99} | head -c {FLOOD}"]}),
+        ("/flood", {"argv": ["sh", "-c", f"head -c {FLOOD} /dev/zero | tr '\\0' x"]}),
+        ("/flood-plain", {"lines": FLOOD // 100, "length": 100}),
+        ("/flood-plain", {"lines": 100, "length": FLOOD // 100}),
+    ],
+    ids=["lines", "no-newline", "plain", "plain-long"],
+)
+async def test_a_log_of_100_mb_is_cut_and_counted_and_holds_nobody_up(
+    world: World, op: str, args: dict[str, Any]
+) -> None:
+    before = psutil.Process().memory_info().rss
+    call = world.call(op, args, window=1, timeout=120.0)
+    lines: list[str] = []
+    slowest = 0.0
+
+    async def others() -> None:
+        nonlocal slowest
+        while not call.done:
+            asked = asyncio.get_running_loop().time()
+            await world.call("/add", {"a": 1}).result()
+            slowest = max(slowest, asyncio.get_running_loop().time() - asked)
+
+    answered = asyncio.create_task(others())
+    async for item in call:
+        assert isinstance(item, Log)
+        lines.append(item.text)
+    await call.result()
+    await answered
+
+    assert slowest < 3.0
+    assert psutil.Process().memory_info().rss - before < 64 * 1024 * 1024
+    left_out = [line for line in lines if line.endswith("lines left out")]
+    if args.get("lines") == 100:
+        assert all("characters left out" in line for line in lines if line not in left_out)
+    assert left_out and lines[-1] == left_out[-1]
+    assert sum(map(len, lines)) < 2_000_000
+
+
+async def test_what_does_not_end_when_it_is_asked_to_is_killed_with_its_group(
+    world: World, tmp_path: Path
+) -> None:
+    calls: list[Call] = []
+    pids: list[int] = []
+    for op in ("/deaf", "/deaf-plain"):
+        note = tmp_path / op[1:]
+        calls.append(world.call(op, {"note": str(note)}, timeout=60.0))
+        pids += await eventually(lambda: numbers_in(tmp_path), what=op)
+        note.unlink()
+    loop = asyncio.get_running_loop()
+    asked = loop.time()
+
+    assert [await call.cancel() for call in calls] == ["cancelled", "cancelled"]
+    assert loop.time() - asked < 2, "the answer does not wait for the end"
+    for call in calls:
+        assert (await problem_of(call))[0] == "cancelled"
+    assert loop.time() - asked < process.GRACE + 5
+    assert not any(map(alive, pids))
+
+
+KILLED = """
+import asyncio, sys
+from pathlib import Path
+from spinal.agents import Agent, Job
+from spinal.agents.life import Life
+from spinal.bus.session import Session
+from spinal.testing import MemoryBus
+
+agent = Agent("killed")
+
+@agent.op("/deaf")
+async def deaf(job: Job) -> None:
+    note = sys.argv[1]
+    script = f"trap '' TERM; (trap '' TERM; sleep 1000) & echo $$ $! > {note}.new; mv {note}.new {note}; wait"
+    await job.run(["sh", "-c", script])
+
+async def main() -> None:
+    bus = MemoryBus()
+    async with Session(bus.connection("ann@memory.test/a")) as caller:
+        async with Life(agent, bus.connection("killed@memory.test/a")):
+            await caller.call("killed@memory.test/a", "/deaf").result()
+
+asyncio.run(main())
+"""
+
+
+async def test_a_killed_agent_leaves_nothing_running(tmp_path: Path) -> None:
+    note = tmp_path / "pids"
+    killed = process.Process.start([sys.executable, "-c", KILLED, str(note)])
+    await eventually(note.exists, 30)
+    pids = [int(pid) for pid in note.read_text().split()]
+    assert all(map(alive, pids))
+
+    os.kill(killed.pid, signal.SIGKILL)
+    await eventually(lambda: not any(map(alive, pids)))
+    await killed.wait()
+
+
+def numbers_in(folder: Path) -> list[int]:
+    """The two numbers in the files of a folder, once they are there."""
+    found = [int(word) for note in folder.iterdir() for word in note.read_text().split()]
+    return found if len(found) == 2 else []
+
+
+def alive(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

@@ -61,6 +61,14 @@ def test_a_function_tells_how_it_runs(function: Any, kind: Kind, streams: bool) 
     assert operation.kind.in_process == (function in (plain, plain_stream))
 
 
+def test_an_operation_may_say_how_often_it_is_tried_again() -> None:
+    policy = {"count": 2, "backoff": 0.5, "on": ["failed"]}
+
+    assert Operation.of(look, "/look").public.retry is None
+    assert Operation.of(look, "/look", retry=3).public.retry == {"count": 3}
+    assert Operation.of(look, "/look", retry=policy).public.retry == policy
+
+
 @pytest.mark.parametrize(
     ("path", "options", "words"),
     [
@@ -72,6 +80,12 @@ def test_a_function_tells_how_it_runs(function: Any, kind: Kind, streams: bool) 
         ("/a", {"timeout": 0}, "look(): timeout: "),
         ("/a", {"effects": "explodes"}, "look(): effects must be one of reads, writes"),
         ("/a", {"slots": 0}, "look(): slots must be at least 1"),
+        ("/a", {"retry": "3"}, "look(): 'retry' must be a number of further tries"),
+        ("/a", {"retry": True}, "look(): 'retry' must be a number of further tries"),
+        ("/a", {"retry": -1}, "look(): 'retry.count' must be an integer from 0 to 100"),
+        ("/a", {"retry": {"backoff": 2}}, "look(): 'retry.count' is missing"),
+        ("/a", {"retry": {"count": 1, "on": ["rain"]}}, "look(): 'retry.on' must be one of"),
+        ("/a", {"retry": {"count": 1, "often": 2}}, "look(): 'retry.often' is unknown"),
     ],
 )
 def test_a_wrong_option_is_named_with_the_function(

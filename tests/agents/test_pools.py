@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -214,11 +215,17 @@ async def test_a_timeout_does_not_count_the_start_of_the_worker(call: Any) -> No
     assert (await call("/add", {"a": 1}, timeout=0.2)).value == 2
 
 
-async def test_a_run_tells_its_cost(call: Any) -> None:
-    cost = (await call("/burn")).cost
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_run_tells_its_cost(
+    call: Any, recorder: Callable[[], Recorder], fails: bool
+) -> None:
+    channel = recorder()
+    with pytest.raises(CallError) if fails else contextlib.nullcontext():
+        await call("/burn", {"fails": fails}, channel=channel)
 
-    assert cost.cpu >= 0.1
-    assert cost.memory >= 64 * 1024 * 1024
+    (cost,) = channel.costs
+    assert cost[0] >= 0.1
+    assert cost[1] >= 64 * 1024 * 1024
 
 
 async def test_blobs_go_in_and_come_out_as_files(
@@ -287,6 +294,7 @@ class Channel:
     def progress(self, *a): pass
     def log(self, text, level="info"): print(text, flush=True)
     async def data(self, value): pass
+    def spent(self, cpu, memory): pass
 
 async def main():
     async with Pool(Path(sys.argv[1]), "plain", 1) as pool:
@@ -336,6 +344,7 @@ def double(number: int) -> list[int | str]:
 
 class Channel:
     remaining = 60.0
+    def spent(self, cpu, memory): pass
 
 async def main():
     async with Pool(agent.file, agent.declared, 1) as pool:

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from spinal.agents.errors import CommandFailed
-from spinal.agents.process import Process, run
+from spinal.agents.process import Guard, Process, run
 
 
 async def until(condition: object, within: float = 10.0) -> None:
@@ -181,9 +181,85 @@ async def test_ending_a_process_that_is_cancelled_meanwhile_still_ends_it(pidfd:
     assert gone(process.pid)
 
 
+KILLED = """
+import asyncio, sys
+from spinal.agents.process import Guard, run
+
+async def main():
+    guard = Guard()
+    await asyncio.gather(*(run(["sh", "-c", script], guard=guard) for script in sys.argv[1:]))
+
+asyncio.run(main())
+"""
+
+
+def guard_of(pid: int) -> psutil.Process:
+    children = psutil.Process(pid).children()
+    (found,) = filter(is_guard, children)
+    return found
+
+
+def is_guard(child: psutil.Process) -> bool:
+    return not gone(child.pid) and any("guard.py" in word for word in child.cmdline())
+
+
+async def test_when_we_are_killed_everything_that_runs_dies_with_us(tmp_path: Path) -> None:
+    notes = [tmp_path / str(number) for number in range(3)]
+    script = "trap '' TERM; (trap '' TERM; sleep 1000) & echo $$ $! > {}.new; mv {}.new {}; wait"
+    scripts = [script.replace("{}", str(note)) for note in notes]
+    us = Process.start([sys.executable, "-c", KILLED, *scripts, "true"])
+    await until(lambda: all(note.exists() for note in notes))
+    pids = [int(pid) for note in notes for pid in note.read_text().split()]
+    guard = guard_of(us.pid)
+    assert not any(map(gone, pids))
+
+    os.kill(us.pid, signal.SIGKILL)
+    await until(lambda: all(map(gone, [*pids, guard.pid])))
+    await us.wait()
+
+
+async def test_a_guard_that_died_is_replaced_with_the_next_program(tmp_path: Path) -> None:
+    guard = Guard()
+    one = Process.start(["sleep", "1000"], guard=guard)
+    died = guard_of(os.getpid())
+    died.kill()
+    await until(lambda: gone(died.pid))
+    two = Process.start(["sleep", "1000"], guard=guard)
+    lives = [child for child in psutil.Process().children() if is_guard(child)]
+
+    await guard.close()
+    for process in (one, two):
+        async with asyncio.timeout(10):
+            assert (await process.wait()).code == -signal.SIGKILL
+    assert all(gone(child.pid) for child in lives)
+
+
+async def test_a_guard_that_hangs_holds_nobody_up() -> None:
+    guard = Guard()
+    await run(["true"], guard=guard)
+    hangs = guard_of(os.getpid())
+    hangs.suspend()
+    await run(["true"], guard=guard)
+    await guard.close()
+
+    assert gone(hangs.pid)
+
+
+async def test_what_cannot_be_guarded_runs_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "/no/such/python")
+    guard = Guard()
+    done = await run(["echo", "here"], guard=guard)
+    await guard.close()
+
+    assert done.text == "here"
+
+
 async def test_no_descriptor_is_left_open() -> None:
+    guard = Guard()
     await run(["true"])
     before = psutil.Process().num_fds()
+    await run(["true"], guard=guard)
+    await guard.close()
     for _ in range(5):
         await run(["true"])
         with pytest.raises(CommandFailed):

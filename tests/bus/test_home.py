@@ -20,6 +20,7 @@ from spinal.bus.home import (
     NoHome,
     Roles,
     check_name,
+    masked,
     split_endpoint,
 )
 
@@ -145,6 +146,22 @@ class TestElsewhere:
         assert home.ca is not None and home.ca.read_text() == "certificate"
         assert Home.find(home.path) == home
 
+    def test_its_dispatcher_may_have_any_name(self, home: Home) -> None:
+        home.add_account("dispatcher2", "dispatcher", "theirs")
+        assert home.dispatchers == ("dispatcher2@example.org/dispatcher",)
+        assert home.credentials(home.dispatcher_account).password == "theirs"
+        told = json.loads((home.path / "home.json").read_bytes())
+        assert told["dispatchers"] == ["dispatcher2@example.org/dispatcher"]
+
+    def test_it_runs_one_dispatcher(self, home: Home) -> None:
+        home.add_account("dispatcher2", "dispatcher", "theirs")
+        with pytest.raises(HomeError, match=r"'dispatcher2' already.*--home"):
+            home.add_account("dispatcher3", "dispatcher", "theirs")
+        accounts = home.path / "accounts.json"
+        accounts.write_text('{"dispatcher2": "dispatcher", "dispatcher3": "dispatcher"}')
+        with pytest.raises(HomeError, match=r"dispatcher2, dispatcher3.*account remove"):
+            _ = home.dispatcher_account
+
     def test_an_account_has_to_be_put_in(self, home: Home) -> None:
         with pytest.raises(HomeError, match=r"account add owner .*--password-file"):
             home.credentials()
@@ -154,6 +171,60 @@ class TestElsewhere:
     def test_an_address_must_be_one(self, tmp_path: Path) -> None:
         with pytest.raises(HomeError, match="is no address"):
             Home.create(tmp_path / "h", server="prosidy:x")
+
+
+URL = "postgresql://spinal:top%20secret@db.example.org/jobs"
+
+
+class TestStore:
+    def test_it_is_a_file_of_the_home(self, home: Home) -> None:
+        assert home.store == f"sqlite:///{home.path}/dispatcher/jobs.db"
+
+    def test_another_one_is_kept_and_its_password_not_shown(self, tmp_path: Path) -> None:
+        home = Home.create(tmp_path / "home", store=URL)
+        assert Home.find(home.path).store == URL
+        assert "secret" not in repr(home)
+        assert (home.path / "home.json").stat().st_mode & 0o077 == 0
+
+    def test_it_can_be_changed(self, home: Home) -> None:
+        assert home.changed(store=URL).store == Home.find(home.path).store == URL
+        assert Home.find(home.path).changed(listen="127.0.0.1").store == URL
+
+    @pytest.mark.parametrize(
+        "url", ["jobs.db", "mysql://u:secret@h/db", "sqlite:///jobs.db", "postgresql://"]
+    )
+    def test_what_is_none_is_refused_without_its_password(self, tmp_path: Path, url: str) -> None:
+        with pytest.raises(HomeError, match=r"--store: .* is no store") as caught:
+            Home.create(tmp_path / "home", store=url)
+        assert "secret" not in str(caught.value)
+        assert not (tmp_path / "home").exists()
+
+    @pytest.mark.parametrize(
+        ("url", "shown"),
+        [
+            (URL, "postgresql://spinal:***@db.example.org/jobs"),
+            ("postgresql://u:p@ss@h/db", "postgresql://u:***@h/db"),
+            ("postgresql://u@h:5432/db", "postgresql://u@h:5432/db"),
+            ("postgresql://u@h/db?a=b&password=x&c=d", "postgresql://u@h/db?a=b&password=***&c=d"),
+            ("postgresql:///db?passfile=/run/pg", "postgresql:///db?passfile=/run/pg"),
+            ("sqlite:////srv/jobs.db", "sqlite:////srv/jobs.db"),
+        ],
+    )
+    def test_a_url_is_shown_without_its_password(self, url: str, shown: str) -> None:
+        assert masked(url) == shown
+
+    def test_other_dispatchers_are_kept_behind_our_own(self, home: Home) -> None:
+        own = home.dispatcher
+        home.keep_others([own, "two@spinal.localhost/dispatcher"])
+        assert home.dispatchers == (own, "two@spinal.localhost/dispatcher")
+        assert home.environment("owner")["SPINAL_DISPATCHER"] == " ".join(home.dispatchers)
+        home.keep_others([own])
+        assert list(home.dispatchers) == [own]
+
+    @pytest.mark.parametrize("text", ["", "[]", '{"dispatchers": ["@"]}', '{"dispatchers": 7}'])
+    def test_a_damaged_list_of_others_is_as_good_as_none(self, home: Home, text: str) -> None:
+        (home.path / "dispatcher" / "others.json").write_text(text)
+        assert home.dispatchers == (home.dispatcher,)
 
 
 class TestAccounts:
@@ -235,6 +306,14 @@ class TestRoles:
     def test_other_domains_have_none(self, home: Home) -> None:
         assert Roles(home).of("owner@elsewhere.example") is None
         assert Roles(home).of(home.domain) is None
+
+    def test_they_can_be_told_to_others(self, home: Home) -> None:
+        home.add_account("thumbs", "agent")
+        assert Roles(home).table() == {
+            "owner@spinal.localhost": "owner",
+            "thumbs@spinal.localhost": "agent",
+            "dispatcher.spinal.localhost": "dispatcher",
+        }
 
     def test_the_component_dispatches(self, home: Home) -> None:
         assert Roles(home).of(f"dispatcher.{home.domain}") == "dispatcher"

@@ -295,13 +295,33 @@ async def test_a_handler_that_does_not_let_itself_be_stopped_ends_with_its_value
 @virtual_time
 async def test_a_relayed_value_names_who_did_it() -> None:
     async def relay(request: Request) -> Json:
-        return Relayed(Final("j-1", value=5, agent="other@memory.test/agent", ran=17))
+        done = Final("j-1", value=5, agent="other@memory.test/agent", ran=17, cpu=11, memory=4096)
+        return Relayed(done)
 
     async with pair(relay) as (_, caller, _):
         call = caller.call(THUMBS, "/x")
         assert await call.result() == 5
         assert call.final is not None
         assert (call.final.agent, call.final.ran) == ("other@memory.test/agent", 17)
+        assert (call.final.cpu, call.final.memory) == (11, 4096)
+
+
+@virtual_time
+async def test_a_final_says_what_the_processes_cost_that_the_handler_counted() -> None:
+    async def handler(request: Request) -> Json:
+        if request.op.op == "/costs":
+            request.spent(0.25, 4096)
+            request.spent(0.5, 2048)
+        if request.op.args.get("fails"):
+            raise CallError.of(Problem("failed"))
+        return None
+
+    async with pair(handler) as (_, caller, _):
+        found: list[tuple[int | None, int | None]] = []
+        for op, args in (("/costs", {}), ("/costs", {"fails": True}), ("/free", {})):
+            final = await caller.call(THUMBS, op, args).wait()
+            found.append((final.cpu, final.memory))
+        assert found == [(750, 4096), (750, 4096), (None, None)]
 
 
 @virtual_time

@@ -71,6 +71,7 @@ class Storm:
             assert final.problem.reason in (
                 "cancelled",
                 "deadline",
+                "expired",
                 "lost",
                 "no-answer",
                 "unreachable",

@@ -101,6 +101,17 @@ def test_an_agent_that_lists_nothing_because_it_cannot_is_believed() -> None:
     assert agent.unheld() == []
 
 
+def test_a_report_that_does_not_list_all_that_is_held_is_believed_for_what_it_lists() -> None:
+    agent = KnownAgent("a@x/1", report(), 0.0)
+    for number in range(3):
+        agent.started((f"job{number}", 1), OP, Turn(number), 1.0)
+
+    agent.report(report(busy=3, holds=[["job0", 1]], more=True), 5.0)
+
+    assert agent.unheld() == []
+    assert agent.busy == 3, "and what it leaves out does not count twice"
+
+
 @pytest.mark.parametrize(
     ("seconds", "expected"),
     [(None, 0), (10.0, 0), (0.2, 1), (0.02, 10), (0.0, 64), (1e-9, 64)],

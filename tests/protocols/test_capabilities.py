@@ -34,6 +34,7 @@ OPERATION = st.builds(
     st.booleans(),
     st.floats(0, 1e6),
     st.booleans(),
+    st.none() | st.fixed_dictionaries({"count": st.integers(0, 100)}),
 )
 DUMPS = pytest.mark.parametrize("dumps", [values.dumps, orjson.dumps], ids=["json", "orjson"])
 
@@ -72,6 +73,19 @@ def test_members_that_are_missing_have_defaults_and_unknown_ones_are_ignored() -
     assert Capabilities.parse(text, _hash(text)).operations == {"/a": Operation("/a")}
 
 
+def test_a_number_of_tries_is_read_as_a_policy() -> None:
+    text = '{"ops": {"/a": {"retry": 3}, "/b": {"retry": null}}}'
+
+    found = Capabilities.parse(text, _hash(text)).operations
+
+    assert (found["/a"].retry, found["/b"].retry) == ({"count": 3}, None)
+
+
+def test_an_operation_without_a_policy_is_described_as_before_there_were_any() -> None:
+    assert "retry" not in Capabilities.of([Operation("/a")]).text
+    assert '"retry":{"count":3}' in Capabilities.of([Operation("/a", retry={"count": 3})]).text
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -85,6 +99,9 @@ def test_members_that_are_missing_have_defaults_and_unknown_ones_are_ignored() -
         '{"ops": {"/a": {"timeout": -1}}}',
         '{"ops": {"/a": {"timeout": NaN}}}',
         '{"ops": {"/a": {"safe": 1}}}',
+        '{"ops": {"/a": {"retry": "often"}}}',
+        '{"ops": {"/a": {"retry": {}}}}',
+        '{"ops": {"/a": {"retry": {"count": 1, "backoff": -1}}}}',
         '{"ops": {"/a": {"args": [1]}}}',
         '{"ops": {"/a": {"args": {"default": 9007199254740992}}}}',
     ],

@@ -14,6 +14,10 @@ from xml.etree.ElementTree import Element, fromstring
 
 import pytest
 
+from spinal.dispatcher.jobs.job import Job, JobState, Try
+from spinal.dispatcher.jobs.operations import JOB_OPERATIONS
+from spinal.dispatcher.jobs.rows import row
+from spinal.dispatcher.jobs.submission import _READS as _SUBMISSION  # pyright: ignore[reportPrivateUsage]
 from spinal.protocols import (
     BOUNCES,
     EVENTS,
@@ -35,6 +39,8 @@ from spinal.protocols import (
     Exchange,
     Json,
     Operation,
+    Problem,
+    RetryPolicy,
     Speaker,
     Stanza,
     State,
@@ -42,6 +48,7 @@ from spinal.protocols import (
 from spinal.protocols.capabilities import MAX_OPERATIONS
 from spinal.protocols.events import AGENT_STATES, MAX_LEFT
 from spinal.protocols.path import MAX_PARTS, MAX_PATH
+from spinal.protocols.retry import USUAL
 
 PAGE = Path(__file__).parents[2] / "docs" / "protocol.md"
 
@@ -219,6 +226,10 @@ def _members(cls: type[Event | Operation]) -> dict[str, str]:
     }
 
 
+def _nulls(shown: Mapping[str, str]) -> dict[str, str]:
+    return {name: "`null`" if default == "absent" else default for name, default in shown.items()}
+
+
 @pytest.mark.parametrize("name", EVENTS)
 def test_every_event_has_a_table_with_its_members_and_defaults(name: str) -> None:
     (text,) = re.findall(rf"^### {name}$(.*?)^##", PAGE.read_text(), re.MULTILINE | re.DOTALL)
@@ -226,7 +237,7 @@ def test_every_event_has_a_table_with_its_members_and_defaults(name: str) -> Non
 
     expected = _members(EVENTS[name])
 
-    assert {k: "`null`" if v == "absent" else v for k, v in shown.items()} == expected
+    assert _nulls(shown) == expected
     assert list(shown) == list(EVENTS[name].reads), "in the order of the code"
 
 
@@ -236,7 +247,7 @@ def test_the_members_of_an_operation_are_those_of_the_code() -> None:
     )
     shown = {cells[0].strip("`"): cells[2] for cells in _rows(text)}
 
-    assert {"path": "required", **shown} == _members(Operation)
+    assert {"path": "required", **_nulls(shown)} == _members(Operation)
 
 
 def test_the_features_are_those_of_the_code() -> None:
@@ -262,6 +273,88 @@ def test_the_limits_are_those_of_the_code() -> None:
         MAX_PARTS,
         MAX_PATH,
     ]
+
+
+# -- jobs
+
+
+def _section(title: str) -> str:
+    (text,) = re.findall(
+        rf"^### 15\.\d {title}$(.*?)(?:^##|\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL
+    )
+    return str(text)
+
+
+def _words(cell: str) -> set[str]:
+    return set(re.findall(r"`([^`]*)`", cell))
+
+
+def test_the_operations_for_jobs_are_those_of_the_dispatcher_with_their_arguments() -> None:
+    shown = {cells[0].strip("`"): _words(cells[1]) for cells in _rows(_section("Operations"))}
+    shown["/spinal/dead/list"] |= shown["/spinal/jobs/list"]
+
+    assert list(shown) == list(JOB_OPERATIONS)
+    for path, operation in JOB_OPERATIONS.items():
+        assert set(operation.reads) <= shown[path], path
+
+
+def test_the_arguments_of_a_submission_are_those_that_the_dispatcher_reads() -> None:
+    rows = _rows(_section("Submission"))
+
+    assert {word for cells in rows for word in _words(cells[0])} == set(_SUBMISSION)
+
+
+def test_the_members_of_a_retry_policy_are_those_of_the_code() -> None:
+    shown = {cells[0].strip("`"): cells[2] for cells in _rows(_section("Retries"))}
+
+    assert list(shown) == list(RetryPolicy.MEMBERS)
+    assert shown == {
+        "count": "required",
+        "backoff": f"`{RetryPolicy().backoff:g}`",
+        "most": f"`{RetryPolicy().most:g}`",
+        "on": f"`{json.dumps(sorted(USUAL))}`",
+        "elsewhere": "`false`",
+    }
+
+
+def test_the_members_of_a_job_are_those_that_the_dispatcher_gives() -> None:
+    found: set[str] = set()
+    for state in (JobState.WAITING, JobState.DONE):
+        job = Job(
+            id="1",
+            caller="ann@example.org",
+            op="/a",
+            created=1,
+            args={"a": 1},
+            key="k",
+            labels=["x"],
+            after=["2"],
+            kind="map",
+            parent="3",
+            position=0,
+            origin="retry:4",
+            state=state,
+            due=1,
+            held=True,
+            ends=1,
+            attempt=1,
+            tries=[Try(number=1, agent="a", epoch=1, began=1)],
+            started=1,
+            ended=1,
+            agent="a",
+            value=1,
+            problem=Problem("failed"),
+            ran=1,
+            cpu=1,
+            memory=1,
+            cost=1.0,
+            looked=True,
+        )
+        counts = {JobState.DONE: 1}
+        found |= set(row(job, whole=True, progress={"done": 1}, children=counts, offered=False))
+    shown = {word for cells in _rows(_section("A job on the wire")) for word in _words(cells[0])}
+
+    assert shown == found | {"large"}
 
 
 def test_words_that_the_page_lists_are_those_of_the_code() -> None:

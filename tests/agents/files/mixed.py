@@ -5,15 +5,29 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from spinal.agents import Agent, Blob, Job, Refused
+from spinal.agents import Agent, Blob, Job, PlainJob, Refused
 from spinal.bus.errors import CallError
 from spinal.protocols import Problem
 
 agent = Agent("mixed", slots=2, place="/eu/fra", tags=["gpu"], cost=0.5)
+
+DEAF = "while true; do sleep 0.1; done"
+NOTE = "echo $$ $!"
+
+#: What has no JSON form.
+ODD: dict[str, object] = {
+    "object": object(),
+    "nan": float("nan"),
+    "large": [2**60],
+    "half": {"a": "\ud800"},
+    "key": {(1, 2): 3},
+}
+ODD["self"] = [ODD]
 
 #: Names of the calls that were cancelled.
 ended: list[str] = []
@@ -73,6 +87,52 @@ async def give_up() -> None:
 @agent.op("/big")
 async def big() -> str:
     return "x" * 40_000
+
+
+@agent.op("/kib")
+async def kib(count: int) -> str:
+    return "x" * (count * 1024)
+
+
+@agent.op("/kib-plain")
+def kib_plain(count: int) -> str:
+    return "x" * (count * 1024)
+
+
+@agent.op("/odd")
+async def odd(what: str) -> object:
+    return ODD[what]
+
+
+@agent.op("/odd-plain")
+def odd_plain(what: str) -> object:
+    return ODD[what]
+
+
+@agent.op("/flood")
+async def flood(job: Job, argv: list[str]) -> int:
+    """Log whatever a program prints."""
+    return len((await job.run(argv, log=True)).stdout)
+
+
+@agent.op("/flood-plain")
+def flood_plain(job: PlainJob, lines: int, length: int) -> None:
+    for _ in range(lines):
+        job.log("x" * length)
+
+
+@agent.op("/deaf")
+async def deaf(job: Job, note: str) -> None:
+    """Run a program that does not end when it is asked to, nor does what it starts."""
+    await job.run(["sh", "-c", f"trap '' TERM; (trap '' TERM; {DEAF}) & {NOTE} > {note}; wait"])
+
+
+@agent.op("/deaf-plain")
+def deaf_plain(note: str) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    child = subprocess.Popen(["sh", "-c", f"trap '' TERM; {DEAF}"])
+    Path(note).write_text(f"{os.getpid()} {child.pid}")
+    child.wait()
 
 
 @agent.op("/count")

@@ -116,8 +116,10 @@ def count(to: int) -> Iterator[int]:
 
 
 @agent.op("/burn")
-def burn() -> None:
+def burn(fails: bool = False) -> None:
     ready = bytearray(64 * 1024 * 1024)
     end = time.process_time() + 0.1
     while time.process_time() < end:
         ready[0] = 1
+    if fails:
+        raise ValueError("burnt")

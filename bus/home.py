@@ -9,7 +9,7 @@ One home is one tenant.  Everything that finds the bus by itself (``spinal up``,
     secrets/component      what the dispatcher's component logs in with
     server/                the XMPP server's folder; its authority is server/ca.pem
     agents/NAME.lock       held by the agent that runs under this name
-    dispatcher/            the dispatcher's own files
+    dispatcher/            the dispatcher's own files; others.json names the others on its store
     run/up.lock            held by ``spinal up``
 
 Files are replaced in one step.  Locks are ``flock``s: they end with the process that held them,
@@ -56,6 +56,8 @@ CLIENT_PORT: Final = 5222
 MAX_SECRET: Final = 4096
 #: Most agents of one file that may run at once.
 MAX_NUMBER: Final = 100_000
+#: Most dispatchers on one store whose addresses are kept.
+MAX_OTHERS: Final = 100
 
 _FOLDERS: Final = ("secrets", "server", "agents", "dispatcher", "run")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -174,6 +176,8 @@ class Home:
     public_host: str = ""
     #: Authority of a server that runs elsewhere; none means those of the system.
     authority: Path | None = None
+    #: Where the dispatcher keeps jobs, if not in a file of the home; may hold a password.
+    store_url: str = field(default="", repr=False)
 
     # Finding and making.
 
@@ -222,13 +226,14 @@ class Home:
         server: str = "embedded",
         listen: str = "127.0.0.1",
         authority: Path | None = None,
+        store: str | None = None,
         environ: Mapping[str, str] = os.environ,
     ) -> Home:
         """Make a home with the account ``owner``, and choose its ports.
 
         Raises:
             HomeError: it exists already, its place is not empty or cannot be written, or the
-                domain or address is none.
+                domain, address or store is none.
             ServerError: no free ports at ``listen``.
         """
         place = cls.locate(path, environ)
@@ -236,6 +241,8 @@ class Home:
         managed = server in MANAGED
         if not managed:
             split_endpoint(server, "--server: ")
+        if store is not None:
+            check_store(store)
         with _told(f"no home can be made at {place}: "):
             place.mkdir(parents=True, exist_ok=True, mode=0o700)
             if (place / "home.json").exists():
@@ -253,6 +260,7 @@ class Home:
                 listen,
                 free_ports(listen if managed else "127.0.0.1"),
                 _public_host(listen),
+                store_url=store or "",
             )
             for folder in _FOLDERS:
                 (place / folder).mkdir(exist_ok=True, mode=0o700)
@@ -286,6 +294,7 @@ class Home:
                 Ports(**raw["ports"]),
                 raw.get("public_host", ""),
                 place / "ca.pem" if raw.get("authority") else None,
+                raw.get("store") or "",
             )
         except (ValueError, KeyError, TypeError) as error:
             raise HomeError(
@@ -294,11 +303,20 @@ class Home:
             ) from error
         return found
 
-    def changed(self, *, server: str | None = None, listen: str | None = None) -> Home:
-        """Give and keep the home with another server or listening address; ports stay."""
+    def changed(
+        self, *, server: str | None = None, listen: str | None = None, store: str | None = None
+    ) -> Home:
+        """Give and keep the home with another server, listening address or store; ports stay.
+
+        Jobs stay in the store that they are in.
+        """
         where = listen or self.listen
         home = replace(
-            self, server=server or self.server, listen=where, public_host=_public_host(where)
+            self,
+            server=server or self.server,
+            listen=where,
+            public_host=_public_host(where),
+            store_url=self.store_url if store is None else check_store(store),
         )
         home._save()
         return home
@@ -324,6 +342,7 @@ class Home:
             },
             "public_host": self.public_host,
             "authority": self.authority is not None,
+            **({"store": self.store_url} if self.store_url else {}),
             # For readers that are not Spinal; found from the rest when it is read.
             "dispatchers": self.dispatchers,
             "uploads": self.uploads,
@@ -352,11 +371,51 @@ class Home:
         return host, port or CLIENT_PORT
 
     @property
-    def dispatchers(self) -> tuple[str, ...]:
-        """Addresses of the dispatchers: a component where we configure the server."""
+    def dispatcher(self) -> str:
+        """Address of the dispatcher of this home: a component where we configure the server."""
         if self.managed:
-            return (f"dispatcher.{self.domain}",)
-        return (f"dispatcher@{self.domain}/dispatcher",)
+            return f"dispatcher.{self.domain}"
+        return f"{self.dispatcher_account}@{self.domain}/dispatcher"
+
+    @property
+    def dispatcher_account(self) -> str:
+        """Account that the dispatcher uses at a server that runs elsewhere: the one with that role.
+
+        Raises :class:`HomeError` if there are several.
+        """
+        names = [name for name, role in self.accounts().items() if role == "dispatcher"]
+        if len(names) > 1:
+            raise HomeError(
+                f"{self.path} has several accounts with the role dispatcher ({', '.join(names)}), "
+                f"and runs one: `spinal account remove NAME` the others"
+            )
+        return names[0] if names else "dispatcher"
+
+    @property
+    def dispatchers(self) -> tuple[str, ...]:
+        """Addresses of the dispatchers: our own, then the others on its store, as it last met them."""
+        return tuple(dict.fromkeys((self.dispatcher, *self._others())))
+
+    def _others(self) -> list[str]:
+        # Only a help for those who come while our own is away, so a bad one is as good as none.
+        with suppress(OSError, ValueError, KeyError, TypeError, LocalProtocolError):
+            raw = json.loads(self._others_file.read_bytes())["dispatchers"]
+            return [address.check(str(one)) for one in raw[:MAX_OTHERS]]
+        return []
+
+    def keep_others(self, addresses: Iterable[str]) -> None:
+        """Keep the addresses of the other dispatchers, for programs that come later.
+
+        Raises :class:`HomeError` if they cannot be written.
+        """
+        others = sorted(set(addresses) - {self.dispatcher})
+        if others != self._others():
+            with _told():
+                write(self._others_file, _json({"dispatchers": others[:MAX_OTHERS]}), 0o600)
+
+    @property
+    def _others_file(self) -> Path:
+        return self.dispatcher_folder / "others.json"
 
     @property
     def uploads(self) -> tuple[str, ...]:
@@ -376,13 +435,13 @@ class Home:
             self.ports,
             self.listen,
             self.public_host,
-            {self.dispatchers[0]: self.component_secret() if secret is None else secret},
+            {self.dispatcher: self.component_secret() if secret is None else secret},
         )
 
     @property
     def store(self) -> str:
-        """Where the dispatcher keeps jobs, as a database URL."""
-        return f"sqlite:///{self.dispatcher_folder / 'jobs.db'}"
+        """Where the dispatcher keeps jobs, as a database URL; show it only :func:`masked`."""
+        return self.store_url or f"sqlite:///{self.dispatcher_folder / 'jobs.db'}"
 
     @property
     def dispatcher_folder(self) -> Path:
@@ -424,11 +483,27 @@ class Home:
                     f"account {name!r} is there with the role {known}: choose another name, or "
                     f"`spinal account remove {name}` first"
                 )
+            if role == "dispatcher" and not self.managed:
+                self._check_only_dispatcher(name, accounts)
             if known is None or password is not None:
                 # The password first, so that every account that is listed has one.
                 _write_secret(self.password_file(name), password or secrets.token_urlsafe(24))
             if known is None:
                 self._write_accounts({**accounts, name: role})
+        self._renew_settings(role)
+
+    def _check_only_dispatcher(self, name: str, accounts: Mapping[str, str]) -> None:
+        others = [one for one, role in accounts.items() if role == "dispatcher" and one != name]
+        if others:
+            raise HomeError(
+                f"{self.path} runs the dispatcher {others[0]!r} already: a further one has a home "
+                f"of its own (choose another --home)"
+            )
+
+    def _renew_settings(self, role: str | None) -> None:
+        """Say in the settings how the dispatcher is called now."""
+        if role == "dispatcher" and not self.managed:
+            self._save()
 
     def remove_account(self, name: str) -> None:
         """Forget an account and its password.
@@ -440,11 +515,13 @@ class Home:
             raise HomeError("the account 'owner' belongs to the home and cannot be removed")
         with self._locked():
             accounts = self.accounts()
-            if accounts.pop(name, None) is None:
+            role = accounts.pop(name, None)
+            if role is None:
                 raise HomeError(f"no account {name!r}: `spinal account list` shows them")
             self._write_accounts(accounts)
             with _told():
                 self.password_file(name).unlink(missing_ok=True)
+        self._renew_settings(role)
 
     def password_file(self, name: str) -> Path:
         """Say where the account's password is."""
@@ -606,21 +683,24 @@ class Roles:
     def __init__(self, home: Home) -> None:
         self._home = home
         self._seen: tuple[int, int, int] | None = None
-        self._accounts: Mapping[str, str] = {}
+        self._table: Mapping[str, str] = {}
 
     def of(self, who: str) -> str | None:
         """Give the role of the account at an address; none if the home does not know it."""
-        if who in self._home.dispatchers:
-            return "dispatcher"
-        if address.domain(who) != self._home.domain:
-            return None
+        return self.table().get(address.bare(who))
+
+    def table(self) -> Mapping[str, str]:
+        """Give the role of every account, and of the dispatcher's component, by bare address."""
+        home = self._home
         with _told():
-            status = os.stat(self._home.path / "accounts.json")
+            status = os.stat(home.path / "accounts.json")
         stamp = (status.st_mtime_ns, status.st_ino, status.st_size)
         if stamp != self._seen:
-            self._accounts = self._home.accounts()
-            self._seen = stamp
-        return self._accounts.get(address.local(who))
+            found = {f"{name}@{home.domain}": role for name, role in home.accounts().items()}
+            if home.managed:
+                found[home.dispatcher] = "dispatcher"
+            self._table, self._seen = found, stamp
+        return self._table
 
 
 def check_name(name: str) -> str:
@@ -631,6 +711,22 @@ def check_name(name: str) -> str:
             f"at most 64, beginning with a letter or digit"
         )
     return name
+
+
+def check_store(url: str) -> str:
+    """Give the URL of a store back, or raise :class:`HomeError` if it can be none."""
+    if not re.match(r"sqlite:////.|postgres(ql)?://.", url):
+        raise HomeError(
+            f"--store: {masked(url)[:80]!r} is no store: write postgresql://USER@HOST/DATABASE, or "
+            f"sqlite:////PATH/OF/A/FILE"
+        )
+    return url
+
+
+def masked(url: str) -> str:
+    """Give a URL as it may be shown: without the password in it."""
+    url = re.sub(r"(://[^/?#:@]*):.*@", r"\1:***@", url, count=1)
+    return re.sub(r"([?&]password=)[^&#]*", r"\1***", url)
 
 
 def split_endpoint(text: str, what: str = "") -> tuple[str, int | None]:

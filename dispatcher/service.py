@@ -166,7 +166,7 @@ class Dispatcher:
                 on_peers=self._met,
             )
             self._jobs = JobOperations(self.keeper, self.registry, self._roles, self.broker.context)
-            self.session.on_final = self.keeper.late
+            self.session.on_final = self.keeper.strays.late
         self._tasks = Tasks("dispatcher")
         self._stack = AsyncExitStack()
         #: Remembered agents that have not reported yet; empty once we have settled.
@@ -337,7 +337,7 @@ class Dispatcher:
             self._describe(said.hash)
         self.broker.reported(agent)
         if said.holds and self.keeper is not None:
-            self.keeper.held(address, said.held)
+            self.keeper.strays.held(address, said.held)
         if address in self._missing:
             self._missing.discard(address)
             if not self._missing:

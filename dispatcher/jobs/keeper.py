@@ -16,9 +16,7 @@ agent keeps the final.
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict, defaultdict
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from random import Random
 from typing import Any, Final
@@ -29,15 +27,14 @@ from spinal.bus.errors import CallError
 from spinal.bus.jsontext import dumps
 from spinal.bus.session import Session
 from spinal.bus.tasks import Tasks
-from spinal.protocols import Cancel, Json, Op, Operation, Problem, SpinalError, Want
 from spinal.protocols import Final as FinalEvent
+from spinal.protocols import Json, Op, Operation, Problem, SpinalError, Want
 
 from ..broker import Begun, Broker, Errand
 from ..registry import Registry
 from ..resolver import Demand
 from ..store.contract import (
     Filter,
-    Fire,
     Forget,
     LifeOver,
     Limit,
@@ -47,17 +44,19 @@ from ..store.contract import (
     New,
     Peers,
     Save,
-    Schedule,
     Store,
     StoreError,
     Wait,
 )
-from . import cron, retries, submission
+from . import retries
 from .clock import Clock
 from .family import Family
+from .gates import Gates
 from .job import DEADLINE, LIVE, Happening, Job, JobState, mint
 from .live import Fenced, Limited, Live, News, Watcher
 from .rows import stamp
+from .strays import Strays
+from .timetable import Timetable
 
 log = structlog.get_logger()
 
@@ -92,12 +91,6 @@ STOP: Final = LEASE + RENEW + CANCEL
 
 #: Seconds between two rounds of pruning, and rows that one step deletes.
 PRUNE: Final = 60.0
-
-#: Finals of jobs that are not live here which are looked up at once.
-MAX_LOOKUPS: Final = 1000
-
-#: Seconds after which an agent that still has what it should not have is told again.
-TELL: Final = 10.0
 
 #: Lines of logs that may wait for the store.
 MAX_LINES_WAITING: Final = 10_000
@@ -160,14 +153,10 @@ class Keeper:
         self._unfinished = 0
         self._draining = False
         self._opened = self._closed = False
-        self._limits: dict[str, Limit] = {}
-        self._gates: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._room: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        self.gates = Gates()
+        self.timetable = Timetable(self)
+        self.strays = Strays(self, session)
         self._lines: list[Line] = []
-        self._lookups: set[str] = set()
-        #: What agents have of ours that is not under way here -> when that was looked at.
-        self._told: OrderedDict[tuple[str, tuple[str, int]], int] = OrderedDict()
-        self._new_schedules = asyncio.Event()
         self._failed: asyncio.Future[Exception] | None = None
 
     # -- life
@@ -196,14 +185,12 @@ class Keeper:
             self._stop_asked,
             self._sweep,
             self._prune,
-            self._schedule,
+            self.timetable.run,
         ):
-            self._spawn(work.__name__, work)
+            self.spawn(work.__name__, work)
         log.info("jobs_taken_up", live=len(self._live), unfinished=self._unfinished)
 
-    def _spawn(
-        self, name: str, work: Callable[..., Coroutine[Any, Any, None]], *given: Any
-    ) -> None:
+    def spawn(self, name: str, work: Callable[..., Coroutine[Any, Any, None]], *given: Any) -> None:
         """Start a task of this life; it ends with it."""
 
         async def while_alive() -> None:
@@ -254,6 +241,16 @@ class Keeper:
                     live.task.cancel()
 
     @property
+    def draining(self) -> bool:
+        """Whether nothing new is begun: before the start, and at the end."""
+        return self._draining or not self._opened
+
+    @property
+    def alone(self) -> bool:
+        """Whether no other dispatcher lives on this store."""
+        return len(self._peers) < 2
+
+    @property
     def counts(self) -> dict[str, int]:
         """How many jobs are under way here, and how many have not ended."""
         return {"live": len(self._live), "unfinished": self._unfinished}
@@ -273,7 +270,7 @@ class Keeper:
     def keep_line(self, line: Line) -> None:
         """Keep a line of a log, without waiting for it."""
         if not self._lines and not self._closed:
-            self._spawn("log", self._keep_lines)
+            self.spawn("log", self._keep_lines)
         if len(self._lines) < MAX_LINES_WAITING:
             self._lines.append(line)
 
@@ -317,11 +314,8 @@ class Keeper:
             await self._check_dependencies(job, fresh)
         if self._closed:
             raise CallError.of(Problem("draining", "this dispatcher is shutting down"))
-        room = MAX_LIVE - len(self._live)
         for job in jobs:
-            if job.state is JobState.QUEUED and room > 0:
-                job.owner = self._life
-                room -= 1
+            self.take(job)
         try:
             results = await self.store.write(*map(New, jobs))
         except StoreError as exc:
@@ -331,8 +325,13 @@ class Keeper:
         ids = [str(result) for result in results]
         for job, id in zip(jobs, ids, strict=True):
             if id == job.id:
-                self._accepted(job)
+                self.accepted(job)
         return ids
+
+    def take(self, job: Job) -> None:
+        """Make a new job ours, if there is room and its time has come."""
+        if job.state is JobState.QUEUED and len(self._live) < MAX_LIVE:
+            job.owner = self._life
 
     async def _refer_to_known(self, jobs: Sequence[Job]) -> None:
         """Let jobs of one batch come after the known job of a key instead of its new twin."""
@@ -359,7 +358,8 @@ class Keeper:
         if any(state.final for state in states.values()):
             self._family.look_at(job.id)
 
-    def _accepted(self, job: Job) -> None:
+    def accepted(self, job: Job) -> None:
+        """See a new job through: it is on disk."""
         self._unfinished += 1
         if self._closed:
             return  # It is on disk, and whoever comes next goes on with it.
@@ -367,7 +367,7 @@ class Keeper:
         if job.owner == self._life:
             self._carry(job)
         elif job.held:
-            self._spawn("held", self._look_at_held, job)
+            self.spawn("held", self._look_at_held, job)
         else:
             self._look_on_disk()
 
@@ -383,7 +383,7 @@ class Keeper:
         self._family.born(job)
         if job.kind or job.held:
             # It waits for others, on disk.
-            self._spawn("release", self._release, job)
+            self.spawn("release", self._release, job)
             if job.kind:
                 self._family.parent_may_end(job.id)
             else:
@@ -410,24 +410,21 @@ class Keeper:
     async def _see_through(self, live: Live) -> None:
         job = live.job
         try:
-            while job.id in self._live:
-                async with self._turn(live):
-                    if job.id not in self._live:
-                        break
-                    try:
-                        live.errand = self._errand(live)
-                        final = await self._broker.run(live.errand)
-                    except Limited as limited:
-                        await self._await_room(live, limited.after)
-                        continue
-                    except StoreError as exc:
-                        log.warning("attempt_not_written", job=job.id, error=str(exc))
-                        await asyncio.sleep(PAUSE)
-                        continue
-                    except CallError as exc:
-                        await self._ended_badly(live, exc)
-                    else:
-                        await self._ended_well(live, final)
+            while job.id in self._live and await self._take_turn(live):
+                try:
+                    live.errand = self._errand(live)
+                    final = await self._broker.run(live.errand)
+                except Limited as limited:
+                    await self.gates.await_room(job.op, limited.after, self._left(job))
+                    continue  # It stays our turn.
+                except StoreError as exc:
+                    log.warning("attempt_not_written", job=job.id, error=str(exc))
+                    await asyncio.sleep(PAUSE)
+                except CallError as exc:
+                    await self._ended_badly(live, exc)
+                else:
+                    await self._ended_well(live, final)
+                live.pass_on_turn()
         except Fenced:
             self._let_go(live)
         except LifeOver as exc:
@@ -441,18 +438,18 @@ class Keeper:
                     "failed", f"the dispatcher failed on it: see its log for {job.id}"
                 )
                 await self._end(live, Happening.FAILED, problem=problem)
+        finally:
+            live.pass_on_turn()
 
     def _errand(self, live: Live) -> Errand:
         job = live.job
         loop = asyncio.get_running_loop()
-        now = self.now()
-        assert job.ends is not None
         current = job.current
         errand = Errand(
             _op_of(job),
             _demand_of(job, self._avoided(job)),
             job.caller,
-            loop.time() + (job.ends - now) / 1000,
+            loop.time() + self._left(job),
             job.id,
             loop.time(),
             attempts=job.attempt,
@@ -492,43 +489,21 @@ class Keeper:
             asked, None if offered is None else retries.RetryPolicy.read(offered)
         )
 
-    @asynccontextmanager
-    async def _turn(self, live: Live) -> AsyncGenerator[None]:
-        """Wait for our turn where the operation has limits; one job at a time tries to begin."""
+    async def _take_turn(self, live: Live) -> bool:
+        """Wait for our turn where the operation has limits; false if our time was over before."""
         job = live.job
-        if job.op not in self._limits or job.current is not None:
-            yield
-            return
-        gate = self._gates[job.op]
-        assert job.ends is not None
+        if job.op not in self.gates or job.current is not None or live.step_aside is not None:
+            return True
         try:
-            async with asyncio.timeout((job.ends - self.now()) / 1000):
-                await gate.acquire()
+            live.step_aside = await self.gates.enter(job.op, self._left(job))
         except TimeoutError:
             await self._end(live, Happening.FAILED, problem=_too_late(job))
-            yield
-            return
-        live.step_aside = gate.release
-        try:
-            yield
-        finally:
-            if live.step_aside is not None:
-                live.step_aside()
-                live.step_aside = None
+            return False
+        return True
 
-    async def _await_room(self, live: Live, after: float) -> None:
-        """Wait until the limits of an operation may allow one more."""
-        job = live.job
-        room = self._room[job.op]
-        room.clear()
+    def _left(self, job: Job) -> float:
         assert job.ends is not None
-        left = (job.ends - self.now()) / 1000
-        try:
-            async with asyncio.timeout(min(max(after, 0.005) if after else LOOK, max(left, 0))):
-                await room.wait()
-        except TimeoutError:
-            if left <= 0:
-                await self._end(live, Happening.FAILED, problem=_too_late(job))
+        return (job.ends - self.now()) / 1000
 
     # -- ends
 
@@ -617,7 +592,7 @@ class Keeper:
         self._forget(live)
         self._over(job)
         for child in children:
-            self._accepted(child)
+            self.accepted(child)
 
     def _finish(
         self, job: Job, happening: Happening, value: Json, problem: Problem | None
@@ -681,8 +656,7 @@ class Keeper:
         for future in self._waiting.pop(job.id, ()):
             if not future.done():
                 future.set_result(None)
-        if job.op in self._room:
-            self._room[job.op].set()
+        self.gates.freed(job.op)
         self._family.ended(job)
         if self._backlog and len(self._live) < MAX_LIVE:
             self._wake.set()
@@ -715,7 +689,7 @@ class Keeper:
         if await self._insist(Save(job), *map(New, told)):
             self._over(job)
             for child in told:
-                self._accepted(child)
+                self.accepted(child)
 
     async def close_parent(self, job: Job) -> Job:
         """Say that a parent gets no more children; gives it as it is then."""
@@ -743,7 +717,7 @@ class Keeper:
     def adopt(self, job: Job) -> None:
         """Carry a claimed job whose time has come, or release it until then."""
         if job.state is JobState.WAITING and (job.due > self.now() or job.at > self.clock.wall()):
-            self._spawn("release", self._release, job)
+            self.spawn("release", self._release, job)
         else:
             self._adopt(job)
 
@@ -777,9 +751,9 @@ class Keeper:
     async def _take(self, job: Job) -> None:
         now = self.now()
         if job.ends is not None and job.ends <= now and job.current is None:
+            await self.end_unowned(job, Happening.FAILED, problem=_too_late(job))
             if job.kind:
                 await self._family.stop_children(job.id)
-            await self.end_unowned(job, Happening.FAILED, problem=_too_late(job))
         else:
             self._adopt(job)
 
@@ -832,7 +806,7 @@ class Keeper:
         """Stop those of our jobs that were cancelled at other dispatchers."""
         while True:
             await asyncio.sleep(POLL)
-            if len(self._peers) < 2:
+            if self.alone:
                 continue
             try:
                 asked = await self.store.asked_to_stop()
@@ -842,7 +816,7 @@ class Keeper:
             for id in asked:
                 live = self._live.get(id)
                 if live is not None and not live.cancelling:
-                    self._spawn("stop", self._stop, live)
+                    self.spawn("stop", self._stop, live)
 
     async def _sweep(self) -> None:
         """Look after dependents whose last dependency ended when nobody could look."""
@@ -864,61 +838,17 @@ class Keeper:
             except StoreError as exc:
                 log.warning("store_not_pruned", error=str(exc))
 
-    # -- schedules and limits
-
-    async def _schedule(self) -> None:
-        """Submit what schedules ask for, each time once, whoever of us is first."""
-        while True:
-            try:
-                self._new_schedules.clear()
-                schedules = await self.store.schedules()
-                for schedule in schedules:
-                    if schedule.next <= self.clock.wall() and not self._draining:
-                        await self._fire(schedule)
-                fired = bool(schedules) and schedules[0].next <= self.clock.wall()
-                soon = LOOK if fired or self._due_within(schedules, RENEW) else RENEW
-            except StoreError as exc:
-                log.warning("schedules_not_read", error=str(exc))
-                soon = LOOK
-            try:
-                async with asyncio.timeout(soon):
-                    await self._new_schedules.wait()
-            except TimeoutError:
-                pass
-
-    def _due_within(self, schedules: Sequence[Schedule], seconds: float) -> bool:
-        return bool(schedules) and schedules[0].next <= self.clock.wall() + seconds * 1000
-
-    def schedules_changed(self) -> None:
-        """A schedule was added or removed."""
-        self._new_schedules.set()
-
-    async def _fire(self, schedule: Schedule) -> None:
-        wall = self.clock.wall()
-        try:
-            job = submission.read(schedule.submission, schedule.caller, wall, self.now())
-            # Times that passed while nobody was there are not made up for.
-            following = cron.next_after(schedule.cron, schedule.zone, wall)
-        except (CallError, ValueError) as exc:
-            # It was fine when it was added: another version wrote it, or its time zone is gone.
-            log.error("schedule_not_understood", schedule=schedule.id, error=str(exc))
-            return
-        owner = self._life if job.state is JobState.QUEUED and len(self._live) < MAX_LIVE else None
-        job = replace(job, origin=f"schedule:{schedule.id}", owner=owner)
-        fired = (await self.store.write(Fire(schedule.id, schedule.next, following), New(job)))[0]
-        if fired is True:
-            log.info("schedule_fired", schedule=schedule.id, job=job.id)
-            self._accepted(job)
+    # -- limits
 
     async def _refresh_limits(self) -> None:
-        self._limits = {limit.op: limit for limit in await self.store.limits()}
+        self.gates.set(await self.store.limits())
 
     async def set_limit(self, limit: Limit) -> None:
         """Keep a limit, in force everywhere from now on; jobs that run already are not stopped."""
         await self.store.set_limit(limit)
         await self._refresh_limits()
-        self._room[limit.op].set()
-        if len(self._peers) > 1:
+        self.gates.freed(limit.op)
+        if not self.alone:
             # The others see it with their next renewal.
             await asyncio.sleep(RENEW)
 
@@ -926,7 +856,7 @@ class Keeper:
         """Remove a limit; tells whether it was there."""
         removed = await self.store.remove_limit(op)
         await self._refresh_limits()
-        self._room[op].set()
+        self.gates.freed(op)
         return removed
 
     # -- what callers ask
@@ -1027,11 +957,12 @@ class Keeper:
             job = await self.get(id)
             if job is None or job.final or loop.time() >= end:
                 return job
-            if job.kind:
-                await self._family.stop_children(id)
             claimed = await self.claim(id)
             if claimed is not None:
                 await self.end_unowned(claimed, Happening.CANCELLED, problem=Problem("cancelled"))
+                if job.kind:
+                    # After it, because the end of the last child would end it in another way.
+                    await self._family.stop_children(id)
                 return claimed
             # It moved meanwhile, or is another dispatcher's.
             await self.store.ask_to_stop(id)
@@ -1110,64 +1041,6 @@ class Keeper:
         wanted = list(ids)
         results = await asyncio.gather(*(self.store.write(Forget(id)) for id in wanted))
         return [id for id, result in zip(wanted, results, strict=True) if result[0] is True]
-
-    # -- what the bus says
-
-    def late(self, sender: str, final: FinalEvent) -> bool:
-        """Take a final that belongs to no open call; gives whether to acknowledge it now."""
-        if "-" in final.id:
-            return True  # Of a brokered call: its caller has given up.
-        live = self._live.get(final.id)
-        if live is not None:
-            current = live.job.current
-            # Of the try that is about to be asked for again it is not taken twice; an older one's
-            # answer comes too late.
-            return current is None or current.number != final.attempt
-        if self._opened and final.id not in self._lookups and len(self._lookups) < MAX_LOOKUPS:
-            self._lookups.add(final.id)
-            self._spawn("late final", self._look_up, sender, final)
-        return False
-
-    async def _look_up(self, sender: str, final: FinalEvent) -> None:
-        """Acknowledge a final unless some dispatcher still wants it."""
-        try:
-            job = await self.store.get(final.id)
-            current = None if job is None else job.current
-            if current is None or current.number != final.attempt or (job and job.final):
-                self._session.acknowledge_late(sender, final)
-        except StoreError as exc:
-            log.warning("late_final_not_looked_up", job=final.id, error=str(exc))
-        finally:
-            self._lookups.discard(final.id)
-
-    def held(self, agent: str, attempts: Iterable[tuple[str, int]]) -> None:
-        """Look at what an agent says that it has: what has ended elsewhere it is told to stop."""
-        now = self.now()
-        while self._told and next(iter(self._told.values())) <= now - TELL * 1000:
-            self._told.popitem(last=False)
-        strange: list[tuple[str, int]] = []
-        for key in attempts:
-            live = self._live.get(key[0])
-            if live is not None and live.job.attempt <= key[1]:
-                continue
-            if "-" in key[0] or (agent, key) in self._told or len(self._told) >= MAX_LOOKUPS:
-                continue
-            self._told[agent, key] = now
-            strange.append(key)
-        if strange and self._opened and not self._draining:
-            self._spawn("strange attempts", self._stop_strange, agent, strange)
-
-    async def _stop_strange(self, agent: str, attempts: Sequence[tuple[str, int]]) -> None:
-        for id, number in attempts:
-            try:
-                job = await self.get(id)
-            except StoreError as exc:
-                log.warning("attempt_not_looked_up", job=id, error=str(exc))
-                continue
-            if job is not None and (job.final or job.attempt > number):
-                # One that has ended there as well answers "late", and nothing happens.
-                log.info("attempt_stopped", job=id, attempt=number, agent=agent)
-                self._session.say(agent, Cancel(id, number, left=60_000))
 
     def heard(self, agent: str, silent: bool) -> None:
         """An agent fell silent, or was heard again: its jobs are stalled, or processing."""

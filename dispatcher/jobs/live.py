@@ -110,12 +110,16 @@ class Live:
             raise Limited(result.after)
         if not result:
             raise Fenced
-        if self.step_aside is not None:
-            self.step_aside()
-            self.step_aside = None
+        self.pass_on_turn()
         self._forget_tries()
         self.lines = 0
         self.tell(("state", job))
+
+    def pass_on_turn(self) -> None:
+        """Let the next job of a limited operation go ahead, if it is our turn."""
+        if self.step_aside is not None:
+            self.step_aside()
+            self.step_aside = None
 
     def _forget_tries(self) -> None:
         """Keep the newest tries, and before all others those that count."""

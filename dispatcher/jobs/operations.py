@@ -381,7 +381,7 @@ class JobOperations:
             next=following,
         )
         await keeper.store.add_schedule(schedule)
-        keeper.schedules_changed()
+        keeper.timetable.changed()
         return _schedule_row(schedule)
 
     async def schedule_list(self, request: Request, args: Arguments) -> Json:

@@ -23,6 +23,7 @@ import structlog
 
 from spinal.protocols import SpinalError
 
+from ..jobs.job import LIVE as LIVE_STATES
 from ..jobs.job import Job, JobState
 from . import records
 from .contract import (
@@ -53,6 +54,7 @@ from .tables import (
     LIVE,
     NOBODYS,
     QUEUED,
+    RUNNING,
     WAITING,
     Among,
     Now,
@@ -138,11 +140,7 @@ class _Statements:
             engine,
             sa.select(jobs.c.op, sa.func.count())
             .where(
-                LIVE,
-                jobs.c.state.in_(
-                    [sa.literal_column("'processing'"), sa.literal_column("'stalled'")]
-                ),
-                jobs.c.kind == sa.literal_column("''"),
+                RUNNING,
                 Among(jobs.c.op, some),
             )
             .group_by(jobs.c.op),
@@ -838,6 +836,8 @@ def _wanted(which: Filter) -> Iterable[sa.ColumnElement[bool]]:
     if which.caller is not None:
         yield jobs.c.caller == which.caller
     if which.states:
+        if which.states <= LIVE_STATES:
+            yield LIVE  # They have an index that ended jobs are not in.
         yield jobs.c.state.in_(sorted(state.value for state in which.states))
     if which.label is not None:
         matches = (

@@ -88,7 +88,7 @@ class Lane:
                     return work(connection)
             except errors.DBAPIError as exc:
                 lost = exc.connection_invalidated
-                if not isinstance(exc, errors.IntegrityError | errors.DataError):
+                if self._connection is not None and (lost or self._connection.in_transaction()):
                     self._disconnect()
                 cause = exc.orig or exc
                 # Two dispatchers may insert the same key at once: the second one has to look again.

@@ -12,7 +12,6 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.dialects.postgresql import insert
 
-from .contract import StoreError
 from .dialect import first_line
 
 log = structlog.get_logger()
@@ -29,10 +28,10 @@ _OPTIONS: Final = {
     "synchronous_commit": "on",
     "default_transaction_isolation": r"read\ committed",
     "default_transaction_read_only": "off",
-    # A client that is gone, or stopped, must not hold its locks for ever.
+    # A client that is gone, or stopped, must not hold its locks for longer than a lease.
     "statement_timeout": "30s",
     "lock_timeout": "10s",
-    "idle_in_transaction_session_timeout": "30s",
+    "idle_in_transaction_session_timeout": "5s",
     "client_encoding": "UTF8",
 }
 
@@ -134,4 +133,5 @@ class Postgres:
             with socket.socket(fileno=os.dup(driver.fileno())) as copy:
                 copy.shutdown(socket.SHUT_RDWR)
         except (OSError, psycopg.Error) as exc:
-            raise StoreError(self.advise(exc)) from exc
+            # It broke by itself just now.
+            log.info("connection_gone", store=self.name, error=str(exc))

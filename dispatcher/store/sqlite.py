@@ -94,10 +94,12 @@ class Sqlite:
             raise StoreError(self.advise(exc)) from exc
 
     def _check_version(self) -> None:
-        # Read-only, so that not even what a crash left beside the file is worked into it.
+        # Read-only, so that not even what a crash left beside the file is worked into it; and if
+        # there is nothing beside it, so that nothing comes to be there.
+        how = "mode=ro" if Path(f"{self._path}-wal").exists() else "immutable=1"
         try:
             with closing(
-                sqlite3.connect(f"{self._path.as_uri()}?mode=ro", uri=True, timeout=BUSY)
+                sqlite3.connect(f"{self._path.as_uri()}?{how}", uri=True, timeout=BUSY)
             ) as there:
                 found = (
                     there.execute(
@@ -158,6 +160,7 @@ def _connected(driver: sqlite3.Connection, record: object) -> None:
         "synchronous = FULL",
         "foreign_keys = ON",
         "wal_autocheckpoint = 2000",
+        "cache_size = -32768",
     ):
         driver.execute(f"PRAGMA {pragma}").close()
 

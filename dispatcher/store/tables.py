@@ -78,6 +78,11 @@ WAITING: Final = sa.and_(
     NOBODYS, jobs.c.state == sa.literal_column("'waiting'"), sa.not_(jobs.c.held)
 )
 BOUND: Final = sa.and_(NOBODYS, jobs.c.ends.is_not(None))
+#: What limits count; a parent only waits for its children, which take the room.
+RUNNING: Final = sa.and_(
+    jobs.c.state.in_([sa.literal_column("'processing'"), sa.literal_column("'stalled'")]),
+    jobs.c.kind == sa.literal_column("''"),
+)
 DEAD: Final = sa.and_(jobs.c.state == sa.literal_column("'error'"), sa.not_(jobs.c.looked))
 
 
@@ -90,7 +95,8 @@ sa.Index("jobs_key", jobs.c.caller, jobs.c.key, unique=True)
 sa.Index("jobs_caller", jobs.c.caller, jobs.c.id)
 sa.Index("jobs_op", jobs.c.op, jobs.c.id)
 _partial("jobs_parent", jobs.c.parent.is_not(None), jobs.c.parent, jobs.c.position)
-_partial("jobs_live", LIVE, jobs.c.state, jobs.c.op, jobs.c.kind)
+_partial("jobs_live", LIVE, jobs.c.id, jobs.c.state)
+_partial("jobs_running", RUNNING, jobs.c.op)
 _partial("jobs_owner", sa.and_(LIVE, jobs.c.owner.is_not(None)), jobs.c.owner)
 _partial("jobs_queued", QUEUED, jobs.c.priority.desc(), jobs.c.id)
 _partial("jobs_waiting", WAITING, jobs.c.ready)
@@ -200,6 +206,10 @@ class Among(sa.ColumnElement[bool]):
     def __init__(self, column: sa.ColumnElement[Any], values: sa.ColumnElement[Any]) -> None:
         self.column = column
         self.values = values
+
+    def self_group(self, against: Any = None) -> Among:
+        """Stay as it is: SQLite would not find the index behind the ``= 1`` of other booleans."""
+        return self
 
 
 @compiles(Among, "sqlite")

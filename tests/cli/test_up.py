@@ -15,7 +15,7 @@ import pytest
 from spinal.bus.home import Home
 from spinal.bus.server import ServerConfig, available, free_ports, launch
 
-from .conftest import COMMAND, WORKER, Outcome, Program, environment, spinal_at
+from .conftest import COMMAND, WORKER, Outcome, Program, Spinal, environment, spinal_at
 
 
 @pytest.fixture(params=["embedded", "prosody", "ejabberd"])
@@ -50,6 +50,13 @@ def runs(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def test_a_store_that_is_none_is_one_line_without_its_password(spinal: Spinal, place: Path) -> None:
+    done = spinal("up", "--store", "mysql://me:secret@db/jobs")
+    assert done.code == 2
+    assert "mysql://me:***@db/jobs" in done.line and "postgresql://" in done.line
+    assert not place.exists()
 
 
 class TestLife:

@@ -8,6 +8,14 @@ from spinal.protocols.address import bare
 ROLES = {"o@x": "owner", "c@x": "caller", "a@x": "agent", "d@x": "dispatcher", "n@x": "nonsense"}
 
 
+def test_what_others_say_counts_where_we_know_nothing() -> None:
+    table = RoleTable(ROLES)
+    table.shared = {"c@x": "owner", "far@x": "agent"}
+    assert table.role("c@x/phone") == "caller"
+    assert table.role("far@x/agent") == "agent"
+    assert table.role("stranger@x") is None
+
+
 @pytest.mark.parametrize(
     ("account", "rights"),
     [

@@ -81,7 +81,8 @@ def upgrade() -> None:
     op.create_index("jobs_caller", "jobs", ["caller", "id"])
     op.create_index("jobs_op", "jobs", ["op", "id"])
     _partial("jobs_parent", sa.text("parent IS NOT NULL"), "parent", "position")
-    _partial("jobs_live", sa.text(live), "state", "op", "kind")
+    _partial("jobs_live", sa.text(live), "id", "state")
+    _partial("jobs_running", sa.text("state IN ('processing', 'stalled') AND kind = ''"), "op")
     _partial("jobs_owner", sa.text(f"{live} AND owner IS NOT NULL"), "owner")
     _partial(
         "jobs_queued", sa.text(f"{nobodys} AND state = 'queued'"), sa.text("priority DESC"), "id"

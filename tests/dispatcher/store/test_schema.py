@@ -1,0 +1,133 @@
+"""The migrations lead to the tables, and the daily round does not look at ended jobs."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import event
+from tests.postgres import available, server
+
+from spinal.dispatcher.jobs.job import Happening, Job, JobState, mint
+from spinal.dispatcher.store import store_for
+from spinal.dispatcher.store.contract import Filter, Limit, New, Save, Store
+from spinal.dispatcher.store.tables import metadata
+
+HERE = "one@home.test/d"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/jobs.db"
+        return
+    reason = available()
+    if reason is not None:
+        pytest.skip(f"MISSING: {reason}")
+    with server() as running:
+        yield running.url()
+
+
+async def test_the_migrations_lead_to_the_tables(url: str) -> None:
+    store = store_for(url)
+    await store.open(HERE, 10.0)
+    await store.close()
+    made = sa.make_url(url)
+    if made.drivername == "postgresql":
+        made = made.set(drivername="postgresql+psycopg", query={"options": "-csearch_path=spinal"})
+    engine = sa.create_engine(made)
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, metadata) == []
+        expected, found = _indexes(metadata), _indexes(_reflected(connection))
+        assert found.keys() == expected.keys()
+    engine.dispose()
+
+
+def _reflected(connection: sa.Connection) -> sa.MetaData:
+    found = sa.MetaData()
+    found.reflect(connection)
+    return found
+
+
+def _indexes(found: sa.MetaData) -> dict[str, Any]:
+    return {str(i.name): i for table in found.tables.values() for i in table.indexes}
+
+
+#: What runs all day, and an index that it must use.
+DAILY = {
+    "jobs_queued": "state = 'queued'",
+    "jobs_waiting": "state = 'waiting'",
+    "jobs_bound": "ends <=",
+    "jobs_held": "held = 1 AND jobs.id = edges.job",
+    "jobs_dead": "state = 'error'",
+    "jobs_parent": "parent = ",
+    "jobs_live": "jobs.ended IS NULL AND jobs.state IN (?, ?)",
+    "jobs_running": "state IN ('processing'",
+    "jobs_owner": "owner IN (SELECT value",
+    "jobs_ended": "sum(jobs.size)",
+    "jobs_key": "json_extract(pair.value",
+}
+
+
+async def test_partial_indexes_are_used(tmp_path: Path) -> None:
+    seen: dict[str, Any] = {}
+
+    def note(connection: Any, cursor: Any, text: str, parameters: Any, *rest: Any) -> None:
+        seen[text] = parameters
+
+    event.listen(sa.Engine, "before_cursor_execute", note)
+    path = tmp_path / "jobs.db"
+    store = store_for(f"sqlite:///{path}")
+    life = await store.open(HERE, 10.0)
+    try:
+        await _a_day(store, life, path)
+    finally:
+        event.remove(sa.Engine, "before_cursor_execute", note)
+        await store.close()
+
+    with closing(sqlite3.connect(path)) as file:
+        for index, part in DAILY.items():
+            texts = [text for text in seen if part in text and "CREATE" not in text]
+            assert texts, part
+            plans = [
+                str(file.execute(f"EXPLAIN QUERY PLAN {text}", seen[text]).fetchall())
+                for text in texts
+            ]
+            assert any(index in plan for plan in plans), (index, texts, plans)
+            for text, plan in zip(texts, plans, strict=True):
+                assert "SCAN jobs'" not in plan, (text, plan)
+
+
+async def _a_day(store: Store, life: int, path: Path) -> None:
+    for _ in range(2):
+        await store.set_limit(Limit("/a", concurrent=9))
+        job = Job(id=mint(), caller="a", op="/a", created=1, key=mint(), owner=life)
+        await store.write(New(job))
+        job.move(Happening.BEGUN)
+        await store.write(Save(job, begins=True))
+        job.ended = 5
+        job.move(Happening.FAILED)
+        await store.write(Save(job))
+    await store.claim(1, 1, 10)
+    await store.next_due()
+    await store.dependents([])
+    await store.dependents(["x"])
+    await store.find(Filter(dead=True), 10)
+    await store.find(Filter(parent="x"), 10)
+    await store.find(Filter(states=frozenset({JobState.QUEUED, JobState.STALLED})), 10)
+    await store.children("x", 0, 10)
+    await store.count_children("x")
+    await store.prune(1)
+    other = store_for(f"sqlite:///{path}")
+    await other.open("two@home.test/d", 10.0)
+    await other.close()
+    await store.take_over()
+    assert (await store.overview()).states == {JobState.ERROR: 2}

@@ -476,7 +476,8 @@ class Dispatcher:
             try:
                 return await job.run(self._jobs, request, job.read(op.args))
             except StoreError as exc:
-                reason = "draining" if self._draining else "full"
+                over = self.keeper is None or self.keeper.draining
+                reason = "draining" if over else "full"
                 raise CallError.of(Problem(reason, str(exc), after=1.0)) from exc
             except LifeOver as exc:
                 if self.keeper is not None:

@@ -181,7 +181,8 @@ class _SlixmppConnection(Connection):
     @property
     def connected(self) -> bool:
         """Whether a stream is ready now."""
-        return self._ready
+        # The library forgets its transport a moment before it tells us that the stream is lost.
+        return self._ready and self._stream.transport is not None
 
     async def open(self, listener: Listener) -> None:
         """Log in; see the contract."""
@@ -357,9 +358,9 @@ class _SlixmppConnection(Connection):
 
     def send(self, stanza: Stanza) -> None:
         """Write a stanza; see the contract."""
-        if not self._ready or (self._stamp and stanza.kind == "presence" and not stanza.to):
-            if not self._ready:
-                raise NotConnected("there is no stream to the server now")
+        if not self.connected:
+            raise NotConnected("there is no stream to the server now")
+        if self._stamp and stanza.kind == "presence" and not stanza.to:
             return  # A component has no initial presence (XEP-0114).
         if self._stamp and stanza.kind == "presence":
             (self._directed.discard if stanza.type else self._directed.add)(stanza.to)
@@ -373,7 +374,7 @@ class _SlixmppConnection(Connection):
         self, kind: str, to: str, payload: Element, timeout: float = 10.0
     ) -> Element | None:
         """Ask a service of somebody else's; see the contract."""
-        if not self._ready:
+        if not self.connected:
             raise CallError.of(Problem("no-answer", "there is no stream to the server now"))
         self._number += 1
         id = f"{ID_PREFIX}ask{self._number}"
@@ -466,6 +467,8 @@ class ClientConnection(_SlixmppConnection):
     ) -> None:
         super().__init__(host, port)
         self._login = addresses.check(address)
+        if addresses.resource(self._login):
+            self._address = self._login
         self._password = password
         self._look_up = look_up
         self._ca = ca
@@ -498,7 +501,7 @@ class ComponentConnection(_SlixmppConnection):
 
     def __init__(self, domain: str, secret: str, host: str, port: int) -> None:
         super().__init__(host, port)
-        self._domain = self._stamp = addresses.check(domain)
+        self._domain = self._stamp = self._address = addresses.check(domain)
         self._secret = secret
 
     def _make(self) -> Any:

@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from random import Random
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import structlog
 
@@ -59,6 +59,10 @@ from .strays import Strays
 from .timetable import Timetable
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
+
+_ENDING: Final = Problem("draining", "this dispatcher is not taking jobs now")
 
 #: Seconds after which a dispatcher that does not renew its lease has lost its jobs, and between two
 #: renewals.
@@ -103,6 +107,11 @@ _STOPPED: Final = frozenset({"cancelled", "deadline", "expired", "lost", "no-ans
 
 #: Jobs of one page when all children of a parent are gone through.
 PAGE: Final = 500
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    error: Exception
 
 
 class Keeper:
@@ -201,6 +210,33 @@ class Keeper:
 
         self._tasks.spawn(while_alive(), name)
 
+    async def _whole(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run to its end what must not stop half-way, also when whoever asked for it is gone.
+
+        A write that was begun happens; what has to follow it in memory must happen too.
+        """
+
+        async def outcome() -> T | _Failed:
+            try:
+                return await work
+            except (CallError, StoreError, LifeOver) as exc:
+                return _Failed(exc)
+
+        try:
+            task: asyncio.Task[T | _Failed] = self._tasks.spawn(outcome())
+        except RuntimeError as exc:
+            work.close()
+            raise CallError.of(_ENDING) from exc
+        try:
+            found = await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise CallError.of(_ENDING) from None
+            raise
+        if isinstance(found, _Failed):
+            raise found.error
+        return found
+
     def drain(self) -> None:
         """Take no new jobs and begin no attempts; what runs goes on at its agents."""
         self._draining = True
@@ -295,14 +331,19 @@ class Keeper:
     async def submit(self, *jobs: Job) -> list[str]:
         """Accept jobs together: on disk when this returns; gives their ids.
 
+        Cancelling the wait does not take them back.
+
         A job whose caller's key is known already is not accepted again: its id is the known one's.
 
         Raises:
             CallError: they cannot be taken: too many, an unknown job to come after, or the store
                 cannot be written.
         """
-        if self._draining or not self._opened:
-            raise CallError.of(Problem("draining", "this dispatcher is not taking jobs now"))
+        if self.draining:
+            raise CallError.of(_ENDING)
+        return await self._whole(self._submit(jobs))
+
+    async def _submit(self, jobs: Sequence[Job]) -> list[str]:
         if self._unfinished + len(jobs) > MAX_UNFINISHED:
             raise CallError.of(
                 Problem("full", f"{self._unfinished} jobs have not ended: try again later", after=5)
@@ -312,15 +353,11 @@ class Keeper:
             await self._refer_to_known(jobs)
         for job in jobs:
             await self._check_dependencies(job, fresh)
-        if self._closed:
-            raise CallError.of(Problem("draining", "this dispatcher is shutting down"))
         for job in jobs:
             self.take(job)
         try:
             results = await self.store.write(*map(New, jobs))
         except StoreError as exc:
-            if self._closed:
-                raise CallError.of(Problem("draining", "this dispatcher is shutting down")) from exc
             raise CallError.of(Problem("full", str(exc), after=PAUSE)) from exc
         ids = [str(result) for result in results]
         for job, id in zip(jobs, ids, strict=True):
@@ -693,6 +730,9 @@ class Keeper:
 
     async def close_parent(self, job: Job) -> Job:
         """Say that a parent gets no more children; gives it as it is then."""
+        return await self._whole(self._close_parent(job))
+
+    async def _close_parent(self, job: Job) -> Job:
         while not job.closed and not job.final:
             claimed = await self.claim(job.id)
             if claimed is None:
@@ -819,10 +859,22 @@ class Keeper:
                     self.spawn("stop", self._stop, live)
 
     async def _sweep(self) -> None:
-        """Look after dependents whose last dependency ended when nobody could look."""
+        """Look after what nobody looks after: because of a crash, or of a mistake of ours.
+
+        Dependents whose last dependency has ended; and jobs that are ours by what the disk says and
+        that we do not carry, twice in a row, because in between one may have been on its way here.
+        """
+        missed: set[str] = set()
         while True:
             try:
                 self._family.look_at(*await self.store.dependents([]))
+                strange = set(await self.store.owned()).difference(self._live)
+                for id in strange & missed:
+                    job = await self.store.get(id)
+                    if job is not None and not job.final and id not in self._live:
+                        log.error("job_was_not_carried", job=id, state=job.state.value)
+                        self._adopt(job)
+                missed = strange
             except StoreError as exc:
                 log.warning("dependents_not_read", error=str(exc))
             await asyncio.sleep(SWEEP)
@@ -946,8 +998,12 @@ class Keeper:
         """Stop a job and everything below it; gives it as it is then, nothing if there is none.
 
         Returns when it is stopped: a process of its operation is gone by then, unless its agent
-        does not answer.  One that is another dispatcher's has :data:`STOP` seconds.
+        does not answer.  One that is another dispatcher's has :data:`STOP` seconds.  Cancelling the
+        wait does not take it back.
         """
+        return await self._whole(self._cancel(id))
+
+    async def _cancel(self, id: str) -> Job | None:
         loop = asyncio.get_running_loop()
         end = loop.time() + STOP
         while True:
@@ -1003,7 +1059,8 @@ class Keeper:
         text = "it was cancelled"
         if answer:
             text = f"it was cancelled, and {job.agent} did not say that it stopped"
-        task.cancel()
+        if not job.final:  # Else its end is being written, and that must not be stopped.
+            task.cancel()
         await asyncio.wait([task])
         if job.id in self._live and not job.final:
             live.close_try("cancelled")
@@ -1011,6 +1068,11 @@ class Keeper:
 
     async def retry(self, job: Job) -> Job:
         """Submit an ended job again, as a new one that names it; the old one leaves the dead list."""
+        if self.draining:
+            raise CallError.of(_ENDING)
+        return await self._whole(self._retry(job))
+
+    async def _retry(self, job: Job) -> Job:
         wall, now = self.clock.wall(), self.now()
         again = Job(
             id=mint(wall),
@@ -1031,7 +1093,7 @@ class Keeper:
             runnable=now,
             ends=now + int(job.allowed * 1000),
         )
-        await self.submit(again)
+        await self._submit([again])
         if job.state is JobState.ERROR:
             await self.store.write(Look(job.id))
         return again

@@ -117,7 +117,8 @@ class Site:
         """Start a dispatcher whose home knows these accounts and the usual ones."""
         names = {**ROLES, **{f"worker{n}": "agent" for n in range(1, 5)}, **(more or {})}
         accounts = {f"{name}@memory.test": role for name, role in names.items()}
-        store = self.stores[address] = Switched(store_for(self.url))
+        store: Any = Switched(store_for(self.url))
+        self.stores[address] = store
         self.dispatchers[address] = Dispatcher(
             self.bus.connection(address),
             roles=accounts,

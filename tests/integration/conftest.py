@@ -23,6 +23,8 @@ from spinal.bus.server import KINDS, available
 from spinal.protocols import Problem
 from spinal.testing import Platform, Process, eventually, platform
 
+from ..faults.proxy import Proxy
+
 HERE = Path(__file__).parent
 READ, WRITE = "/story/read", "/story/write"
 #: Seconds that something which takes a moment may take on a machine that is busy with others.
@@ -154,58 +156,14 @@ async def stage(running: Platform, folder: Path) -> AsyncGenerator[Stage]:
         await found.end()
 
 
-class Cable:
-    """A way to the server that can be cut."""
-
-    def __init__(self, running: Platform) -> None:
-        self._credentials = running.home.credentials()
-        self._streams: list[asyncio.StreamWriter] = []
-        self._carrying: set[asyncio.Task[None]] = set()
-        self._whole = True
-
-    @asynccontextmanager
-    async def client(self) -> AsyncGenerator[Client]:
-        """Give a client of the owner that goes this way."""
-        server = await asyncio.start_server(self._accepted, "127.0.0.1", 0)
-        port = server.sockets[0].getsockname()[1]
-        try:
-            async with Client(credentials=replace(self._credentials, port=port)) as client:
-                yield client
-        finally:
-            server.close()
-            self.cut()
-            await asyncio.gather(*self._carrying)
-            await server.wait_closed()
-
-    def cut(self) -> None:
-        """Break every stream; new ones are refused until it is mended."""
-        self._whole = False
-        for stream in self._streams:
-            stream.transport.abort()
-        self._streams.clear()
-
-    def mend(self) -> None:
-        self._whole = True
-
-    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if not self._whole:
-            writer.transport.abort()
-            return
-        there, back = await asyncio.open_connection(self._credentials.host, self._credentials.port)
-        self._streams += [writer, back]
-        for source, sink in ((reader, back), (there, writer)):
-            task = asyncio.create_task(_carry(source, sink))
-            self._carrying.add(task)
-            task.add_done_callback(self._carrying.discard)
-
-
-async def _carry(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-    # One end of a stream that breaks ends the other one too.
-    with suppress(ConnectionError):
-        while data := await source.read(65536):
-            sink.write(data)
-            await sink.drain()
-    sink.transport.abort()
+@asynccontextmanager
+async def on_a_cable(running: Platform) -> AsyncGenerator[tuple[Client, Proxy]]:
+    """Give a client of the owner, and the cable to the server that it hangs on."""
+    async with Proxy(lambda: running.home.endpoint).open() as cable:
+        credentials = replace(running.home.credentials(), port=cable.port)
+        # Its home would tell it of the way around the cable.
+        async with Client(credentials=replace(credentials, home=None)) as client:
+            yield client, cable
 
 
 def parts(running: Platform) -> dict[str, list[psutil.Process]]:
@@ -218,7 +176,7 @@ def parts(running: Platform) -> dict[str, list[psutil.Process]]:
     return found
 
 
-async def restarted(running: Platform, since: int, part: str) -> None:
+async def restarted(running: Platform, since: int, part: str, within: float = SOON) -> None:
     """Wait until ``spinal up`` has said, after so many lines, that a part is back."""
 
     def said() -> bool:
@@ -227,7 +185,7 @@ async def restarted(running: Platform, since: int, part: str) -> None:
             for event in map(json.loads, running.up.lines[since:])
         )
 
-    await eventually(said, SOON, f"{part} is back")
+    await eventually(said, within, f"{part} is back")
 
 
 def reason(answer: Any) -> str:

@@ -29,8 +29,8 @@ from .conftest import (
     READ,
     SOON,
     WRITE,
-    Cable,
     Stage,
+    on_a_cable,
     parts,
     reason,
     restarted,
@@ -135,8 +135,7 @@ async def _a_caller_disappears(running: Platform, folder: Path) -> None:
 
 
 async def _a_final_waits_for_an_absent_caller(running: Platform, folder: Path) -> None:
-    cable = Cable(running)
-    async with stage(running, folder) as scene, cable.client() as caller:
+    async with stage(running, folder) as scene, on_a_cable(running) as (caller, cable):
         (worker,) = await scene.start()
         brokered = scene.ask(WRITE, scene.at(caller), n=1, gate="open")
         (known,) = await scene.known()

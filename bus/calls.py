@@ -72,7 +72,13 @@ class Calls:
         return f"{self._prefix}-{self._number:x}"
 
     def make(
-        self, to: str, op: Op, timeout: float, patience: float, acknowledge: bool = True
+        self,
+        to: str,
+        op: Op,
+        timeout: float,
+        patience: float,
+        acknowledge: bool = True,
+        again: bool = False,
     ) -> Call:
         """Send an op that has ``timeout`` seconds; see :meth:`Session.call`."""
         if op.exchange in self._calls:
@@ -83,6 +89,7 @@ class Calls:
                 addresses.check(to)
             peer = self._link.peer(to)
             call = Call(self, to, op, loop.time() + timeout, patience, acknowledge)
+            call.sends = int(again)
             written = self._write(op, peer)
         except ProtocolError as exc:
             raise CallError.of(exc.problem) from exc

@@ -269,6 +269,7 @@ class Session:
         want: Want | None = None,
         patience: float = PATIENCE,
         acknowledge: bool = True,
+        again: bool = False,
     ) -> Call:
         """Send an op to one address and give the call.
 
@@ -290,6 +291,8 @@ class Session:
             patience: seconds that the peer may be gone before the call counts as lost.
             acknowledge: acknowledge the final when it comes; without it,
                 :meth:`acknowledge` has to be called once the final is safe.
+            again: another life of ours may have sent it before, so that a bounce does not mean
+                that it never ran.
 
         Raises:
             CallError: with reason ``bad-arguments`` or ``too-large``, when the arguments cannot
@@ -313,7 +316,7 @@ class Session:
             window=window,
             want=want,
         )
-        return self._calls.make(to, event, timeout, patience, acknowledge)
+        return self._calls.make(to, event, timeout, patience, acknowledge, again)
 
     def acknowledge(self, call: Call) -> None:
         """Tell the agent that it need not keep the final of a call any longer."""

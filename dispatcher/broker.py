@@ -66,6 +66,15 @@ RUNNERS_UP = 5
 RESUME_GRACE = 10.0
 
 
+#: What the end of a resumed attempt means where the agent did not refuse it itself.
+_RESUMED = {
+    "unreachable": Loss.GONE,
+    "expired": Loss.GONE,
+    "no-answer": Loss.SILENT,
+    "stale-epoch": Loss.RESTARTED,
+}
+
+
 class Book(Protocol):
     """Keeps account of the attempts of one errand."""
 
@@ -307,8 +316,9 @@ class Broker:
         if attempt.loss is None and final.agent is None:
             if problem.reason == "lost":
                 attempt.loss = Loss.GONE
-            elif problem.reason == "stale-epoch" and attempt.resumed:
-                attempt.loss = Loss.RESTARTED
+            elif attempt.resumed:
+                # What was not taken now may have been taken when it was sent first.
+                attempt.loss = _RESUMED.get(problem.reason)
         if attempt.loss is not None and attempt.call is not None:
             verdict = self._lost(errand, agent.address, attempt.loss, attempt.may_rerun)
             problem = Problem("lost", f"{agent.address} {attempt.loss.value}")
@@ -567,6 +577,7 @@ class Broker:
             window=1 if book is not None else op.window if errand.request is not None else 0,
             patience=patience(attempt.may_rerun, remaining),
             acknowledge=book is None,
+            again=attempt.resumed,
         )
         if self.watch is not None:
             self.watch(self._seen("op", attempt))

@@ -150,7 +150,7 @@ class Limit:
     """What the jobs of an operation may take of the fleet together."""
 
     op: str
-    #: Most that begin in ``per`` seconds.
+    #: Most that begin in ``per`` seconds; after a pause, so many may begin at once.
     rate: float | None = None
     per: float = 1.0
     #: Most that are processing at once.
@@ -273,6 +273,10 @@ class Store(Protocol):
         ...
 
     # -- reading
+
+    async def owned(self) -> list[str]:
+        """Give the ids of the live jobs that are ours."""
+        ...
 
     async def get(self, id: str) -> Job | None:
         """Give a job whole."""

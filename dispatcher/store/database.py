@@ -23,16 +23,13 @@ import structlog
 
 from spinal.protocols import SpinalError
 
-from ..jobs.job import LIVE as LIVE_STATES
 from ..jobs.job import Job, JobState
-from . import records
+from . import pruning, records
 from .contract import (
     Change,
     Filter,
-    Fire,
     LifeOver,
     Limit,
-    Line,
     Log,
     New,
     Overview,
@@ -44,9 +41,9 @@ from .contract import (
     StoreError,
 )
 from .dialect import Dialect
-from .lane import Lane, Statement
-from .plan import Bucket, Kept, Plan, Prepared, Seen, decide, weigh
-from .records import Fresh, Saved, Standing
+from .lane import Lane
+from .listing import wanted
+from .plan import Prepared, decide, weigh
 from .schema import upgrade
 from .tables import (
     BOUND,
@@ -54,21 +51,21 @@ from .tables import (
     LIVE,
     NOBODYS,
     QUEUED,
-    RUNNING,
     WAITING,
     Among,
     Now,
     edges,
     homes,
     jobs,
-    labels,
     limits,
     lines,
     lives,
     logs,
+    parameter,
     schedules,
     stops,
 )
+from .transaction import Transaction
 
 log = structlog.get_logger()
 
@@ -84,103 +81,6 @@ MAX_WAITING_SIZE: Final = 64 * 1024 * 1024
 _LISTED: Final = [jobs.c[name] for name in records.LISTED]
 _WHOLE: Final = [jobs.c[name] for name in records.WHOLE]
 _URGENT: Final = (jobs.c.priority.desc(), jobs.c.id)
-
-
-def _parameter(name: str = "values") -> sa.BindParameter[Any]:
-    return sa.bindparam(name, type_=sa.types.NullType())
-
-
-class _Statements:
-    """What every transaction may run."""
-
-    def __init__(self, engine: sa.Engine, dialect: Dialect) -> None:
-        some = _parameter()
-
-        def put(table: sa.Table) -> Statement:
-            return Statement(engine, sa.insert(table), [column.name for column in table.columns])
-
-        self.alive = Statement(
-            engine,
-            sa.select(lives.c.number)
-            .where(lives.c.number == _parameter("life"), sa.not_(lives.c.over))
-            .with_for_update(read=True),
-        )
-        self.standings = Statement(
-            engine,
-            sa.select(jobs.c.id, jobs.c.state, jobs.c.owner, jobs.c.ended, jobs.c.looked)
-            .where(Among(jobs.c.id, some))
-            # In one order, so that two dispatchers do not wait for each other.
-            .order_by(jobs.c.id)
-            .with_for_update(),
-        )
-        self.logs = Statement(engine, sa.select(logs).where(Among(logs.c.job, some)))
-        self.schedules = Statement(
-            engine,
-            sa.select(schedules.c.id, schedules.c.next)
-            .where(Among(schedules.c.id, some))
-            .order_by(schedules.c.id)
-            .with_for_update(),
-        )
-        self.limits = Statement(
-            engine,
-            sa.select(
-                limits.c.op,
-                limits.c.rate,
-                limits.c.per,
-                limits.c.concurrent,
-                limits.c.tokens,
-                limits.c.refilled,
-                Now().label("now"),
-            )
-            .where(Among(limits.c.op, some))
-            .order_by(limits.c.op)
-            .with_for_update(),
-        )
-        self.running = Statement(
-            engine,
-            sa.select(jobs.c.op, sa.func.count())
-            .where(
-                RUNNING,
-                Among(jobs.c.op, some),
-            )
-            .group_by(jobs.c.op),
-        )
-        self.insert_job = put(jobs)
-        self.insert_label = put(labels)
-        self.insert_edge = put(edges)
-        self.insert_line = put(lines)
-        fate: dict[str, Any] = {name: sa.bindparam(name) for name in records.SAVED}
-        self.save_job = Statement(
-            engine,
-            sa.update(jobs)
-            .where(jobs.c.id == _parameter("job"))
-            .values(fate | {"size": jobs.c.weight + _parameter("added")}),
-        )
-        self.look = Statement(
-            engine, sa.update(jobs).where(jobs.c.id == _parameter("job")).values(looked=sa.true())
-        )
-        self.forget = Statement(engine, sa.delete(jobs).where(jobs.c.id == _parameter("job")))
-        self.fire = Statement(
-            engine,
-            sa.update(schedules)
-            .where(schedules.c.id == _parameter("schedule"))
-            .values(next=sa.bindparam("next")),
-        )
-        upsert = dialect.put(logs)
-        self.put_log = Statement(
-            engine,
-            upsert.on_conflict_do_update(
-                index_elements=[logs.c.job],
-                set_={name: upsert.excluded[name] for name in ("lines", "size", "dropped")},
-            ),
-            ["job", "lines", "size", "dropped"],
-        )
-        self.spend = Statement(
-            engine,
-            sa.update(limits)
-            .where(limits.c.op == _parameter("limit"))
-            .values(tokens=sa.bindparam("tokens"), refilled=Now()),
-        )
 
 
 @dataclass(slots=True)
@@ -212,21 +112,23 @@ class Database:
 
     async def open(self, address: str, lease: float) -> int:
         """See the contract."""
-        if self._engine is None:
+        engine = self._engine
+        if engine is None:
             await asyncio.to_thread(self._dialect.check)
-            self._engine = self._dialect.engine()
-            self._statements = _Statements(self._engine, self._dialect)
-            self._writer = Lane(self._engine, self._dialect, "writer", writes=True)
-            self._reader = Lane(self._engine, self._dialect, "reader", writes=False)
+            engine = self._dialect.engine()
+            self._transaction = Transaction(engine, self._dialect)
+            self._writer = Lane(engine, self._dialect, "writer", writes=True)
+            self._reader = Lane(engine, self._dialect, "reader", writes=False)
         self._lease = int(lease * 1000)
         self._address = address
         try:
             await self._writer.run(self._migrate)
             self._life = await self._writer.run(partial(self._begin_life, address))
         except BaseException:
-            await self._shut()
+            self._engine = None
+            await self._shut(engine)
             raise
-        self._over = False
+        self._engine, self._over = engine, False
         log.info("store_opened", store=self._dialect.name, life=self._life)
         return self._life
 
@@ -245,7 +147,8 @@ class Database:
 
     async def close(self, hand_over: bool = True) -> None:
         """See the contract."""
-        if self._engine is None:
+        engine, self._engine = self._engine, None  # Nothing new begins.
+        if engine is None:
             return
         try:
             while self._flushing is not None:
@@ -256,18 +159,16 @@ class Database:
             # Our lease ends by itself.
             log.warning("life_not_ended", store=self._dialect.name, error=str(exc))
         finally:
-            await self._shut()
+            await self._shut(engine)
 
     def _end_life(self, connection: sa.Connection) -> None:
         connection.execute(sa.update(lives).where(lives.c.number == self._life).values(over=True))
 
-    async def _shut(self) -> None:
-        engine, self._engine, self._life = self._engine, None, None
+    async def _shut(self, engine: sa.Engine) -> None:
         try:
             await asyncio.gather(self._writer.close(), self._reader.close())
         finally:
-            if engine is not None:
-                engine.dispose()
+            engine.dispose()
 
     async def renew(self) -> Peers:
         """See the contract."""
@@ -320,12 +221,12 @@ class Database:
         which = {"values": self._dialect.several(dead)}
         taken = connection.execute(
             sa.update(jobs)
-            .where(LIVE, jobs.c.owner.is_not(None), Among(jobs.c.owner, _parameter()))
+            .where(LIVE, jobs.c.owner.is_not(None), Among(jobs.c.owner, parameter()))
             .values(owner=self._life)
             .returning(*_WHOLE),
             which,
         ).all()
-        connection.execute(sa.delete(lives).where(Among(lives.c.number, _parameter())), which)
+        connection.execute(sa.delete(lives).where(Among(lives.c.number, parameter())), which)
         return _urgent_first(map(records.job, taken))
 
     # -- writing
@@ -367,16 +268,11 @@ class Database:
             while self._waiting:
                 batch = self._next_batch()
                 try:
-                    results: Sequence[Sequence[Result] | Exception] = await self._writer.run(
-                        partial(self._commit, [write.changes for write in batch])
-                    )
-                except SpinalError as exc:
-                    results = (
-                        await self._one_by_one(batch)
-                        if len(batch) > 1 and not isinstance(exc, StoreError | LifeOver)
-                        else [exc] * len(batch)
-                    )
-                    self._over = self._over or isinstance(exc, LifeOver)
+                    results = await self._written(batch)
+                except asyncio.CancelledError:
+                    for write in batch:
+                        write.done.cancel()
+                    raise
                 for write, result in zip(batch, results, strict=True):
                     if write.done.done():
                         continue  # Whoever waited was cancelled.
@@ -386,6 +282,19 @@ class Database:
                         write.done.set_result(result)
         finally:
             self._flushing = None
+
+    async def _written(self, batch: Sequence[_Write]) -> Sequence[Sequence[Result] | Exception]:
+        """Commit a batch; gives for each write its results, or what its writer is to be told."""
+        try:
+            return await self._writer.run(partial(self._commit, [write.changes for write in batch]))
+        except (StoreError, LifeOver) as exc:
+            self._over = self._over or isinstance(exc, LifeOver)
+            return [exc] * len(batch)
+        except Exception as exc:  # noqa: BLE001  # Whoever wrote is to be told, whatever it is.
+            if len(batch) == 1:
+                return [exc]
+        # The database refuses what is in one of them; the others must not suffer for it.
+        return [result for write in batch for result in await self._written([write])]
 
     def _next_batch(self) -> list[_Write]:
         batch: list[_Write] = []
@@ -398,107 +307,14 @@ class Database:
         self._waiting_changes -= count
         return batch
 
-    async def _one_by_one(self, batch: Sequence[_Write]) -> Sequence[Sequence[Result] | Exception]:
-        """Commit writes one by one, because the database refuses what is in one of them."""
-        results: list[Sequence[Result] | Exception] = []
-        for write in batch:
-            try:
-                results += await self._writer.run(partial(self._commit, [write.changes]))
-            except SpinalError as exc:
-                results.append(exc)
-        return results
-
     def _commit(
         self, writes: Sequence[Sequence[Prepared]], connection: sa.Connection
     ) -> list[Sequence[Result]]:
-        self._check_alive(connection)
-        plan = decide(writes, self._see(connection, writes), self._number, self._retention)
-        self._carry_out(connection, plan)
+        self._transaction.check_alive(connection, self._number)
+        seen = self._transaction.see(connection, writes)
+        plan = decide(writes, seen, self._number, self._retention)
+        self._transaction.carry_out(connection, plan)
         return plan.results
-
-    def _check_alive(self, connection: sa.Connection) -> None:
-        if not self._statements.alive.all(connection, self._life):
-            raise LifeOver("this life is over, and another dispatcher has its jobs")
-
-    def _see(self, connection: sa.Connection, writes: Sequence[Sequence[Prepared]]) -> Seen:
-        """Lock and read what the writes are about."""
-        ids: set[str] = set()
-        keys: set[tuple[str, str]] = set()
-        logged: set[str] = set()
-        fired: set[str] = set()
-        limited: set[str] = set()
-        for write in writes:
-            for one in write:
-                if isinstance(one, Line):
-                    ids.add(one.job)
-                    logged.add(one.job)
-                elif isinstance(one, Fire):
-                    fired.add(one.id)
-                else:
-                    ids.add(one.id)
-                    if isinstance(one, Fresh):
-                        if one.key is not None:
-                            keys.add((one.caller, one.key))
-                    elif isinstance(one, Saved) and one.begins:
-                        limited.add(one.op)
-        seen = Seen()
-        statements, several = self._statements, self._dialect.several
-        if ids:
-            seen.jobs = {
-                id: Standing(state, owner, ended, bool(looked))
-                for id, state, owner, ended, looked in statements.standings.all(
-                    connection, several(sorted(ids))
-                )
-            }
-        if keys:
-            found = connection.exec_driver_sql(
-                self._dialect.keyed, self._dialect.pairs(sorted(keys))
-            )
-            seen.keys = {(caller, key): id for caller, key, id in found}
-        if logged:
-            seen.logs = {
-                job: Kept(*kept)
-                for job, *kept in statements.logs.all(connection, several(sorted(logged)))
-            }
-        if fired:
-            seen.schedules = {
-                id: due for id, due in statements.schedules.all(connection, several(sorted(fired)))
-            }
-        if limited:
-            seen.limits = self._see_limits(connection, several(sorted(limited)))
-        return seen
-
-    def _see_limits(self, connection: sa.Connection, ops: Any) -> dict[str, Bucket]:
-        found = self._statements.limits.all(connection, ops)
-        if not found:
-            return {}
-        # After the lock, so that whoever had it before is counted.
-        running: dict[str, int] = {
-            op: count for op, count in self._statements.running.all(connection, ops)
-        }
-        return {
-            op: Bucket(rate, per, concurrent, tokens, running.get(op, 0)).filled(
-                (now - refilled) / 1000
-            )
-            for op, rate, per, concurrent, tokens, refilled, now in found
-        }
-
-    def _carry_out(self, connection: sa.Connection, plan: Plan) -> None:
-        run = self._statements
-        # In one order too: who inserts a key that another has not committed waits for him.
-        run.insert_job.many(connection, sorted(plan.inserts, key=_by_key))
-        run.insert_label.many(connection, plan.labels)
-        run.insert_edge.many(connection, plan.edges)
-        run.save_job.many(connection, plan.saves)
-        run.look.many(connection, plan.looks)
-        run.insert_line.many(connection, plan.lines)
-        run.put_log.many(
-            connection,
-            [(job, kept.lines, kept.size, kept.dropped) for job, kept in plan.logs.items()],
-        )
-        run.spend.many(connection, [(bucket.tokens, op) for op, bucket in plan.limits.items()])
-        run.fire.many(connection, plan.fires)
-        run.forget.many(connection, plan.forgets)
 
     async def claim(
         self, steady: int, wall: int, limit: int, ids: Sequence[str] | None = None
@@ -531,7 +347,7 @@ class Database:
     def _claim_these(self, ids: Sequence[str], limit: int, connection: sa.Connection) -> list[Job]:
         found = connection.scalars(
             sa.select(jobs.c.id)
-            .where(NOBODYS, Among(jobs.c.id, _parameter()))
+            .where(NOBODYS, Among(jobs.c.id, parameter()))
             .order_by(*_URGENT)
             .limit(limit)
             .with_for_update(skip_locked=True),
@@ -544,7 +360,7 @@ class Database:
             return []
         owned = connection.execute(
             sa.update(jobs)
-            .where(NOBODYS, Among(jobs.c.id, _parameter()))
+            .where(NOBODYS, Among(jobs.c.id, parameter()))
             .values(owner=self._life)
             .returning(*_WHOLE),
             {"values": self._dialect.several(ids)},
@@ -583,9 +399,8 @@ class Database:
 
     async def find(self, which: Filter, limit: int) -> list[Job]:
         """See the contract."""
-        wanted = [*_wanted(which)]
         return await self._rows(
-            sa.select(*_LISTED).where(*wanted).order_by(jobs.c.id.desc()).limit(limit)
+            sa.select(*_LISTED).where(*wanted(which)).order_by(jobs.c.id.desc()).limit(limit)
         )
 
     async def children(
@@ -608,17 +423,22 @@ class Database:
     async def states(self, ids: Sequence[str]) -> Mapping[str, JobState]:
         """See the contract."""
         found = await self._read(
-            sa.select(jobs.c.id, jobs.c.state).where(Among(jobs.c.id, _parameter())),
+            sa.select(jobs.c.id, jobs.c.state).where(Among(jobs.c.id, parameter())),
             {"values": self._dialect.several(ids)},
         )
         return {id: JobState(state) for id, state in found}
+
+    async def owned(self) -> list[str]:
+        """See the contract."""
+        found = await self._read(sa.select(jobs.c.id).where(LIVE, jobs.c.owner == self._life))
+        return sorted(id for (id,) in found)
 
     async def dependents(self, ids: Sequence[str]) -> list[str]:
         """See the contract."""
         later = sa.select(jobs.c.id).distinct().where(LIVE, jobs.c.held, jobs.c.id == edges.c.job)
         if ids:
             found = await self._read(
-                later.where(Among(edges.c.before, _parameter())),
+                later.where(Among(edges.c.before, parameter())),
                 {"values": self._dialect.several(ids)},
             )
         else:
@@ -753,41 +573,17 @@ class Database:
     async def prune(self, now: int, most: int = 1000) -> int:
         """See the contract."""
         self._check()
-        kept = self._retention
-        count, size, first, expires = await self._reader.run(_totals)
-        over = (max(0, count - kept.count), max(0, size - kept.size))
-        old = now - int(kept.age * 1000)
-        if not any(over) and (first is None or first > old) and (expires is None or expires > now):
+        too_much = await self._reader.run(lambda c: pruning.excess(c, now, self._retention))
+        if too_much is None:
             return 0
-        return await self._change(partial(self._prune, now, old, over, most))
+        return await self._change(partial(self._prune, too_much, most))
 
-    def _prune(
-        self, now: int, old: int, over: tuple[int, int], most: int, connection: sa.Connection
-    ) -> int:
-        doomed: list[str] = []
-        more, bytes_ = over
-        for expired in (jobs.c.expires <= now, jobs.c.ended.is_not(None)):
-            found: Sequence[Any] = connection.execute(
-                _FAMILIES.where(expired).order_by(jobs.c.ended, jobs.c.id).limit(most)
-            ).all()
-            for id, ended, expires, children, size in found:
-                past = ended <= old or (expires is not None and expires <= now)
-                if not (past or more > 0 or bytes_ > 0) or len(doomed) >= most:
-                    break
-                more, bytes_ = more - 1 - children, bytes_ - size
-                if children:
-                    # They go before their parent, in slices of what is allowed.
-                    doomed += connection.scalars(
-                        sa.select(jobs.c.id).where(jobs.c.parent == id).limit(most - len(doomed))
-                    )
-                if len(doomed) < most:
-                    doomed.append(id)
-        doomed = list(dict.fromkeys(doomed))
-        if doomed:
-            connection.execute(
-                sa.delete(jobs).where(Among(jobs.c.id, _parameter())),
-                {"values": self._dialect.several(doomed)},
-            )
+    def _prune(self, too_much: pruning.Excess, most: int, connection: sa.Connection) -> int:
+        doomed = pruning.doomed(connection, too_much, most)
+        connection.execute(
+            sa.delete(jobs).where(Among(jobs.c.id, parameter())),
+            {"values": self._dialect.several(doomed)},
+        )
         return len(doomed)
 
     # -- tools
@@ -808,7 +604,7 @@ class Database:
         self._check()
 
         def checked(connection: sa.Connection) -> _T:
-            self._check_alive(connection)
+            self._transaction.check_alive(connection, self._number)
             return work(connection)
 
         try:
@@ -821,108 +617,5 @@ class Database:
 _EXPIRED: Final = lives.c.expires <= Now()
 
 
-_CALLER, _KEY = jobs.columns.keys().index("caller"), jobs.columns.keys().index("key")
-
-
-def _by_key(row: records.Row) -> tuple[str, str]:
-    return row[_CALLER], row[_KEY] or ""
-
-
 def _urgent_first(found: Iterable[Job]) -> list[Job]:
     return sorted(found, key=lambda job: (-job.priority, job.id))
-
-
-def _wanted(which: Filter) -> Iterable[sa.ColumnElement[bool]]:
-    if which.caller is not None:
-        yield jobs.c.caller == which.caller
-    if which.states:
-        if which.states <= LIVE_STATES:
-            yield LIVE  # They have an index that ended jobs are not in.
-        yield jobs.c.state.in_(sorted(state.value for state in which.states))
-    if which.label is not None:
-        matches = (
-            _begins(labels.c.label, which.label[:-1])
-            if which.label.endswith("*")
-            else labels.c.label == which.label
-        )
-        yield jobs.c.id.in_(sa.select(labels.c.job).where(matches))
-    if which.op is not None:
-        if which.op.endswith("/**"):
-            above = which.op[:-3]
-            yield sa.or_(jobs.c.op == above, _begins(jobs.c.op, f"{above}/"))
-        else:
-            yield jobs.c.op == which.op
-    if which.key is not None:
-        yield jobs.c.key == which.key
-    if which.parent is not None:
-        yield jobs.c.parent == which.parent
-    if which.dead:
-        yield DEAD
-    if which.before is not None:
-        yield jobs.c.id < which.before
-
-
-def _begins(column: sa.ColumnElement[str], prefix: str) -> sa.ColumnElement[bool]:
-    """Tell whether a name begins so: a range, which has no special characters and has an index."""
-    stem = prefix.rstrip("\U0010ffff")
-    if not stem:
-        return column >= prefix
-    last = ord(stem[-1]) + 1
-    # The surrogates are no characters.
-    after = stem[:-1] + chr(0xE000 if last == 0xD800 else last)
-    return sa.and_(column >= prefix, column < after)
-
-
-def _totals(connection: sa.Connection) -> tuple[int, int, int | None, int | None]:
-    """Count ended jobs and all their bytes; give the first end, and when the first blob goes."""
-    ended = jobs.c.ended.is_not(None)
-    count, size, first = connection.execute(
-        sa.select(sa.func.count(), sa.func.sum(jobs.c.size), sa.func.min(jobs.c.ended)).where(ended)
-    ).one()
-    logged = connection.scalar(sa.select(sa.func.sum(logs.c.size)))
-    expires = connection.scalar(
-        sa.select(sa.func.min(jobs.c.expires)).where(jobs.c.expires.is_not(None))
-    )
-    # PostgreSQL sums whole numbers as decimals.
-    return count, int(size or 0) + int(logged or 0), first, expires
-
-
-def _families() -> Any:
-    """Select ended jobs that nobody needs any more, with what goes with them.
-
-    Not: a child, which goes with its parent; a parent with a live child; and one that a live job
-    comes after, or comes after one of whose children.
-    """
-    parent, child, later = jobs.alias("parent"), jobs.alias("child"), jobs.alias("later")
-    is_child = sa.exists().where(parent.c.id == jobs.c.parent)
-    has_live = sa.exists().where(child.c.parent == jobs.c.id, child.c.ended.is_(None))
-    needed = sa.exists().where(
-        edges.c.before == jobs.c.id, later.c.id == edges.c.job, later.c.ended.is_(None)
-    )
-    child_needed = sa.exists().where(
-        child.c.parent == jobs.c.id,
-        edges.c.before == child.c.id,
-        later.c.id == edges.c.job,
-        later.c.ended.is_(None),
-    )
-
-    def total(of: sa.ColumnElement[int], *where: sa.ColumnElement[bool]) -> Any:
-        return sa.func.coalesce(sa.select(sa.func.sum(of)).where(*where).scalar_subquery(), 0)
-
-    children = sa.select(sa.func.count()).where(child.c.parent == jobs.c.id).scalar_subquery()
-    size = (
-        jobs.c.size
-        + total(logs.c.size, logs.c.job == jobs.c.id)
-        + total(child.c.size, child.c.parent == jobs.c.id)
-        + total(logs.c.size, child.c.parent == jobs.c.id, logs.c.job == child.c.id)
-    )
-    return sa.select(jobs.c.id, jobs.c.ended, jobs.c.expires, children, size).where(
-        jobs.c.ended.is_not(None),
-        sa.not_(is_child),
-        sa.not_(has_live),
-        sa.not_(needed),
-        sa.not_(child_needed),
-    )
-
-
-_FAMILIES: Final = _families()

@@ -48,6 +48,10 @@ class Dialect(Protocol):
         """Tell whether the same transaction, done again at once, is likely to succeed."""
         ...
 
+    def unfit(self, error: BaseException) -> bool:
+        """Tell whether it is about the values, and not about the database."""
+        ...
+
     def unblock(self, driver: Any) -> None:
         """Break a connection (the driver's) that another thread has waited for too long."""
         ...

@@ -91,11 +91,12 @@ class Lane:
                 if self._connection is not None and (lost or self._connection.in_transaction()):
                     self._disconnect()
                 cause = exc.orig or exc
+                unfit = not lost and self._dialect.unfit(cause)
                 # Two dispatchers may insert the same key at once: the second one has to look again.
                 passing = isinstance(exc, errors.IntegrityError) or self._dialect.passing(cause)
                 if (lost and tries == 1) or (passing and tries < TRIES):
                     continue
-                if isinstance(exc, errors.IntegrityError | errors.DataError):
+                if unfit:
                     raise _unfit(cause) from exc
                 raise StoreError(self._dialect.advise(cause)) from exc
             # What the drivers say of numbers and characters that no column can hold.

@@ -124,6 +124,13 @@ class Postgres:
         """See the contract."""
         return getattr(error, "sqlstate", None) in _PASSING
 
+    def unfit(self, error: BaseException) -> bool:
+        """See the contract."""
+        if isinstance(error, psycopg.ProgrammingError):
+            # The driver does not know the type; the server would have given a code.
+            return error.sqlstate is None
+        return isinstance(error, psycopg.IntegrityError | psycopg.DataError)
+
     def unblock(self, driver: psycopg.Connection[Any]) -> None:
         """See the contract."""
         if driver.closed:

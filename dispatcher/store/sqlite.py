@@ -146,6 +146,12 @@ class Sqlite:
         """See the contract."""
         return False
 
+    def unfit(self, error: BaseException) -> bool:
+        """See the contract."""
+        # The last two are what its versions say of a type that they do not know.
+        kinds = sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError
+        return isinstance(error, (*kinds, sqlite3.ProgrammingError))
+
     def unblock(self, driver: Any) -> None:
         """See the contract."""
         driver.interrupt()
@@ -160,7 +166,6 @@ def _connected(driver: sqlite3.Connection, record: object) -> None:
         "synchronous = FULL",
         "foreign_keys = ON",
         "wal_autocheckpoint = 2000",
-        "cache_size = -32768",
     ):
         driver.execute(f"PRAGMA {pragma}").close()
 

@@ -241,3 +241,8 @@ def _now_sqlite(element: Now, compiler: SQLCompiler, **kw: Any) -> str:
 def _now_postgresql(element: Now, compiler: SQLCompiler, **kw: Any) -> str:
     # clock_timestamp, not now: a transaction may have waited for a lock.
     return "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)"
+
+
+def parameter(name: str = "values") -> sa.BindParameter[Any]:
+    """Give a parameter that goes to the driver as it is."""
+    return sa.bindparam(name, type_=sa.types.NullType())

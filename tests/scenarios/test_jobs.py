@@ -222,6 +222,27 @@ async def test_an_unsafe_job_is_lost_when_agent_and_dispatcher_are_restarted_tog
 
 
 @virtual_time
+async def test_an_unsafe_job_whose_agent_dies_before_it_is_asked_again_is_lost_and_not_moved(
+    tmp_path: Path,
+) -> None:
+    async with jobs(tmp_path) as home:
+        worker = await home.worker("agent1")
+        job = await home.client.submit(WRITE)
+        await begun(worker)
+        await home.worker("agent2", free=True)
+        home.bus.faults = Faults(
+            drop=1.0, applies=lambda stanza: stanza.kind == "iq" and stanza.to == worker.address
+        )
+        await restart(home)
+        await eventually(lambda: worker.address in home.dispatcher.registry)
+
+        home.bus.kill(worker.address)
+
+        assert (await problem_of(job)).reason == "lost"
+        assert runs(home, WRITE) == 1
+
+
+@virtual_time
 async def test_three_agents_lost_on_one_job_end_it(tmp_path: Path) -> None:
     async with jobs(tmp_path) as home:
         job = await home.client.submit(READ)

@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 4
 
-.PHONY: help demo test test-deps check format bench clean
+.PHONY: help demo test test-deps check format bench faults clean
 
 help:
 	@echo "make demo       see it work: a platform, three workers, one of them killed"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-deps  install Prosody, ejabberd and chat clients for it (root or sudo)"
 	@echo "make check      formatting, lint, types, direction of imports"
 	@echo "make format     mend what can be mended by a machine"
+	@echo "make faults     break everything that can break, and print what became of the jobs (15 minutes)"
 	@echo "make bench      figures of this machine, as in benchmarks/README.md"
 
 # An editable install resolves imports through the links under src/spinal.
@@ -58,6 +59,10 @@ format: links $(VENV)/dev
 
 bench: links $(VENV)/dev
 	$(BIN)/python benchmarks/run.py
+
+# With SERVERS="--server embedded" no other server is needed; see docs/guarantees.md
+faults: links $(VENV)/dev
+	$(BIN)/python -m tests.faults.run $(SERVERS)
 
 clean:
 	rm -rf $(VENV) dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -231,7 +231,8 @@ async def test_an_unsafe_job_whose_agent_dies_before_it_is_asked_again_is_lost_a
         await begun(worker)
         await home.worker("agent2", free=True)
         home.bus.faults = Faults(
-            drop=1.0, applies=lambda stanza: stanza.kind == "iq" and stanza.to == worker.address
+            delay=(2.0, 2.0),
+            applies=lambda stanza: stanza.kind == "iq" and stanza.to == worker.address,
         )
         await restart(home)
         await eventually(lambda: worker.address in home.dispatcher.registry)

@@ -146,6 +146,7 @@ class Line:
         dispatchers = len(self._dispatchers)
         uncertain: CallError | None = None
         tries = 0
+        began = loop.time()
         while True:
             timeout = max(0.05, min(wait + ANSWER, until - loop.time()))
             call = self.begin(op, args, timeout)
@@ -164,7 +165,11 @@ class Line:
                 pause = max(pause, backoff.pause())
             if loop.time() + pause >= until:
                 # One that may have been heard says more than one that was not.
-                raise uncertain or error
+                last = uncertain or error
+                if tries == 1:
+                    raise last
+                asked = f"asked {tries} times within {loop.time() - began:.1f} s, at last: {last}"
+                raise CallError.of(Problem(last.reason, asked), last.agent) from last
             await asyncio.sleep(pause)
 
     # -- values

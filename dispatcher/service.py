@@ -76,6 +76,9 @@ DESCRIBE_PAUSE = 30.0
 #: Seconds that an agent may take to describe itself.
 DESCRIBE_TIMEOUT = 10.0
 
+#: Seconds in which a stanza that we send to ourselves has to come back.
+ECHO = 2.0
+
 #: Seconds between two looks whether the last calls have ended.
 FINISHED = 0.05
 
@@ -176,6 +179,9 @@ class Dispatcher:
         #: Hash that nobody would describe -> when to ask again.
         self._undescribed: dict[str, float] = {}
         self._suspects: set[str] = set()
+        #: Our server passes nothing on, so that silence says nothing about agents.
+        self._deaf = False
+        self._listening = False
         self._strangers: set[str] = set()
 
     # -- life
@@ -253,6 +259,7 @@ class Dispatcher:
     # -- stream
 
     def _opened(self) -> None:
+        self._deaf = False
         self.session.dispatchers = self._others | {self.session.address}
         self.registry.resumed(self._now())
         self._greet_all()
@@ -448,12 +455,37 @@ class Dispatcher:
                     self.keeper.heard(agent.address, silent=True)
                 log.info("agent_suspected", agent=agent.address, in_flight=agent.in_flight)
                 self.broker.changed(agent)
+        if (self._suspects or self._deaf) and not self._listening and self.session.connected:
+            self._listening = True
+            self._tasks.spawn(self._listen(), "listening")
         for hash in self.registry.undescribed():
             self._describe(hash)
         self._undescribed = {h: at for h, at in self._undescribed.items() if at > now}
         self.broker.look_for_forgotten()
         self.broker.expire()
         self._remember()
+
+    async def _listen(self) -> None:
+        """Tell agents that are silent from a server that passes nothing on: leases stand still then.
+
+        A stream that is up does not say that anything moves on it.  What we send to ourselves goes
+        the whole way to the server and back.
+        """
+        try:
+            await self.session.ask(self.session.address, self.session.hello(), timeout=ECHO)
+            deaf = False
+        except CallError:
+            deaf = True
+        finally:
+            self._listening = False
+        if deaf and not self._deaf and self.session.connected:
+            log.warning("server_passes_nothing_on", suspects=len(self._suspects))
+            self._deaf = True
+            self.registry.stopped(self._now())
+        elif self._deaf and not deaf:
+            log.info("server_passes_on_again")
+            self._deaf = False
+            self.registry.resumed(self._now())
 
     def _remember(self) -> None:
         self._remembered.save({agent.address for agent in self.registry} | self._missing)

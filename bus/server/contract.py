@@ -89,6 +89,9 @@ class Server(Protocol):
         """Return the exit status once the process has ended by itself or was killed."""
         ...
 
-    async def stop(self) -> None:
-        """End it and wait until its ports are free.  Calling it again does nothing."""
+    async def stop(self, *, hung: bool = False) -> None:
+        """End it and wait until its ports are free; one that hangs is not asked, but killed.
+
+        Calling it again does nothing.
+        """
         ...

@@ -40,8 +40,11 @@ class Launched(ABC):
         """Remove the account and end its streams; the same applies as to :meth:`set_account`."""
 
     @abstractmethod
-    async def stop(self) -> None:
-        """End it and wait until its ports are free.  Calling it again does nothing."""
+    async def stop(self, *, hung: bool = False) -> None:
+        """End it and wait until its ports are free; one that hangs is not asked, but killed.
+
+        Calling it again does nothing.
+        """
 
     async def add_account(self, name: str, password: str) -> None:
         """Make the account, or give it this password.  It can log in when this returns."""

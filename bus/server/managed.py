@@ -139,9 +139,12 @@ class ManagedServer(Launched):
         """Return the exit status once the process has ended by itself or was killed."""
         return await self._child.wait()
 
-    async def stop(self) -> None:
-        """End it and wait until its ports are free.  Calling it again does nothing."""
-        await self._child.stop(self.stop_within)
+    async def stop(self, *, hung: bool = False) -> None:
+        """End it and wait until its ports are free; one that hangs is not asked, but killed.
+
+        Calling it again does nothing.
+        """
+        await self._child.stop(0.0 if hung else self.stop_within)
         self.admin_socket(self.config).unlink(missing_ok=True)
 
     @classmethod

@@ -100,7 +100,7 @@ class TestLife:
                 spinal("agents")
             for number, reason in (
                 (signal.SIGKILL, "it was killed by SIGKILL"),
-                (signal.SIGSTOP, "it hung: nothing was heard of it for 5 s"),
+                (signal.SIGSTOP, "it hung: nothing was heard of it for 3 s"),
             ):
                 dispatcher_of(up).send_signal(number)
                 died = up.until(event="died", part="dispatcher")

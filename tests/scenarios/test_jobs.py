@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from spinal.agents import Refused
 from spinal.agents import Job as Running
+from spinal.agents import Refused
 from spinal.bus.errors import CallError
 from spinal.bus.jobs import Job
 from spinal.dispatcher.agent import LEASE
@@ -829,3 +829,24 @@ async def test_a_caller_that_gives_up_half_way_leaves_no_job_without_an_end(
         rows = [row async for row in home.client.jobs()]
         assert len(rows) == 20
         assert {row["state"] for row in rows} <= {"done", "killed"}
+
+
+# -- a server that hangs
+
+
+@virtual_time
+async def test_while_the_server_passes_nothing_on_no_agent_is_held_to_be_lost(
+    tmp_path: Path,
+) -> None:
+    async with jobs(tmp_path) as home:
+        worker = await home.worker()
+        job = await home.client.submit(WRITE, n=1)
+        await begun(worker)
+
+        home.bus.faults = Faults(drop=1.0)
+        await asyncio.sleep(90)
+        home.bus.faults = Faults()
+        worker.free.set()
+
+        assert await job.result() == [worker.name, 1]
+        assert runs(home, WRITE) == 1

@@ -135,9 +135,12 @@ class EmbeddedProcess(Launched):
         """Return the exit status once the process has ended by itself or was killed."""
         return await self._process.wait()
 
-    async def stop(self) -> None:
-        """End it and wait until its ports are free.  Calling it again does nothing."""
-        await self._end(self.stop_within)
+    async def stop(self, *, hung: bool = False) -> None:
+        """End it and wait until its ports are free; one that hangs is not asked, but killed.
+
+        Calling it again does nothing.
+        """
+        await self._end(0.0 if hung else self.stop_within)
 
     async def _end(self, grace: float) -> None:
         async with self._stopping:

@@ -238,6 +238,7 @@ class ManagedServer:
         self._config = config
         self._accounts = accounts
         self._server: Server | None = None
+        self._hung = False
 
     @property
     def name(self) -> str:
@@ -270,6 +271,7 @@ class ManagedServer:
                 except ServerError as error:
                     misses += 1
                     if misses == 2:
+                        self._hung = True
                         return f"it hung: {error}"
         finally:
             ended.cancel()
@@ -277,8 +279,9 @@ class ManagedServer:
     async def stop(self) -> None:
         """End it; the launcher bounds how long that takes."""
         server, self._server = self._server, None
+        hung, self._hung = self._hung, False
         if server is not None:
-            await server.stop()
+            await server.stop(hung=hung)
 
 
 @dataclass(slots=True)

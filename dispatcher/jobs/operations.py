@@ -42,6 +42,9 @@ MAX_FACTS: Final = 12 * 1024
 MAX_ROWS: Final = 500
 ROWS: Final = 50
 
+#: Dead jobs that are retried or deleted at once; both ids of each have to fit into a final.
+MAX_DEAD: Final = 400
+
 #: Most schedules and limits of a home.
 MAX_SCHEDULES: Final = 10_000
 MAX_LIMITS: Final = 10_000
@@ -310,20 +313,21 @@ class JobOperations:
     async def dead_retry(self, request: Request, args: Arguments) -> Json:
         """Submit dead jobs again."""
         done: list[Json] = []
-        for job in await self._dead(request, args):
-            if job.kind:
-                continue
+        for job in await self._dead(request, args, lambda job: not job.kind):
             again = await self._keeper.retry(await self._whole(job))
             done.append({"id": job.id, "new": again.id})
         return {"jobs": done}
 
     async def dead_delete(self, request: Request, args: Arguments) -> Json:
         """Delete dead jobs."""
-        gone = await self._keeper.forget([job.id for job in await self._dead(request, args)])
+        dead = await self._dead(request, args, lambda job: True)
+        gone = await self._keeper.forget([job.id for job in dead])
         return {"jobs": [{"id": id} for id in gone]}
 
-    async def _dead(self, request: Request, args: Arguments) -> Sequence[Job]:
-        """Give the dead jobs that were named, or up to one page of all."""
+    async def _dead(
+        self, request: Request, args: Arguments, fits: Callable[[Job], bool]
+    ) -> Sequence[Job]:
+        """Give the dead jobs that were named, or up to one page of all that fit."""
         if not args.get("all"):
             jobs = [await self._find(request, id) for id in args.get("ids", ())]
             for job in jobs:
@@ -338,8 +342,15 @@ class JobOperations:
             dead=True,
             label=args.get("label"),
             op=args.get("op"),
+            before=args.get("before"),
         )
-        return await self._keeper.find(which, MAX_ROWS)
+        found: list[Job] = []
+        while page := await self._keeper.find(which, MAX_DEAD):
+            found += filter(fits, page)
+            if len(found) >= MAX_DEAD:
+                break
+            which = replace(which, before=page[-1].id)
+        return found[:MAX_DEAD]
 
     # -- schedules
 
@@ -547,6 +558,7 @@ _SELECTED: Mapping[str, Reader] = {
     "all": readers.flag,
     "label": readers.text(129),
     "op": readers.text(512),
+    "before": readers.text(64),
 }
 _OFFSET: Mapping[str, Reader] = {"offset": readers.integer()}
 _Ops = JobOperations

@@ -21,6 +21,7 @@ from spinal.bus.errors import CallError
 from spinal.bus.jobs import Job
 from spinal.dispatcher.agent import LEASE
 from spinal.dispatcher.jobs.keeper import CANCEL
+from spinal.protocols import Final
 from spinal.testing import Faults, eventually, virtual_time
 
 from .conftest import DISPATCHER, QUICK, READ, WRITE, Worker, World, counted, world
@@ -829,6 +830,30 @@ async def test_a_caller_that_gives_up_half_way_leaves_no_job_without_an_end(
         rows = [row async for row in home.client.jobs()]
         assert len(rows) == 20
         assert {row["state"] for row in rows} <= {"done", "killed"}
+
+
+# -- agents that lie
+
+
+@virtual_time
+async def test_an_agent_that_answers_for_a_job_that_it_does_not_hold_is_not_believed(
+    tmp_path: Path,
+) -> None:
+    async with jobs(tmp_path) as home:
+        worker, liar = await home.worker("agent1"), await home.worker("agent2", ops=(QUICK,))
+        job = await home.client.submit(WRITE, n=1)
+        await begun(worker)
+
+        for attempt in (1, 2):
+            liar.life.session.say(DISPATCHER, Final(job.id, attempt, value="forged"))
+        await restart(home)
+        await eventually(lambda: home.knows(liar))
+        liar.life.session.say(DISPATCHER, Final(job.id, 1, value="forged"))
+        await asyncio.sleep(30)
+        assert (await job.info())["state"] == "processing"
+
+        worker.free.set()
+        assert await job.result() == [worker.name, 1]
 
 
 # -- a server that hangs

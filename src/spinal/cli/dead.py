@@ -128,6 +128,10 @@ def _ask(
         which = narrowed(ids=list(ids), all=everyone, label=label, op=op)
         done: list[dict[str, Any]] = []
         async with client() as bus:
+            if everyone:
+                newest = (await bus.ask_dispatcher("/spinal/dead/list", limit=1))["items"]
+                # Those alone that are dead now: one that is retried may soon be dead again.
+                which["before"] = f"{newest[0]['id']}0" if newest else "0"
             while True:
                 # All of them are done page by page, and leave the list as they are.
                 found: list[dict[str, Any]] = (await bus.ask_dispatcher(asked, **which))["jobs"]

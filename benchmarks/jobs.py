@@ -1,7 +1,7 @@
 """What a full store costs, and how soon a dispatcher that was restarted knows its agents.
 
-    python benchmarks/jobs.py finished [--jobs 50000] [--runs 5]
-    python benchmarks/jobs.py known [--server prosody] [--agents 1000] [--runs 5]
+    python -m benchmarks.jobs finished [--jobs 50000] [--runs 5]
+    python -m benchmarks.jobs known [--server prosody] [--agents 1000] [--runs 5]
 
 ``finished``: two platforms on the embedded server, one of which has so many finished jobs in its
 store; submissions to both take turns, and the ratio of their times is what counts.
@@ -23,7 +23,7 @@ from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import psutil
-from run import OP, outstanding, spread
+from benchmarks.run import OP, outstanding, spread
 
 from spinal.agents import Agent
 from spinal.agents.life import Life

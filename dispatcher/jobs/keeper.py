@@ -384,7 +384,9 @@ class Keeper:
 
     async def _check_dependencies(self, job: Job, fresh: set[str]) -> None:
         others = [id for id in job.after if id not in fresh]
-        states = await self.store.states(others) if others else {}
+        if not others:
+            return
+        states = await self.store.states(others)
         for id in others:
             if id not in states:
                 raise CallError.of(Problem("unknown-job", f"there is no job {id}", "after"))

@@ -666,8 +666,7 @@ async def test_cancelling_a_parent_stops_its_children(tmp_path: Path) -> None:
 
         assert await job.cancel() == "killed"
 
-        for worker in workers:
-            await eventually(lambda worker=worker: worker.stopped == [1])
+        await eventually(lambda: all(worker.stopped == [1] for worker in workers))
 
 
 @virtual_time

@@ -143,8 +143,11 @@ class EmbeddedServer:
         self._rounds = asyncio.create_task(self._go_round(), name="embedded-server-rounds")
         log.info("server_started", domain=config.domain, port=config.ports.c2s)
 
-    async def stop(self) -> None:
-        """End all streams and free the ports.  Calling it again does nothing."""
+    async def stop(self, *, hung: bool = False) -> None:
+        """End all streams and free the ports.  Calling it again does nothing.
+
+        Whoever can call this does not hang, so ``hung`` changes nothing.
+        """
         rounds, self._rounds = self._rounds, None
         if rounds is not None:
             rounds.cancel()

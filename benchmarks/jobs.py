@@ -20,6 +20,7 @@ import signal
 import statistics
 import time
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -87,7 +88,7 @@ async def finished(count: int, runs: int, calls: int) -> None:
         rates: dict[str, list[float]] = {name: [] for name in clients}
         for run in range(runs + 1):
             for name, client in clients.items():
-                rate = await outstanding(lambda client=client: client.submit(OP, x=1), calls)
+                rate = await outstanding(partial(client.submit, OP, x=1), calls)
                 if run:  # The first one warms up.
                     rates[name].append(rate)
         ratio = statistics.median(rates["empty"]) / statistics.median(rates["full"])

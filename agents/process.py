@@ -241,7 +241,7 @@ class Guard:
     A process of its own, because nobody else can do it: after SIGKILL we do nothing more, and to
     have the kernel kill our children with us (PR_SET_PDEATHSIG) leaves behind what they have
     started.  It starts with the first group, and again if it died.  It does not know of a program in
-    the millisecond in which that is being started.
+    the moment in which that, or the guard itself, is being started.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
 """Lets the jobs of an operation with limits begin one after the other.
 
-Whether one more may begin is decided in the store, where it counts for all dispatchers; the gate of
-an operation makes sure that here only one job at a time asks.
+Whether one more may begin is decided in the store, for every attempt and for all dispatchers; the gate
+of an operation that is known to have limits makes sure that here only one job at a time asks.
 """
 
 from __future__ import annotations

@@ -902,9 +902,6 @@ class Keeper:
         await self.store.set_limit(limit)
         await self._refresh_limits()
         self.gates.freed(limit.op)
-        if not self.alone:
-            # The others see it with their next renewal.
-            await asyncio.sleep(RENEW)
 
     async def remove_limit(self, op: str) -> bool:
         """Remove a limit; tells whether it was there."""

@@ -101,7 +101,7 @@ class Live:
         job.move(Happening.BEGUN)
         result: bool | Wait = False
         try:
-            result = await self.ledger.save(job, begins=self.step_aside is not None)
+            result = await self.ledger.save(job, begins=True)
         finally:
             if result is not True:
                 job.tries.pop()

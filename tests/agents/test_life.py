@@ -619,7 +619,12 @@ agent = Agent("killed")
 async def deaf(job: Job) -> None:
     note = sys.argv[1]
     script = f"trap '' TERM; (trap '' TERM; sleep 1000) & echo $$ $! > {note}.new; mv {note}.new {note}; wait"
-    await job.run(["sh", "-c", script])
+    running = asyncio.create_task(job.run(["sh", "-c", script]))
+    while not Path(note).exists():
+        await asyncio.sleep(0.01)
+    # It runs, and so did all that our side does when it starts a program.
+    Path(f"{note}.known").touch()
+    await running
 
 async def main() -> None:
     bus = MemoryBus()
@@ -634,7 +639,7 @@ asyncio.run(main())
 async def test_a_killed_agent_leaves_nothing_running(tmp_path: Path) -> None:
     note = tmp_path / "pids"
     killed = process.Process.start([sys.executable, "-c", KILLED, str(note)])
-    await eventually(note.exists, 30)
+    await eventually(Path(f"{note}.known").exists, 30)
     pids = [int(pid) for pid in note.read_text().split()]
     assert all(map(alive, pids))
 

@@ -161,7 +161,7 @@ def fresh(job: Job, retention: Retention) -> Fresh:
         LocalProtocolError: it cannot be kept.
     """
     asked, args = _text(job, _ASKED.of(job)), _text(job, dict(job.args))
-    standing, fate, value, expires, size = _fate(job, retention)
+    standing, moving, fate, value, size = _fate(job, retention)
     weight = len(asked) + len(args)
     row = (
         job.id,
@@ -174,16 +174,7 @@ def fresh(job: Job, retention: Retention) -> Fresh:
         job.position,
         job.priority,
         weight,
-        standing.state,
-        job.owner,
-        job.due,
-        job.at,
-        max(job.due, job.at),
-        job.held,
-        job.ends,
-        job.ended,
-        expires,
-        job.looked,
+        *moving,
         weight + size,
         asked.decode(),
         fate,
@@ -208,27 +199,13 @@ def saved(job: Job, begins: bool, retention: Retention) -> Saved:
     Raises:
         LocalProtocolError: it cannot be kept.
     """
-    standing, fate, value, expires, size = _fate(job, retention)
-    row = (
-        standing.state,
-        job.owner,
-        job.due,
-        job.at,
-        max(job.due, job.at),
-        job.held,
-        job.ends,
-        job.ended,
-        expires,
-        job.looked,
-        size,
-        fate,
-        value,
-        job.id,
-    )
+    standing, moving, fate, value, size = _fate(job, retention)
+    row = (*moving, size, fate, value, job.id)
     return Saved(job.id, job.op, begins, not job.kind, standing, row, size)
 
 
-def _fate(job: Job, retention: Retention) -> tuple[Standing, str, str | None, int | None, int]:
+def _fate(job: Job, retention: Retention) -> tuple[Standing, Row, str, str | None, int]:
+    """Give what became of a job, and the columns from ``state`` to ``looked``, which move with it."""
     if job.final is not (job.ended is not None):
         raise LocalProtocolError(
             f"job {job.id} is {job.state.value} and has {'no' if job.final else 'a'} time of its end"
@@ -244,8 +221,20 @@ def _fate(job: Job, retention: Retention) -> tuple[Standing, str, str | None, in
     if value is not None and job.ended is not None and _MARK in value and _has_blob(job.value):
         expires = job.ended + int(retention.blobs * 1000)
     standing = Standing(job.state.value, job.owner, job.ended, job.looked)
+    moving = (
+        standing.state,
+        job.owner,
+        job.due,
+        job.at,
+        max(job.due, job.at),
+        job.held,
+        job.ends,
+        job.ended,
+        expires,
+        job.looked,
+    )
     size = len(fate) + (0 if value is None else len(value))
-    return standing, fate.decode(), None if value is None else value.decode(), expires, size
+    return standing, moving, fate.decode(), None if value is None else value.decode(), size
 
 
 def _text(job: Job, value: Json) -> bytes:

@@ -25,6 +25,18 @@ MAX_OPS = 8 * 1024
 T = TypeVar("T")
 
 
+def fitting(rows: Iterable[Mapping[str, Json]]) -> list[Mapping[str, Json]]:
+    """Give as many rows as fit into a final, the first one in any case."""
+    fits: list[Mapping[str, Json]] = []
+    room = ROOM
+    for one in rows:
+        room -= len(escape(dumps(one))) + 1
+        if room < 0 and fits:
+            break
+        fits.append(one)
+    return fits
+
+
 def page(
     items: Sequence[T], offset: int, limit: int, row: Callable[[T], Mapping[str, Json]]
 ) -> dict[str, Json]:
@@ -32,14 +44,7 @@ def page(
 
     At least one row is given, so that a reader who asks on gets to the end.
     """
-    rows: list[Mapping[str, Json]] = []
-    room = ROOM
-    for item in items[offset : offset + min(limit, MAX_ROWS)]:
-        one = row(item)
-        room -= len(escape(dumps(one))) + 1
-        if room < 0 and rows:
-            break
-        rows.append(one)
+    rows = fitting(map(row, items[offset : offset + min(limit, MAX_ROWS)]))
     return {
         "items": rows,
         "more": offset + len(rows) < len(items) and bool(rows),

@@ -13,6 +13,7 @@ from spinal.bus.requests import Relayed, Request
 from spinal.protocols import Final, Json, Problem
 
 from .broker import Broker, Errand
+from .policies import Context
 from .refusal import no_agent
 from .registry import Registry
 from .resolver import Demand, resolve
@@ -35,6 +36,55 @@ ROOM = 30 * 1024
 PRESENT = frozenset({"busy", "full", "suspect"})
 
 
+def present(registry: Registry, demand: Demand, context: Context) -> list[str]:
+    """Give who could do it and is there, also if it is busy, by address.
+
+    Raises:
+        CallError: nobody is.
+    """
+    found = resolve(registry.offering(demand.op), demand, context)
+    waiting = [item.agent.address for item in found.rejected if item.rule in PRESENT]
+    if not found.candidates and not waiting:
+        raise CallError.of(no_agent(demand.op, found, registry.operations()))
+    return sorted([candidate.agent.address for candidate in found.candidates] + waiting)
+
+
+def everybody(registry: Registry, demand: Demand, context: Context) -> list[str]:
+    """Give the agents that ``all`` goes to.
+
+    Raises:
+        CallError: there is no target, or too many.
+    """
+    targets = present(registry, demand, context)
+    if len(targets) > MAX_TARGETS:
+        raise CallError.of(
+            Problem(
+                "too-large",
+                f"{len(targets)} agents offer {demand.op}, and `all` goes to at most "
+                f"{MAX_TARGETS}: narrow it by place or tags",
+            )
+        )
+    return targets
+
+
+def first_of(registry: Registry, demand: Demand, context: Context) -> list[str]:
+    """Give the agents that ``any-first`` asks at once, best first; none if nobody is free.
+
+    Raises:
+        CallError: the operation is not safe.
+    """
+    offering = registry.offering(demand.op)
+    if any(not agent.operations[demand.op].safe for agent in offering):
+        raise CallError.of(
+            Problem(
+                "refused",
+                f"any-first runs an operation several times, and {demand.op} is not safe for that",
+            )
+        )
+    candidates = resolve(offering, demand, context).candidates
+    return [candidate.agent.address for candidate in candidates[:RUNNERS]]
+
+
 async def ask_all(broker: Broker, registry: Registry, request: Request, demand: Demand) -> Json:
     """Call every agent that is there, and give a list of ``{agent, state, value | problem}``.
 
@@ -46,21 +96,7 @@ async def ask_all(broker: Broker, registry: Registry, request: Request, demand: 
         CallError: there is no target, or too many.
     """
     loop = asyncio.get_running_loop()
-    resolution = resolve(registry.offering(demand.op), demand, broker.context(request.caller))
-    targets = sorted(
-        [candidate.agent.address for candidate in resolution.candidates]
-        + [item.agent.address for item in resolution.rejected if item.rule in PRESENT]
-    )
-    if not targets:
-        raise CallError.of(no_agent(demand.op, resolution, registry.operations()))
-    if len(targets) > MAX_TARGETS:
-        raise CallError.of(
-            Problem(
-                "too-large",
-                f"{len(targets)} agents offer {demand.op}, and `all` goes to at most "
-                f"{MAX_TARGETS}: narrow it by place or tags",
-            )
-        )
+    targets = everybody(registry, demand, broker.context(request.caller))
     end = request.deadline - min(MAX_MARGIN, MARGIN * (request.deadline - loop.time()))
     rows: dict[str, dict[str, Any]] = {}
     saying = asyncio.Lock()
@@ -113,18 +149,8 @@ async def ask_any(broker: Broker, registry: Registry, request: Request, demand: 
     Raises:
         CallError: the operation is not safe, or nobody did it; then with the last problem.
     """
-    offering = registry.offering(demand.op)
-    if any(not agent.operations[demand.op].safe for agent in offering):
-        raise CallError.of(
-            Problem(
-                "refused",
-                f"any-first runs an operation several times, and {demand.op} is not safe for that",
-            )
-        )
-    resolution = resolve(offering, demand, broker.context(request.caller))
-    targets: Sequence[Demand] = [
-        _only(demand, candidate.agent.address) for candidate in resolution.candidates[:RUNNERS]
-    ] or [demand]
+    runners = first_of(registry, demand, broker.context(request.caller))
+    targets: Sequence[Demand] = [_only(demand, target) for target in runners] or [demand]
     running = {
         asyncio.get_running_loop().create_task(broker.run(broker.errand(request, target)))
         for target in targets

@@ -18,10 +18,10 @@ from spinal.protocols.address import bare
 from spinal.protocols.readers import Reader
 from spinal.protocols.values import escape
 
-from ..many import MAX_TARGETS, PRESENT, RUNNERS
+from ..listing import ROOM, fitting
+from ..many import RUNNERS, everybody, first_of, present
 from ..own import Arguments, Own, needed
 from ..policies import Context
-from ..refusal import no_agent
 from ..registry import Registry
 from ..resolver import Demand, resolve
 from ..roles import Right, RoleTable
@@ -30,9 +30,6 @@ from . import cron, submission, why
 from .job import LIVE, Job, JobState
 from .keeper import Keeper, want_of
 from .rows import row, stamp
-
-#: Bytes of JSON text that the rows of one page may take; a final may take 32 KiB.
-ROOM: Final = 28 * 1024
 
 #: Members of a row that may be large, and bytes that all the others take together at most.
 PARTS: Final = frozenset({"args", "value", "attempts"})
@@ -127,32 +124,13 @@ class JobOperations:
                 )
             )
         demand = Demand.of(job.op, want_of(job))
-        offering = self._registry.offering(job.op)
-        found = resolve(offering, demand, self._context(caller))
-        targets = [candidate.agent.address for candidate in found.candidates]
-        if policy == "any-first":
-            if any(not agent.operations[job.op].safe for agent in offering):
-                raise CallError.of(
-                    Problem(
-                        "refused",
-                        f"any-first runs an operation several times, and {job.op} is not safe "
-                        "for that",
-                    )
-                )
-            targets = targets[:RUNNERS]
-        waiting = [item.agent.address for item in found.rejected if item.rule in PRESENT]
-        if policy == "all" or not targets:
-            targets = sorted(targets + waiting)[: None if policy == "all" else RUNNERS]
-        if not targets:
-            raise CallError.of(no_agent(job.op, found, self._registry.operations()))
-        if len(targets) > MAX_TARGETS:
-            raise CallError.of(
-                Problem(
-                    "too-large",
-                    f"{len(targets)} agents offer {job.op}, and `all` goes to at most "
-                    f"{MAX_TARGETS}: narrow it by place or tags",
-                )
-            )
+        context = self._context(caller)
+        if policy == "all":
+            targets = everybody(self._registry, demand, context)
+        else:
+            targets = first_of(self._registry, demand, context)
+            # If nobody is free, the children wait, each for one of those that are there.
+            targets = targets or present(self._registry, demand, context)[:RUNNERS]
         ids = submission.minted(self._keeper.clock.wall(), len(targets))
         children = [
             replace(
@@ -489,13 +467,7 @@ def _unknown(id: str) -> CallError:
 
 def _page(items: Sequence[Mapping[str, Json]], limit: int) -> dict[str, Json]:
     """Give as many rows as fit into a final, at least one, and whether there are more."""
-    fits: list[Mapping[str, Json]] = []
-    room = ROOM
-    for item in items[:limit]:
-        room -= len(escape(dumps(item))) + 1
-        if room < 0 and fits:
-            break
-        fits.append(item)
+    fits = fitting(items[:limit])
     return {"items": fits, "more": len(fits) < len(items)}
 
 

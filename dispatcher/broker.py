@@ -33,7 +33,7 @@ from spinal.bus.call import Call
 from spinal.bus.errors import CallError
 from spinal.bus.requests import Request
 from spinal.bus.session import Session
-from spinal.protocols import Advertisement, Data, Final, Log, Op, Problem, Progress, Seen, State
+from spinal.protocols import Data, Final, Log, Op, Problem, Progress, Seen, State
 from spinal.protocols.address import bare
 
 from .agent import LEASE, AttemptKey, KnownAgent
@@ -82,8 +82,8 @@ class Book(Protocol):
         """Write an attempt down, before it is sent; what it raises ends the errand."""
         ...
 
-    def returned(self, attempt: Attempt, end: str, text: str) -> None:
-        """An attempt ended without a result, and the errand goes on."""
+    def returned(self, end: str, text: str) -> None:
+        """The attempt ended without a result, and the errand goes on."""
         ...
 
     def told(self, item: Progress | Log | Data) -> None:
@@ -333,7 +333,7 @@ class Broker:
             raise CallError.of(verdict.problem, final.agent or agent.address)
         if errand.book is not None:
             self.acknowledge(errand)
-            errand.book.returned(attempt, problem.reason, problem.text)
+            errand.book.returned(problem.reason, problem.text)
 
     def _lost(self, errand: Errand, agent: str, loss: Loss, may_rerun: bool) -> Verdict:
         self.counts.lost_attempts += 1
@@ -382,8 +382,7 @@ class Broker:
         if verdict.problem is not None:
             raise CallError.of(verdict.problem, begun.agent)
         if errand.book is not None:
-            stand_in = Attempt(errand, _absent(begun), (errand.id, begun.number), begun.may_rerun)
-            errand.book.returned(stand_in, "lost", f"{begun.agent} {loss.value}")
+            errand.book.returned("lost", f"{begun.agent} {loss.value}")
         return None
 
     async def _reported(self, begun: Begun) -> KnownAgent | None:
@@ -778,11 +777,6 @@ class Broker:
             self._queue.remove(entry)
             if not entry.item.placed.done():
                 entry.item.placed.set_result(None)
-
-
-def _absent(begun: Begun) -> KnownAgent:
-    """Stand in for an agent that did not come back."""
-    return KnownAgent(begun.agent, Advertisement(hash="", epoch=begun.epoch), 0.0)
 
 
 def _size(op: Op) -> int:

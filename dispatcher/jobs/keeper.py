@@ -286,21 +286,16 @@ class Keeper:
         """Whether no other dispatcher lives on this store."""
         return len(self._peers) < 2
 
-    @property
-    def counts(self) -> dict[str, int]:
-        """How many jobs are under way here, and how many have not ended."""
-        return {"live": len(self._live), "unfinished": self._unfinished}
-
     # -- ledger
 
     def now(self) -> int:
         """Give the steady time in milliseconds."""
         return self.clock.steady()
 
-    async def save(self, job: Job, begins: bool = False) -> bool | Wait:
-        """Save a job; see :class:`Save`."""
+    async def begin(self, job: Job) -> bool | Wait:
+        """Save a job whose attempt begins, if its limits allow; see :class:`Save`."""
         job.owner = self._life
-        result = (await self.store.write(Save(job, begins)))[0]
+        result = (await self.store.write(Save(job, begins=True)))[0]
         return result if isinstance(result, Wait) else bool(result)
 
     def keep_line(self, line: Line) -> None:
@@ -422,7 +417,7 @@ class Keeper:
         self._family.born(job)
         if job.kind or job.held:
             # It waits for others, on disk.
-            self.spawn("release", self._release, job)
+            self.spawn("release", self.release, job)
             if job.kind:
                 self._family.parent_may_end(job.id)
             else:
@@ -435,8 +430,8 @@ class Keeper:
         job.ends = job.ends or job.runnable + int(job.allowed * 1000)
         self._carry(job)
 
-    async def _release(self, job: Job) -> None:
-        """Let a job stand on disk alone."""
+    async def release(self, job: Job) -> None:
+        """Let a job of ours stand on disk alone."""
         job.owner = None
         await self._insist(Save(job))
         self._look_on_disk()
@@ -629,9 +624,7 @@ class Keeper:
         if live.errand is not None:
             self._broker.acknowledge(live.errand)
         self._forget(live)
-        self._over(job)
-        for child in children:
-            self.accepted(child)
+        self._over(job, children)
 
     def _finish(
         self, job: Job, happening: Happening, value: Json, problem: Problem | None
@@ -689,8 +682,8 @@ class Keeper:
             await asyncio.sleep(pause)
             pause = min(PAUSE, pause * 2)
 
-    def _over(self, job: Job) -> None:
-        """A job has ended, and that is on disk."""
+    def _over(self, job: Job, told: Iterable[Job]) -> None:
+        """A job has ended, and that is on disk, with the jobs that are told of it."""
         self._unfinished -= 1
         for future in self._waiting.pop(job.id, ()):
             if not future.done():
@@ -699,6 +692,8 @@ class Keeper:
         self._family.ended(job)
         if self._backlog and len(self._live) < MAX_LIVE:
             self._wake.set()
+        for one in told:
+            self.accepted(one)
 
     def _forget(self, live: Live) -> None:
         if self._live.pop(live.job.id, None) is not None:
@@ -726,9 +721,7 @@ class Keeper:
         """End a job that was claimed and is not carried."""
         told = self._finish(job, happening, value, problem)
         if await self._insist(Save(job), *map(New, told)):
-            self._over(job)
-            for child in told:
-                self.accepted(child)
+            self._over(job, told)
 
     async def close_parent(self, job: Job) -> Job:
         """Say that a parent gets no more children; gives it as it is then."""
@@ -742,7 +735,7 @@ class Keeper:
                 await asyncio.sleep(0.01)
             else:
                 claimed.closed = True
-                await self._release(claimed)
+                await self.release(claimed)
             job = await self.store.get(job.id) or job
         self._family.parent_may_end(job.id)
         return job
@@ -752,14 +745,10 @@ class Keeper:
         claimed = await self.store.claim(self.now(), self.clock.wall(), 1, [id])
         return claimed[0] if claimed else None
 
-    async def release(self, job: Job) -> None:
-        """Give a claimed job back to the disk."""
-        await self._release(job)
-
     def adopt(self, job: Job) -> None:
         """Carry a claimed job whose time has come, or release it until then."""
         if job.state is JobState.WAITING and (job.due > self.now() or job.at > self.clock.wall()):
-            self.spawn("release", self._release, job)
+            self.spawn("release", self.release, job)
         else:
             self._adopt(job)
 
@@ -1041,9 +1030,8 @@ class Keeper:
                 answer = await self._session.cancel(call)
             elif current is not None and call is None:
                 # Of an earlier life, and about to be asked for again: its agent may be there.
-                left = ((job.ends or 0) - self.now()) / 1000
                 answer = await self._session.cancel_exchange(
-                    current.agent, job.id, current.number, left
+                    current.agent, job.id, current.number, self._left(job)
                 )
             else:
                 answer = ""

@@ -43,8 +43,8 @@ class Ledger(Protocol):
         """Give the steady time in milliseconds."""
         ...
 
-    async def save(self, job: Job, begins: bool = False) -> bool | Wait:
-        """Save a job; raises StoreError."""
+    async def begin(self, job: Job) -> bool | Wait:
+        """Save a job whose attempt begins, if its limits allow; raises StoreError."""
         ...
 
     def keep_line(self, line: Line) -> None:
@@ -101,7 +101,7 @@ class Live:
         job.move(Happening.BEGUN)
         result: bool | Wait = False
         try:
-            result = await self.ledger.save(job, begins=True)
+            result = await self.ledger.begin(job)
         finally:
             if result is not True:
                 job.tries.pop()
@@ -128,8 +128,8 @@ class Live:
             index = next((i for i, item in enumerate(tries) if item.uncounted), 0)
             del tries[index]
 
-    def returned(self, attempt: Attempt, end: str, text: str) -> None:
-        """An attempt ended, and the job goes back to the queue.
+    def returned(self, end: str, text: str) -> None:
+        """The attempt ended, and the job goes back to the queue.
 
         That is written down with the next attempt: until then the disk says that this one is under
         way, and who reads that asks its agent again, which changes nothing.

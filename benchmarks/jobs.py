@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 
 import psutil
-from benchmarks.run import OP, outstanding, spread
+from benchmarks.run import OP, outstanding, parts, spread
 
 from spinal.agents import Agent
 from spinal.agents.life import Life
@@ -123,11 +123,9 @@ async def known(server: str, count: int, runs: int) -> None:
         for run in range(runs):
             await until(here, count)
             await asyncio.sleep(2)  # Whom it knows it writes down each second.
-            dispatcher = next(
-                child
-                for child in psutil.Process(here.up.pid).children(recursive=True)
-                if "spinal.dispatcher" in " ".join(child.cmdline())
-            )
+            found = parts(psutil.Process(here.up.pid))
+            # The embedded server lives in the dispatcher's process.
+            (dispatcher,) = found.get("dispatcher") or found["server"]
             os.kill(dispatcher.pid, signal.SIGKILL)
             killed = time.perf_counter()
             answered = await until(here, 0, after=dispatcher.pid)

@@ -466,7 +466,7 @@ class Session:
         peer = self.peers.get(stanza.sender)
         if peer is not None and not peer.present:
             self._present(stanza.sender, ())  # Whoever asks is here, also if it never said so.
-        incoming = Incoming(stanza.sender, stanza.id)
+        incoming = self._requests.incoming(stanza.sender, stanza.id)
         for event in events:
             answer = self._take(incoming, event)
             if answer is not None:
@@ -480,9 +480,9 @@ class Session:
             case Op():
                 return self._requests.take_op(incoming, event)
             case Cancel():
-                return self._requests.take_cancel(sender, event)
+                return self._requests.take_cancel(incoming, event)
             case Ack():
-                self._requests.take_ack(sender, event)
+                self._requests.take_ack(incoming, event)
             case Data():
                 incoming.untaken += 1
 

@@ -21,6 +21,9 @@ from .values import Json
 #: Longest deadline that can be asked for, in milliseconds: 366 days.
 MAX_LEFT = 366 * 24 * 3600 * 1000
 
+#: Most exchanges that one ``ack`` names besides its own.
+MAX_ALSO = 255
+
 #: Features of the protocol beyond its core profile; told in ``hello`` and the advertisement.
 FEATURES = frozenset({"batch", "cancel", "finals", "holds", "mirror", "stream"})
 
@@ -157,7 +160,7 @@ class CallEvent(Event):
         return (self.id, self.attempt)
 
 
-_CALL: dict[str, Reader] = {"id": readers.identifier, "attempt": readers.integer(1, 10**6)}
+_CALL: dict[str, Reader] = {"id": readers.identifier, "attempt": readers.attempt}
 
 
 @value(frozen=True, slots=True, kw_only=True)
@@ -301,6 +304,20 @@ class Final(CallEvent):
     #: It had been done before: this answers a resent op, and nothing ran again.
     again: bool = False
 
+    def by(self, agent: str) -> Final:
+        """Give it with the agent that did it."""
+        return Final(
+            self.id,
+            self.attempt,
+            value=self.value,
+            problem=self.problem,
+            agent=agent,
+            ran=self.ran,
+            cpu=self.cpu,
+            memory=self.memory,
+            again=self.again,
+        )
+
 
 @value(frozen=True, slots=True, kw_only=True)
 class Error(CallEvent):
@@ -317,7 +334,18 @@ class Ack(CallEvent):
     """The final was taken, and committed by whoever keeps jobs; it need not be kept."""
 
     type: ClassVar[str] = "ack"
-    reads: ClassVar[Mapping[str, Reader]] = _CALL
+    reads: ClassVar[Mapping[str, Reader]] = {
+        **_CALL,
+        "also": readers.list_of(readers.exchange, MAX_ALSO),
+    }
+
+    #: Id and attempt of others that are acknowledged with it, to whoever takes batches.
+    also: Sequence[tuple[str, int]] = ()
+
+    @property
+    def exchanges(self) -> list[tuple[str, int]]:
+        """All that are acknowledged."""
+        return [self.exchange, *self.also]
 
 
 @value(frozen=True, slots=True, kw_only=True)

@@ -140,6 +140,10 @@ TABLE: list[tuple[Event, dict[str, Json]]] = [
         },
     ),
     (Ack("c1"), {"type": "ack", "id": "c1"}),
+    (
+        Ack("c1", also=(("c2", 1), ("c3", 4))),
+        {"type": "ack", "id": "c1", "also": [["c2", 1], ["c3", 4]]},
+    ),
     (Cancel("c1"), {"type": "cancel", "id": "c1"}),
     (Cancel("c1", 2, left=5), {"type": "cancel", "id": "c1", "attempt": 2, "left": 5}),
     (Cancelled("c1", state="late"), {"type": "cancelled", "id": "c1", "state": "late"}),

@@ -190,6 +190,11 @@ class Session:
         return self.connection.address
 
     @property
+    def now(self) -> float:
+        """Time of the event loop."""
+        return self._link.now
+
+    @property
     def connected(self) -> bool:
         """Whether a stream is ready now."""
         return self.connection.connected

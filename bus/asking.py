@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -12,8 +10,9 @@ from spinal.protocols import Data, Final, Json
 
 from .call import Call
 from .calls import PATIENCE
-from .errors import CallError
+from .errors import BusError, CallError
 from .line import ELSEWHERE, NOT_TAKEN, Argument, Line
+from .maps import Mapped
 from .options import Options
 
 #: Pieces of a stream that may be unread.
@@ -25,79 +24,115 @@ class Asking:
 
     A call goes to another dispatcher only if the first did not take it, because whoever has it,
     or may have it, may also have done it.
+
+    Raises:
+        ValueError: an option is for jobs.
     """
 
     def __init__(self, line: Line, options: Options) -> None:
-        self._line = line
-        self._options = options
-
-    async def start(self, op: str, arguments: Mapping[str, Argument], window: int) -> Call:
-        """Send an op to the address of the options, or the dispatcher that answered last."""
-        args, targets = await self._prepared(op, arguments)
-        return self._send(targets[0], op, args, window, self._options.patience, PATIENCE)
-
-    async def done(self, op: str, arguments: Mapping[str, Argument]) -> tuple[Any, Final]:
-        """Make a call, and give its value and its final."""
-        value: Any = None
-        final: Final | None = None
-        async with aclosing(self._attempts(op, arguments, 0)) as attempts:
-            async for attempt in attempts:
-                with attempt as call:
-                    if self._options.news is not None:
-                        async with aclosing(aiter(call)) as items:
-                            async for item in items:
-                                self._options.news(item)
-                    value = self._line.incoming(await call.result())
-                    final = call.final
-        assert final is not None
-        return value, final
-
-    async def stream(self, op: str, arguments: Mapping[str, Argument]) -> AsyncGenerator[Any]:
-        """Make a call, and give the pieces of its stream."""
-        async with aclosing(self._attempts(op, arguments, STREAM_WINDOW)) as attempts:
-            async for attempt in attempts:
-                with attempt as call:
-                    async with aclosing(aiter(call)) as items:
-                        async for item in items:
-                            if isinstance(item, Data):
-                                yield self._line.incoming(item.value)
-                            elif self._options.news is not None:
-                                self._options.news(item)
-                    await call.result()
-
-    async def _prepared(
-        self, op: str, arguments: Mapping[str, Argument]
-    ) -> tuple[dict[str, Json], deque[str]]:
-        """Give what to send, and whom to ask, the first one first."""
-        line, options = self._line, self._options
         stray = ["durable"] if options.durable else options.only_of_jobs()
         if stray:
             raise ValueError(
                 f"{stray[0]}: is an option of jobs: use submit, or call or map with durable=True; a "
                 "job has no stream (its value is kept, and job.watch() tells its news)"
             )
-        args = await line.outgoing(arguments)
-        if options.to is not None:
-            return args, deque([line.agent(options.to)])
-        return args, deque([line.dispatcher, *line.dispatchers[1:]])
+        self.line = line
+        self._options = options
+        self._want = options.want if options.to is None else None
 
-    async def _attempts(
-        self, op: str, arguments: Mapping[str, Argument], window: int
-    ) -> AsyncGenerator[_Attempt]:
-        loop = asyncio.get_running_loop()
-        end = loop.time() + self._options.patience
-        args, targets = await self._prepared(op, arguments)
-        patience = PATIENCE if len(targets) == 1 else ELSEWHERE
-        while targets:
-            to = targets.popleft()
-            call = self._send(to, op, args, window, max(0.0, end - loop.time()), patience)
-            attempt = _Attempt(call, bool(targets))
-            yield attempt
-            if not attempt.failed:
+    async def start(self, op: str, arguments: Mapping[str, Argument], window: int) -> Call:
+        """Send an op to the address of the options, or the dispatcher that answered last."""
+        return (await self._trial(op, arguments, window)).send()
+
+    async def done(self, op: str, arguments: Mapping[str, Argument]) -> tuple[Any, Final]:
+        """Make a call, and give its value and its final."""
+        news = self._options.news
+        trial = await self._trial(op, arguments, 0 if news is None else 1)
+        while True:
+            call = trial.send()
+            try:
+                if news is not None:
+                    async with aclosing(aiter(call)) as items:
+                        async for item in items:
+                            news(item)
+                value = self.line.incoming(await call.result())
+            except CallError as exc:
+                trial.failed(exc)
+            else:
+                assert call.final is not None
+                return value, call.final
+
+    async def stream(self, op: str, arguments: Mapping[str, Argument]) -> AsyncGenerator[Any]:
+        """Make a call, and give the pieces of its stream."""
+        trial = await self._trial(op, arguments, STREAM_WINDOW)
+        while True:
+            call = trial.send()
+            try:
+                async with aclosing(aiter(call)) as items:
+                    async for item in items:
+                        if isinstance(item, Data):
+                            yield self.line.incoming(item.value)
+                        elif self._options.news is not None:
+                            self._options.news(item)
+                await call.result()
+            except CallError as exc:
+                trial.failed(exc)
+            else:
                 return
-            self._line.passed_over(to)
 
-    def _send(
+    async def mapped(self, op: str, index: int, arguments: Mapping[str, Argument]) -> Mapped:
+        """Make a call for an input of a map, and give what became of it."""
+        try:
+            value, final = await self.done(op, arguments)
+        except (CallError, BusError) as exc:
+            return Mapped.failed(index, arguments, exc)
+        return Mapped.done(index, arguments, value, final)
+
+    def begin_mapped(
+        self,
+        op: str,
+        index: int,
+        arguments: Mapping[str, Argument],
+        told: Callable[[Mapped], None],
+    ) -> Call | None:
+        """Do the same without a task, if it needs none.
+
+        It needs one if something is uploaded first, another dispatcher may be asked, or somebody
+        wants to hear the news.
+        """
+        targets = self._targets()
+        args = self.line.plain(arguments)
+        if args is None or len(targets) > 1 or self._options.news is not None:
+            return None
+        call = _Trial(self, op, args, targets, 0).send()
+
+        def ended(call: Call) -> None:
+            final = call.final
+            assert final is not None
+            try:
+                if final.problem is not None:
+                    raise CallError.of(final.problem, final.agent)
+                mapped = Mapped.done(index, arguments, self.line.incoming(final.value), final)
+            except CallError as exc:
+                mapped = Mapped.failed(index, arguments, exc)
+            told(mapped)
+
+        call.then(ended)
+        return call
+
+    async def _trial(self, op: str, arguments: Mapping[str, Argument], window: int) -> _Trial:
+        args = self.line.plain(arguments)
+        if args is None:
+            args = await self.line.outgoing(arguments)
+        return _Trial(self, op, args, self._targets(), window)
+
+    def _targets(self) -> list[str]:
+        """Give whom to ask, the first one first."""
+        if self._options.to is not None:
+            return [self.line.agent(self._options.to)]
+        return [self.line.dispatcher, *self.line.dispatchers[1:]]
+
+    def send(
         self,
         to: str,
         op: str,
@@ -106,10 +141,9 @@ class Asking:
         timeout: float,
         patience: float,
     ) -> Call:
+        """Send an op to one address, with the options."""
         options = self._options
-        if options.news is not None and window == 0:
-            window = 1
-        return self._line.session.call(
+        return self.line.session.call(
             to,
             op,
             args,
@@ -117,22 +151,41 @@ class Asking:
             key=options.key,
             trace=options.trace,
             window=window,
-            want=options.want if options.to is None else None,
+            want=self._want,
             patience=patience,
         )
 
+    @property
+    def patience(self) -> float:
+        """Seconds that a call may take with all its targets."""
+        return self._options.patience
 
-class _Attempt:
-    """One attempt at a call; as a context it forgives that nobody took it, if others may."""
 
-    def __init__(self, call: Call, others: bool) -> None:
-        self._call = call
-        self._others = others
-        self.failed = False
+class _Trial:
+    """One call at one dispatcher after the other, as long as those before did not take it."""
 
-    def __enter__(self) -> Call:
-        return self._call
+    def __init__(
+        self, asking: Asking, op: str, args: Mapping[str, Json], targets: list[str], window: int
+    ) -> None:
+        self._asking = asking
+        self._op = op
+        self._args = args
+        self._targets = targets
+        self._window = window
+        self._patience = PATIENCE if len(targets) == 1 else ELSEWHERE
+        self._end = asking.line.session.now + asking.patience
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        self.failed = self._others and isinstance(error, CallError) and error.reason in NOT_TAKEN
-        return self.failed
+    def send(self) -> Call:
+        """Ask the next one."""
+        left = max(0.0, self._end - self._asking.line.session.now)
+        return self._asking.send(
+            self._targets[0], self._op, self._args, self._window, left, self._patience
+        )
+
+    def failed(self, error: CallError) -> None:
+        """Turn to the next one, if that one did not take it; else raise the error."""
+        asked, *others = self._targets
+        if not others or error.reason not in NOT_TAKEN:
+            raise error
+        self._asking.line.passed_over(asked)
+        self._targets = others

@@ -160,6 +160,10 @@ class Call:
         """
         return await self._table.cancel(self)
 
+    def abandon(self) -> None:
+        """Give it up without waiting: the peer is told, and it ends as cancelled."""
+        self._table.abandon(self)
+
     def then(self, told: Callable[[Call], None]) -> None:
         """Have one be told when it has ended, at once if it has; for who waits for many."""
         if self.done:

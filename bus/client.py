@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -74,6 +75,7 @@ class Client:
         self._dispatchers = tuple(dispatchers)
         self._options = Options()
         self._shared = _Shared()
+        self._asked: Asking | None = None
 
     # -- life
 
@@ -207,6 +209,7 @@ class Client:
         twin = Client.__new__(Client)
         twin.__dict__.update(self.__dict__)
         twin._options = options
+        twin._asked = None
         return twin
 
     # -- calls
@@ -239,7 +242,11 @@ class Client:
         return await self._asking().start(op, arguments, window)
 
     def _asking(self) -> Asking:
-        return Asking(self.line, self._options)
+        """Give what makes our calls: the same as long as we are open."""
+        line, asking = self.line, self._asked
+        if asking is None or asking.line is not line:
+            asking = self._asked = Asking(line, self._options)
+        return asking
 
     def value(self, value: Json) -> Any:
         """Make Python of a JSON value: references become blobs."""
@@ -283,22 +290,12 @@ class Client:
         if self._options.durable:
             mapped = aiter(await self.start_map(op, over, window=window, ordered=ordered))
         else:
-
-            async def one(index: int, arguments: Mapping[str, Argument]) -> Mapped:
-                return await self._one(op, index, arguments)
-
-            mapped = in_window(one, over, window, ordered)
+            asking = self._asking()
+            one, begin = partial(asking.mapped, op), partial(asking.begin_mapped, op)
+            mapped = in_window(one, over, window, ordered, begin)
         async with aclosing(mapped):
             async for item in mapped:
                 yield item
-
-    async def _one(self, op: str, index: int, arguments: Mapping[str, Argument]) -> Mapped:
-        try:
-            value, final = await self._asking().done(op, arguments)
-        except (CallError, BusError) as exc:
-            return Mapped.failed(index, arguments, exc)
-        ran = None if final.ran is None else final.ran / 1000
-        return Mapped(index, arguments, value, agent=final.agent, ran=ran)
 
     # -- jobs
 

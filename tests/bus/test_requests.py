@@ -378,7 +378,7 @@ async def test_a_stream_never_has_more_unanswered_than_its_window() -> None:
         nonlocal most
         for number in range(20):
             await request.data(number)
-            most = max(most, len(request.untaken))
+            most = max(most, len(request.untaken or ()))
         return "end"
 
     async with pair(numbers) as (_, caller, _):

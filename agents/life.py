@@ -347,7 +347,6 @@ class Life:
 
     async def _handle(self, request: Request) -> Json:
         """Run one op; everything that it raises is a :class:`CallError` or a cancellation."""
-        began = self.session.now
         state = "cancelled"
         if self._mirrors:
             self._mirror(request, "op")
@@ -366,10 +365,15 @@ class Life:
                 request.accept()
             raise
         finally:
-            ran = int((self.session.now - began) * 1000)
-            # What went well is seen by a tap; a line for each would cost more than most calls.
-            tell = self._log.debug if state == "done" else self._log.info
-            tell(
+            # What went well a tap can show; a line for each would cost as much as the call.
+            if self._mirrors or state != "done":
+                self._tell_end(request, state)
+
+    def _tell_end(self, request: Request, state: str) -> None:
+        began = request.began
+        ran = 0 if began is None else int((self.session.now - began) * 1000)
+        if state != "done":
+            self._log.info(
                 "operation_ended",
                 op=request.op.op,
                 id=request.op.id,
@@ -377,11 +381,11 @@ class Life:
                 caller=request.caller,
                 state=state,
                 ran=ran,
-                cpu=request.cpu,
+                cpu=None if request.cpu is None else round(request.cpu, 3),
                 memory=request.memory,
             )
-            if self._mirrors:
-                self._mirror(request, "final", state, ran)
+        if self._mirrors:
+            self._mirror(request, "final", state, ran)
 
     async def _serve(self, request: Request) -> Json:
         operation = self._gate(request)

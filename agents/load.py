@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from spinal.bus.errors import CallError
 from spinal.protocols import Problem
@@ -71,14 +72,15 @@ class Slots:
             raise CallError.of(Problem("busy", f"all {own.size} slots of {path} are taken"))
         self._count(1, own)
         try:
+            if own is None:
+                await self._free.acquire()
+                return
             # Its own first, so that who waits for it holds no slot that others could use.
-            if own is not None:
-                await own.free.acquire()
+            await own.free.acquire()
             try:
                 await self._free.acquire()
             except BaseException:
-                if own is not None:
-                    own.free.release()
+                own.free.release()
                 raise
         except BaseException:
             self._count(-1, own)
@@ -95,10 +97,10 @@ class Slots:
         self.busy += change
         if own is not None:
             own.busy += change
-        if self.busy:
-            self._idle.clear()
-        else:
+        if not self.busy:
             self._idle.set()
+        elif self.busy == change:
+            self._idle.clear()
         self._changed()
 
 
@@ -112,8 +114,8 @@ class _Place:
         self._path = path
         self._own = own
 
-    async def __aenter__(self) -> None:
-        await self._slots.enter(self._path, self._own)
+    def __aenter__(self) -> Coroutine[Any, Any, None]:
+        return self._slots.enter(self._path, self._own)
 
     async def __aexit__(self, *_: object) -> None:
         self._slots.leave(self._own)

@@ -38,6 +38,8 @@ class Asking:
             )
         self.line = line
         self._options = options
+        #: Seconds that a call may take with all its targets.
+        self.patience = options.patience
         self._want = options.want if options.to is None else None
 
     async def start(self, op: str, arguments: Mapping[str, Argument], window: int) -> Call:
@@ -155,14 +157,11 @@ class Asking:
             patience=patience,
         )
 
-    @property
-    def patience(self) -> float:
-        """Seconds that a call may take with all its targets."""
-        return self._options.patience
-
 
 class _Trial:
     """One call at one dispatcher after the other, as long as those before did not take it."""
+
+    __slots__ = ("_args", "_asking", "_end", "_op", "_patience", "_targets", "_window")
 
     def __init__(
         self, asking: Asking, op: str, args: Mapping[str, Json], targets: list[str], window: int
@@ -173,14 +172,18 @@ class _Trial:
         self._targets = targets
         self._window = window
         self._patience = PATIENCE if len(targets) == 1 else ELSEWHERE
-        self._end = asking.line.session.now + asking.patience
+        #: When the first one gives up, which holds for all.
+        self._end: float | None = None
 
     def send(self) -> Call:
         """Ask the next one."""
-        left = max(0.0, self._end - self._asking.line.session.now)
-        return self._asking.send(
+        asking, end = self._asking, self._end
+        left = asking.patience if end is None else max(0.0, end - asking.line.session.now)
+        call = asking.send(
             self._targets[0], self._op, self._args, self._window, left, self._patience
         )
+        self._end = call.deadline if end is None else end
+        return call
 
     def failed(self, error: CallError) -> None:
         """Turn to the next one, if that one did not take it; else raise the error."""

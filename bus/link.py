@@ -89,6 +89,7 @@ class Link:
         self._arm = arm
         self._iqs: dict[str, _Sent] = {}
         self._number = 0
+        self._clock = _time
 
     @property
     def connected(self) -> bool:
@@ -98,7 +99,11 @@ class Link:
     @property
     def now(self) -> float:
         """Time of the event loop."""
-        return asyncio.get_running_loop().time()
+        return self._clock()
+
+    def begin(self) -> None:
+        """Belong to the running event loop from now on."""
+        self._clock = asyncio.get_running_loop().time
 
     # -- peers
 
@@ -331,6 +336,10 @@ class Link:
             del self._iqs[id]
             sent.unanswered()
         return bool(self._iqs)
+
+
+def _time() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _share(peer: Peer) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
@@ -22,6 +23,12 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 def run(main: Coroutine[Any, Any, _T]) -> _T:
-    """Run a program to its end, as :func:`asyncio.run` does."""
+    """Run a program to its end, as :func:`asyncio.run` does, but one that serves.
+
+    Every call makes some dozens of objects that are gone soon after without the collector, which
+    by default looks for cycles among them every 700 objects: an eighth of the CPU (measured).
+    """
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(main)

@@ -242,8 +242,8 @@ class Request:
             self.exchange.say("accepted")
 
     def limit(self, seconds: float, late: Problem) -> None:
-        """Stop it for this reason after so long, if it still runs and its caller waits longer."""
-        when = self.table.now + seconds
+        """Stop it for this reason when it has run so long, if its caller waits longer than that."""
+        when = (self.began or self.table.now) + seconds
         if when < self.deadline:
             self.late = late
             self.table.stop_at(when, self)
@@ -428,7 +428,7 @@ class Requests:
             return Error(op.id, op.attempt, problem=over[0])
         problem = self._unfit(op)
         if problem is not None:
-            self._remember(self._refused, name, problem, op.left / 1000)
+            self._remember(self._refused, name, problem, self._link.now + op.left / 1000)
             return Error(op.id, op.attempt, problem=problem)
         sender = incoming.sender
         caller = op.caller if op.caller is not None and incoming.believed else sender
@@ -472,8 +472,8 @@ class Requests:
         request.askers |= {request.sender}
         request.sender = sender
 
-    def _remember(self, memory: _Memory, key: _Key, problem: Problem, seconds: float) -> None:
-        memory[key] = (problem, self._link.now + seconds)
+    def _remember(self, memory: _Memory, key: _Key, problem: Problem, until: float) -> None:
+        memory[key] = (problem, until)
         if len(memory) > MAX_REMEMBERED:
             memory.popitem(last=False)
         self._arm()
@@ -502,7 +502,8 @@ class Requests:
             over = self._done.get(name) or self._refused.get(name)
             if over is None:
                 over = (Problem("cancelled", "it was cancelled before it arrived"), 0.0)
-                self._remember(self._refused, name, over[0], event.left / 1000)
+                until = self._link.now + event.left / 1000
+                self._remember(self._refused, name, over[0], until)
             state = "unknown" if over[0].reason == "cancelled" else "late"
         elif request.final is not None:
             state = "late"
@@ -533,14 +534,13 @@ class Requests:
         self._kept -= 1
         self._kept_bytes -= len(request.written)
         self._unkept.set()
-        left = max(0.0, request.deadline - self._link.now)
-        self._remember(self._done, (request.space, *request.op.exchange), _DONE, left)
+        self._remember(self._done, (request.space, *request.op.exchange), _DONE, request.deadline)
 
     # -- running
 
     async def _run(self, request: Request) -> None:
         assert self._handler is not None
-        request.began = began = self._link.now
+        request.began = self._link.now
         value: Json = None
         problem: Problem | None = None
         agent: str | None = None
@@ -567,7 +567,8 @@ class Requests:
             # An operation that exits ends itself, and not the program that serves the others.
             log.exception("handler_failed", op=request.op.op, id=request.op.id)
             problem = Problem("failed", _words(exc))
-        ran = int((self._link.now - began) * 1000)
+        now = self._link.now
+        ran = int((now - request.began) * 1000)
         cpu = None if request.cpu is None else round(request.cpu * 1000)
         memory = request.memory
         if isinstance(value, Relayed):
@@ -587,16 +588,17 @@ class Requests:
                 cpu=cpu,
                 memory=memory,
             ),
+            now,
         )
 
-    def _end(self, request: Request, final: Final) -> None:
+    def _end(self, request: Request, final: Final, now: float) -> None:
         """Say the end of a request, and keep it unless it was a refusal."""
         op, problem = request.op, final.problem
         request.credit()
         if problem is not None and problem.meaning.ran is Ran.NO and not request.accepted:
             request.exchange.say("error")
             self._drop(request)
-            self._remember(self._refused, (request.space, *op.exchange), problem, request.remaining)
+            self._remember(self._refused, (request.space, *op.exchange), problem, request.deadline)
             error = Error(op.id, op.attempt, problem=problem)
             self._say(request, self._link.codec.write_event(error))
             return
@@ -607,7 +609,7 @@ class Requests:
                 self._turn_to(request, other)
         room = self._link.peer(request.sender).stanza - 2
         request.final, request.written = self._write_final(final, room)
-        request.due = self._link.now + request.pause
+        request.due = now + request.pause
         self._kept += 1
         self._kept_bytes += len(request.written)
         self._say(request, request.written)

@@ -150,6 +150,7 @@ class Session:
 
     async def __aenter__(self) -> Self:
         self._open = True
+        self._link.begin()
         try:
             await self.connection.open(self)
         except BaseException:

@@ -66,6 +66,8 @@ def check(
         ProtocolError: of the class given, because whose fault it is depends on who made the value.
             It names the member of an outermost object that is at fault.
     """
+    if type(value) in _ALWAYS:
+        return
     wrong = _wrong(value, limits, depth)
     if wrong is None:
         return
@@ -75,6 +77,9 @@ def check(
         at = next((str(k) for k, v in outermost.items() if _wrong(v, limits, 1)), at)
     raise error(f"{at[:60]}: {wrong}", "bad-arguments", at[:60])
 
+
+#: Types whose every value is good.
+_ALWAYS: Final = frozenset({bool, type(None)})
 
 #: ``type``, but giving an object that can only be compared: the type of a Json is unknown.
 _type: Callable[[Json], object] = type
@@ -86,6 +91,22 @@ def _wrong(value: Json, limits: Limits, depth: int = 0) -> str | None:
     Goes level by level, not by recursion, because the depth of a hostile value must not become the
     depth of our stack, and because a level needs no note of how deep each item is.
     """
+    if _type(value) is dict and len(value) <= 16 and depth < limits.depth:
+        # Arguments mostly are a few plain members, for which the way below is long.
+        for key, item in value.items():
+            kind = _type(item)
+            if not (
+                _type(key) is str
+                and key.isascii()
+                and (
+                    (kind is str and item.isascii())
+                    or (kind is int and -MAX_INTEGER <= item <= MAX_INTEGER)
+                    or kind in _ALWAYS
+                )
+            ):
+                break
+        else:
+            return None
     level: list[Any] = [value]
     room = limits.members
     while level:

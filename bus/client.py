@@ -55,6 +55,8 @@ class Client:
         credentials: what to log in with instead of looking for a home.
         connection: an address on the bus that is already there, such as a memory connection.
         dispatchers: addresses of the dispatchers, where ``connection`` is given.
+        batching: calls that are made at the same time may share a stanza.  Without it each has one
+            of its own, for whoever measures, or looks at the wire.
 
     Raises:
         HomeError: on entering: there is no home, or its credentials cannot be used.
@@ -68,7 +70,9 @@ class Client:
         credentials: Credentials | None = None,
         connection: Connection | None = None,
         dispatchers: Sequence[str] = (),
+        batching: bool = True,
     ) -> None:
+        self._batching = batching
         self._home = Path(home) if home is not None else None
         self._credentials = credentials
         self._connection = connection
@@ -91,7 +95,8 @@ class Client:
             dispatchers = credentials.dispatchers
             blobs = Blobs(connection, credentials.domain, credentials.uploads, credentials.ca)
         async with AsyncExitStack() as stack:
-            session = await stack.enter_async_context(Session(connection, dispatchers=dispatchers))
+            session = Session(connection, dispatchers=dispatchers, batching=self._batching)
+            await stack.enter_async_context(session)
             if blobs is not None:
                 stack.push_async_callback(blobs.close)
             shared.stack = stack.pop_all()

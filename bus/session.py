@@ -100,6 +100,7 @@ class Session:
             our own domain and of the dispatchers.
         epoch: number of our present life, if we have one.
         codec: how events are read and written.
+        batching: ops may share a stanza.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class Session:
         trust: Callable[[str], bool] | None = None,
         epoch: int | None = None,
         codec: Codec | None = None,
+        batching: bool = True,
     ) -> None:
         self.connection = connection
         self.codec = codec or Codec(dumps, loads)
@@ -139,6 +141,7 @@ class Session:
             self._unanswered,
             self._gone,
             self._arm,
+            batching,
         )
         self._calls = Calls(self._link, lambda to: to in self.dispatchers)
         self._requests = Requests(self._link, handler, dispatchers, epoch, self._arm)

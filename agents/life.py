@@ -24,7 +24,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Awaitable, Collection, Generator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Collection, Generator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -52,6 +52,7 @@ from spinal.protocols import (
 from . import results
 from .agent import Agent
 from .errors import RoleRefused, problem_of
+from .group import Group
 from .job import Channel, Facts, Job
 from .load import Slots, cpu_count
 from .news import News
@@ -109,7 +110,12 @@ class Life:
         self.state = "available"
         self.slots = Slots(agent.slots or cpu_count(), self._changed)
         self.session = Session(
-            connection, self._handle, role="agent", dispatchers=dispatchers, epoch=self.epoch
+            connection,
+            self._handle,
+            role="agent",
+            dispatchers=dispatchers,
+            epoch=self.epoch,
+            features=FEATURES,
         )
         self._connection = connection
         #: The dispatchers that our credentials name, and those that one of them named last.
@@ -389,6 +395,8 @@ class Life:
 
     async def _serve(self, request: Request) -> Json:
         operation = self._gate(request)
+        if request.op.each is not None:
+            return await Group(request, operation, self.slots, self._run_one).run(request.op.each)
         blobs: list[Blob] = []
         arguments = operation.signature.convert(request.op.args, lambda ref: self._blob(ref, blobs))
         async with self.slots.take(operation):
@@ -422,7 +430,7 @@ class Life:
         """Run a coroutine function, here."""
         request.limit(operation.timeout, operation.late)
         name = operation.signature.job
-        if name is None and operation.kind is Kind.COROUTINE:
+        if operation.simple:
             result = await self._invoke(request, operation.function(**arguments))
             return await results.pack(result, self._store)
         with News(request) as news:
@@ -438,6 +446,14 @@ class Life:
                 job.stop()
                 raise
             return await results.pack(result, self._store)
+
+    async def _run_one(
+        self, request: Request, operation: Operation, given: Mapping[str, Json]
+    ) -> Json:
+        """Run a simple operation with one of several sets of arguments."""
+        arguments = operation.signature.convert(given, lambda ref: self._blob(ref, []))
+        result = await self._invoke(request, operation.function(**arguments))
+        return await results.pack(result, self._store)
 
     async def _invoke(self, request: Request, work: Awaitable[Any]) -> Any:
         """Run user code; what it raises becomes a problem, except our own cancellation."""

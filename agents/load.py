@@ -51,6 +51,11 @@ class Slots:
         """Calls that run or wait, by slots."""
         return self.busy / self.size
 
+    @property
+    def free(self) -> bool:
+        """Whether one more could run at once."""
+        return self.busy < self.size
+
     def take(self, operation: Operation) -> _Place:
         """Have a slot for an ``async with`` block, after waiting for it.
 

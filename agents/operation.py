@@ -78,6 +78,11 @@ class Operation:
         """Longest run in seconds."""
         return self.public.timeout
 
+    @property
+    def simple(self) -> bool:
+        """Whether it is a coroutine that has its arguments and nothing else to do with its caller."""
+        return self.kind is Kind.COROUTINE and self.signature.job is None
+
     @cached_property
     def late(self) -> Problem:
         """What a caller is told when it ran longer."""

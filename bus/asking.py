@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from spinal.protocols import Data, Final, Json
@@ -11,8 +12,9 @@ from spinal.protocols import Data, Final, Json
 from .call import Call
 from .calls import PATIENCE
 from .errors import BusError, CallError
+from .groups import PIECES, Groups
 from .line import ELSEWHERE, NOT_TAKEN, Argument, Line
-from .maps import Mapped
+from .maps import Mapped, in_window
 from .options import Options
 
 #: Pieces of a stream that may be unread.
@@ -82,45 +84,34 @@ class Asking:
             else:
                 return
 
-    async def mapped(self, op: str, index: int, arguments: Mapping[str, Argument]) -> Mapped:
-        """Make a call for an input of a map, and give what became of it."""
+    async def map(
+        self, op: str, over: Iterable[Mapping[str, Argument]], window: int, ordered: bool
+    ) -> AsyncGenerator[Mapped]:
+        """Make a call for each input, and give what becomes of them."""
+        targets = self._targets()
+        if len(targets) > 1 or self._options.news is not None:
+            # Each is seen through on its own: at another dispatcher, or with its news.
+            async with aclosing(in_window(partial(self._one, op), over, window, ordered)) as found:
+                async for mapped in found:
+                    yield mapped
+            return
+
+        def send(args: Mapping[str, Json], each: list[dict[str, Json]] | None) -> Call:
+            read = 0 if each is None else PIECES
+            return self.send(targets[0], op, args, read, self.patience, PATIENCE, each)
+
+        groups = Groups(self.line, targets[0], send, window)
+        found = in_window(partial(self._one, op), over, window, ordered, groups.begin)
+        async with aclosing(groups), aclosing(found):
+            async for mapped in found:
+                yield mapped
+
+    async def _one(self, op: str, index: int, arguments: Mapping[str, Argument]) -> Mapped:
         try:
             value, final = await self.done(op, arguments)
         except (CallError, BusError) as exc:
             return Mapped.failed(index, arguments, exc)
         return Mapped.done(index, arguments, value, final)
-
-    def begin_mapped(
-        self,
-        op: str,
-        index: int,
-        arguments: Mapping[str, Argument],
-        told: Callable[[Mapped], None],
-    ) -> Call | None:
-        """Do the same without a task, if it needs none.
-
-        It needs one if something is uploaded first, another dispatcher may be asked, or somebody
-        wants to hear the news.
-        """
-        targets = self._targets()
-        args = self.line.plain(arguments)
-        if args is None or len(targets) > 1 or self._options.news is not None:
-            return None
-        call = _Trial(self, op, args, targets, 0).send()
-
-        def ended(call: Call) -> None:
-            final = call.final
-            assert final is not None
-            try:
-                if final.problem is not None:
-                    raise CallError.of(final.problem, final.agent)
-                mapped = Mapped.done(index, arguments, self.line.incoming(final.value), final)
-            except CallError as exc:
-                mapped = Mapped.failed(index, arguments, exc)
-            told(mapped)
-
-        call.then(ended)
-        return call
 
     async def _trial(self, op: str, arguments: Mapping[str, Argument], window: int) -> _Trial:
         args = self.line.plain(arguments)
@@ -142,6 +133,7 @@ class Asking:
         window: int,
         timeout: float,
         patience: float,
+        each: Sequence[Mapping[str, Json]] | None = None,
     ) -> Call:
         """Send an op to one address, with the options."""
         options = self._options
@@ -155,6 +147,7 @@ class Asking:
             window=window,
             want=self._want,
             patience=patience,
+            each=each,
         )
 
 

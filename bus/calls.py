@@ -111,7 +111,7 @@ class Calls:
                 "too-large",
             )
         inline = self._link.limits.inline
-        if len(written) > inline and (size := len(write_value(dict(op.args), dumps))) > inline:
+        if len(written) > inline and (size := _weight(op)) > inline:
             raise LocalProtocolError(
                 f"the arguments take {size} bytes, and at most {inline} travel inline: "
                 "send large ones as a blob",
@@ -367,6 +367,10 @@ class Calls:
 
 def _ended(call: Call) -> bool:
     return call.final is not None
+
+
+def _weight(op: Op) -> int:
+    return len(write_value(dict(op.args) if op.each is None else list(op.each), dumps))
 
 
 def _taken(sender: str, final: Final) -> bool:

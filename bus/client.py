@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,7 +25,7 @@ from .home import Credentials
 from .jobmap import DEADLINE, JobMap
 from .jobs import PAGE, SLICE, Job, mint_key, outcome, submit, uncertain
 from .line import Argument, Line
-from .maps import WINDOW, Mapped, in_window
+from .maps import WINDOW, Mapped
 from .options import After, Options, Planned, Retry
 from .resolution import Candidate, Rejected, Resolution
 from .session import Session
@@ -295,9 +294,7 @@ class Client:
         if self._options.durable:
             mapped = aiter(await self.start_map(op, over, window=window, ordered=ordered))
         else:
-            asking = self._asking()
-            one, begin = partial(asking.mapped, op), partial(asking.begin_mapped, op)
-            mapped = in_window(one, over, window, ordered, begin)
+            mapped = self._asking().map(op, over, window, ordered)
         async with aclosing(mapped):
             async for item in mapped:
                 yield item

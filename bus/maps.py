@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from spinal.protocols import Final, Problem
 
-from .call import Call
 from .errors import BusError, CallError
 
 #: Inputs of a map that are under way at once if nobody says otherwise.
@@ -52,8 +51,25 @@ class Mapped:
 
 #: Sees an input through, in a task of its own.
 One = Callable[[int, Mapping[str, Any]], Coroutine[Any, Any, Mapped]]
+#: Told what became of an input.
+Told = Callable[[Mapped], None]
+
+
+class Pending(Protocol):
+    """An input that was begun without a task."""
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended."""
+        ...
+
+    def abandon(self) -> None:
+        """Give it up."""
+        ...
+
+
 #: Begins an input that needs no task, and tells what became of it; none if it needs one.
-Begin = Callable[[int, Mapping[str, Any], Callable[[Mapped], None]], Call | None]
+Begin = Callable[[int, Mapping[str, Any], Told], Pending | None]
 
 
 async def in_window(
@@ -99,34 +115,34 @@ class _Run:
     def __init__(self, one: One, begin: Begin) -> None:
         self._one = one
         self._begin = begin
-        self._calls: dict[int, Call] = {}
+        self._begun: dict[int, Pending] = {}
         self._tasks: dict[int, asyncio.Task[Mapped]] = {}
         #: In the order in which they ended.  A task's outcome may be an error of ours.
         self._ended: dict[int, Mapped | asyncio.Task[Mapped]] = {}
         self._news = asyncio.Event()
 
     def __len__(self) -> int:
-        return len(self._calls) + len(self._tasks) + len(self._ended)
+        return len(self._begun) + len(self._tasks) + len(self._ended)
 
     def begin(self, index: int, arguments: Mapping[str, Any]) -> None:
         """Begin an input."""
         try:
-            call = self._begin(index, arguments, self._told)
+            begun = self._begin(index, arguments, self._told)
         except (CallError, BusError) as exc:
             self._told(Mapped.failed(index, arguments, exc))
             return
-        if call is None:
+        if begun is None:
             work = self._one(index, arguments)
             task = self._tasks[index] = asyncio.get_running_loop().create_task(work)
             task.add_done_callback(lambda task: self._settle(index, task))
-        elif not call.done:
-            self._calls[index] = call
+        elif not begun.done:
+            self._begun[index] = begun
 
     def _told(self, mapped: Mapped) -> None:
         self._settle(mapped.index, mapped)
 
     def _settle(self, index: int, found: Mapped | asyncio.Task[Mapped]) -> None:
-        self._calls.pop(index, None)
+        self._begun.pop(index, None)
         self._tasks.pop(index, None)
         self._ended[index] = found
         self._news.set()
@@ -145,8 +161,8 @@ class _Run:
 
     async def close(self) -> None:
         """Give up what is under way."""
-        for call in list(self._calls.values()):
-            call.abandon()
+        for begun in list(self._begun.values()):
+            begun.abandon()
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()

@@ -286,6 +286,7 @@ class Requests:
         dispatchers: see :attr:`dispatchers`.
         epoch: our present life; an op meant for another one is refused.
         arm: makes sure that :meth:`look` is called soon.
+        features: what we understand; an op that must be understood otherwise is refused.
     """
 
     def __init__(
@@ -295,7 +296,9 @@ class Requests:
         dispatchers: Collection[str],
         epoch: int | None,
         arm: Callable[[], None],
+        features: frozenset[str],
     ) -> None:
+        self._features = features
         self._link = link
         self._handler = handler
         self._dispatchers: frozenset[str] = frozenset()
@@ -484,7 +487,7 @@ class Requests:
             return Problem("expired")
         if op.epoch is not None and self._epoch is not None and op.epoch != self._epoch:
             return Problem("stale-epoch")
-        if (missing := op.missing()) is not None:
+        if op.must and (missing := op.missing(self._features)) is not None:
             return Problem("not-understood", f"'{missing}' is not understood here", missing)
         if self._handler is None:
             return Problem("unknown-op", "no operations are offered here")

@@ -101,6 +101,7 @@ class Session:
         epoch: number of our present life, if we have one.
         codec: how events are read and written.
         batching: ops may share a stanza.
+        features: what we understand beyond the core profile.
     """
 
     def __init__(
@@ -114,12 +115,16 @@ class Session:
         epoch: int | None = None,
         codec: Codec | None = None,
         batching: bool = True,
+        features: frozenset[str] = FEATURES - {"group"},
     ) -> None:
         self.connection = connection
         self.codec = codec or Codec(dumps, loads)
         self.limits = self.codec.limits
         self.epoch = epoch
         self._role = role
+        self._features = features
+        #: Whether ops may share a stanza.
+        self.batching = batching
         self._trust = trust or self._own_domain
         #: Told of every presence: address, whether it is available, what it carried.
         self.on_presence: Callable[[str, bool, Sequence[Event]], None] = _ignore
@@ -144,7 +149,7 @@ class Session:
             batching,
         )
         self._calls = Calls(self._link, lambda to: to in self.dispatchers)
-        self._requests = Requests(self._link, handler, dispatchers, epoch, self._arm)
+        self._requests = Requests(self._link, handler, dispatchers, epoch, self._arm, features)
         self._tick: asyncio.TimerHandle | None = None
         self._look_at = 0.0
         self._open = False
@@ -279,6 +284,7 @@ class Session:
         patience: float = PATIENCE,
         acknowledge: bool = True,
         again: bool = False,
+        each: Sequence[Mapping[str, Json]] | None = None,
     ) -> Call:
         """Send an op to one address and give the call.
 
@@ -302,6 +308,7 @@ class Session:
                 :meth:`acknowledge` has to be called once the final is safe.
             again: another life of ours may have sent it before, so that a bounce does not mean
                 that it never ran.
+            each: sets of arguments in place of ``args``, for an agent with ``group``.
 
         Raises:
             CallError: with reason ``bad-arguments`` or ``too-large``, when the arguments cannot
@@ -324,6 +331,8 @@ class Session:
             trace=trace,
             window=window,
             want=want,
+            each=each,
+            must=() if each is None else ("group",),
         )
         return self._calls.make(to, event, timeout, patience, acknowledge, again)
 
@@ -393,7 +402,7 @@ class Session:
         """What we say of ourselves."""
         return Hello(
             role=self._role,
-            features=sorted(FEATURES),
+            features=sorted(self._features),
             stanza=self.limits.receive // 4,
             dispatchers=sorted(self.dispatchers) if self._role == "dispatcher" else (),
             epoch=self.epoch,

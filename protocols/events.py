@@ -21,11 +21,14 @@ from .values import Json
 #: Longest deadline that can be asked for, in milliseconds: 366 days.
 MAX_LEFT = 366 * 24 * 3600 * 1000
 
+#: Most sets of arguments in one op.
+MAX_EACH = 1000
+
 #: Most exchanges that one ``ack`` names besides its own.
 MAX_ALSO = 255
 
 #: Features of the protocol beyond its core profile; told in ``hello`` and the advertisement.
-FEATURES = frozenset({"batch", "cancel", "finals", "holds", "mirror", "stream"})
+FEATURES = frozenset({"batch", "cancel", "finals", "group", "holds", "mirror", "stream"})
 
 #: How candidates are ranked.
 POLICIES = (
@@ -168,12 +171,13 @@ class Op(CallEvent):
     """Ask for an operation."""
 
     type: ClassVar[str] = "op"
-    free: ClassVar[tuple[str, ...]] = ("args",)
+    free: ClassVar[tuple[str, ...]] = ("args", "each")
     reads: ClassVar[Mapping[str, Reader]] = {
         **_CALL,
         "op": readers.operation,
         "left": readers.integer(0, MAX_LEFT),
         "args": readers.mapping,
+        "each": readers.list_of(readers.mapping, MAX_EACH),
         "epoch": readers.integer(),
         "key": readers.text(256),
         "caller": readers.text(3071),
@@ -188,6 +192,8 @@ class Op(CallEvent):
     #: Milliseconds remaining until the caller gives up; recomputed at each hop.
     left: int
     args: Mapping[str, Json] = field(default_factory=dict[str, Json])
+    #: In place of ``args``, to an agent with ``group``: sets of arguments to do it with.
+    each: Sequence[Mapping[str, Json]] | None = None
     #: Epoch of the agent that it is meant for; another one refuses.
     epoch: int | None = None
     #: Idempotency key, unique under the caller's bare address.

@@ -90,6 +90,17 @@ TABLE: list[tuple[Event, dict[str, Json]]] = [
         Op("c1", op="/a", left=1, want=Want()),
         {"type": "op", "id": "c1", "op": "/a", "left": 1, "want": {}},
     ),
+    (
+        Op("c1", op="/a", left=1, each=({"x": 1}, {}), must=("group",)),
+        {
+            "type": "op",
+            "id": "c1",
+            "op": "/a",
+            "left": 1,
+            "each": [{"x": 1}, {}],
+            "must": ["group"],
+        },
+    ),
     (Accepted("c1"), {"type": "accepted", "id": "c1"}),
     (
         Accepted("c1", 2, seq=57),

@@ -8,12 +8,13 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from .goals import GOALS, Goal
 from .results import Results, Row
 
 #: Read well on white and on black.
-INK, MET, UNMET = "#808080", "#2f9e6e", "#d9534f"
+INK, MET, UNMET = "#808080", "#3b8fd1", "#e08a3c"
 
 
 def draw(results: Results, file: Path) -> None:
@@ -68,16 +69,18 @@ def draw(results: Results, file: Path) -> None:
         axes.set_xscale("log")
         seen = [value for _, values in bars for value in values]
         axes.set_xlim(min(0.4, *seen, 1.0) / 1.5, max(2.5, *seen, 1.0) * 1.5)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter("")
         axes.set_yticks(list(places), [_label(goal) for goal, _ in bars], fontsize=8)
         axes.invert_yaxis()
-        axes.set_xlabel(
-            "times as good as the goal (1 = just met; bar: median, line: least to most)"
-        )
+        axes.margins(y=0.01)
+        label = "times as good as the goal; bar: median, line: least to most"
+        axes.set_xlabel(label, fontsize=8)
         for side in ("top", "right", "left"):
             axes.spines[side].set_visible(False)
         axes.tick_params(axis="y", length=0)
+        axes.tick_params(axis="x", labelsize=8)
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
 
 

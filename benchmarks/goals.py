@@ -122,7 +122,7 @@ def _goals() -> Iterator[Goal]:
         Goal(
             "resolve-growth",
             "resolve",
-            "the same, growth from 100 to 100,000 agents",
+            "resolve, growth from 100 to 100,000 agents",
             "log 100,000 / log 100",
             most=2.5,
         )
@@ -137,7 +137,11 @@ def _goals() -> Iterator[Goal]:
             least=5000.0,
         )
     )
-    yield _alone(Goal("reports-p99", "resolve", "resolve meanwhile, p99", "-", unit="ms", most=1.0))
+    yield _alone(
+        Goal(
+            "reports-p99", "resolve", "resolve while reports come in, p99", "-", unit="ms", most=1.0
+        )
+    )
     for server in ("embedded", "ejabberd"):
         yield Goal(
             f"agents-{server}",
@@ -153,7 +157,7 @@ def _goals() -> Iterator[Goal]:
             yield Goal(
                 f"back-{count}-{server}",
                 "scale",
-                f"{count:,} of them back after a server restart",
+                f"{count:,} agents back after a server restart",
                 "-",
                 unit="s",
                 most=seconds,

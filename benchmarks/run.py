@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -100,6 +101,8 @@ def main() -> None:
         options.runs or (2 if options.quick else 5),
         options.quick,
     )
+    # Being ended is like being interrupted: what was started ends first.
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
     try:
         well = asyncio.run(run(bench, options.part or list(PARTS), missing))
     except KeyboardInterrupt:

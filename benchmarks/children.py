@@ -16,11 +16,12 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 ROOT = Path(__file__).resolve().parent.parent
-#: Seconds that a process may take to be ready, to answer a question, and to end when asked to.
+#: Seconds that a process may take to be ready, and to answer a question.
 READY = 60.0
 ANSWER = 600.0
+#: Seconds that it may take to end: one that serves, and one that measures, perhaps in a round.
 END = 15.0
-
+LEAVE = 3.0
 
 _C = TypeVar("_C", bound="Child")
 
@@ -52,8 +53,7 @@ class Child:
 class Asked(Child):
     """A child that measures: see :mod:`benchmarks.rounds`."""
 
-    #: What it can measure.
-    measures: Sequence[str] = ()
+    #: Trips that it can make, by name.
     trips: Sequence[str] = ()
 
     async def answer(self, timeout: float) -> dict[str, Any]:
@@ -103,16 +103,25 @@ class Children:
         self, name: str, *argv: str | Path, environ: Mapping[str, str] | None = None
     ) -> Child:
         """Start a process that serves."""
-        return await self._start(Child, name, argv, environ, asked=False)
+        return await self._start(Child, name, argv, environ, signal.SIGTERM)
 
     async def asked(
         self, name: str, *argv: str | Path, environ: Mapping[str, str] | None = None
     ) -> Asked:
         """Start a process that measures, and wait until it is ready."""
-        child = await self._start(Asked, name, argv, environ, asked=True)
-        said = await child.answer(READY)
-        child.measures, child.trips = said["measures"], said["trips"]
+        child = await self._start(Asked, name, argv, environ)
+        child.trips = (await child.answer(READY))["trips"]
         return child
+
+    async def output(
+        self, name: str, *argv: str | Path, environ: Mapping[str, str] | None = None
+    ) -> str:
+        """Run a program to its end and give what it printed."""
+        child = await self._start(Child, name, argv, environ, signal.SIGINT, piped=True)
+        printed, _ = await child.process.communicate()
+        if child.process.returncode:
+            raise child.failed(f"ended with {child.process.returncode}")
+        return printed.decode()
 
     async def port(self, child: Child, port: int) -> None:
         """Wait until a process takes connections on a port of the loopback address."""
@@ -136,7 +145,8 @@ class Children:
         name: str,
         argv: Sequence[str | Path],
         environ: Mapping[str, str] | None,
-        asked: bool,
+        end: signal.Signals | None = None,
+        piped: bool = False,
     ) -> _C:
         words = [str(word) for word in argv]
         said = shlex.join(words).replace(str(self.folder), "$TMP")
@@ -145,8 +155,8 @@ class Children:
         with log.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
                 *words,
-                stdin=asyncio.subprocess.PIPE if asked else asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE if asked else output,
+                stdin=asyncio.subprocess.DEVNULL if end else asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE if piped or not end else output,
                 stderr=output,
                 env=plain() if environ is None else dict(environ),
                 cwd=ROOT,
@@ -154,7 +164,7 @@ class Children:
                 start_new_session=True,
             )
         child = kind(name, process, log)
-        self._stack.push_async_callback(_end, child)
+        self._stack.push_async_callback(_end, child, end)
         return child
 
 
@@ -167,18 +177,21 @@ def plain() -> dict[str, str]:
     }
 
 
-async def _end(child: Child) -> None:
-    """Ask it to end, make it so if it does not, and leave nothing of its group."""
+async def _end(child: Child, how: signal.Signals | None) -> None:
+    """Ask it to end, make it so if it does not, and leave nothing of its group.
+
+    It is asked by a signal, or by the end of its standard input.
+    """
     process = child.process
-    if process.stdin is not None:
+    if how is None:
+        assert process.stdin is not None
         process.stdin.close()
     elif process.returncode is None:
-        process.terminate()
+        process.send_signal(how)
     try:
-        async with asyncio.timeout(END):
-            await process.wait()
-    except TimeoutError:
-        pass
+        with suppress(TimeoutError):
+            async with asyncio.timeout(END if how else LEAVE):
+                await process.wait()
     finally:
         with suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)

@@ -30,6 +30,6 @@ async def measure(bench: Bench) -> None:
         plan.add("Spinal, inputs/s", here, "durable map", inputs=inputs, window=WINDOW)
         best = await plan.best("Dask, inputs/s", tried, inputs=inputs // 10)
         found = await plan.run(inputs=inputs // 10)
-    note = f"Dask's best is {best}; the window of ours is {WINDOW}"
+    note = f"{inputs:,} inputs; Dask's best is {best}; the window of ours is {WINDOW}"
     bench.ratio("durable-map", found, "Spinal, inputs/s", "Dask, inputs/s", note)
     bench.figures("Maps", f"{inputs:,} no-op inputs, results gathered.", found)

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import psutil
 
-from spinal.testing import Platform, platform
+from spinal.testing import Platform, eventually, platform
 
 from . import bare
 from .caller import AGENT
-from .children import ROOT, Children
+from .children import READY, ROOT, Children
 from .contender import Contender
 
 WORKER = Path(__file__).resolve().parent / "worker.py"
@@ -42,11 +42,21 @@ async def ours(
     """
     async with platform(server, environ=environ) as here, Children() as children:
         await (await here.spinal("account", "add", bare.NAME, "--role", "agent")).wait()
+        known = {**here.environ, "PYTHONPATH": f"{here.environ['PYTHONPATH']}:{ROOT}"}
+        spinal = (sys.executable, "-m", "spinal")
         working = [
-            await here.agent(WORKER, "--name", f"{AGENT}{number or ''}") for number in range(agents)
+            await children.start(
+                f"agent{number}",
+                *(*spinal, "agent", "run", WORKER, "--name", f"{AGENT}{number or ''}"),
+                environ=known,
+            )
+            for number in range(agents)
         ]
-        path = f"{here.environ['PYTHONPATH']}:{ROOT}"
-        known = {**here.environ, "PYTHONPATH": path}
+
+        async def there() -> bool:
+            return len(await here.client.agents()) == agents
+
+        await eventually(there, READY, f"the dispatcher knows {agents} agents")
         answering = await children.asked(
             "bare",
             *(sys.executable, "-m", "benchmarks.bare"),
@@ -56,21 +66,13 @@ async def ours(
             "caller", *(sys.executable, "-m", "benchmarks.caller"), environ=known
         )
         processes = {**serving(here.up.pid), "caller": [caller.pid]}
-        commands = (
-            f"spinal up --server {server}",
-            *(
-                f"spinal agent run benchmarks/worker.py --name {AGENT}{n or ''}"
-                for n in range(agents)
-            ),
-            "python -m benchmarks.caller",
-        )
         yield Ours(
             here,
             Contender(
                 f"Spinal, {server}, {agents} agent{'s' * (agents > 1)}",
                 caller,
                 {**processes, "answering": [agent.pid for agent in working]},
-                commands,
+                [f"spinal up --server {server}", *children.commands],
                 "TLS and SCRAM on every client stream; slots that do not bind; jobs in SQLite, on "
                 "disk before they are accepted",
             ),

@@ -69,7 +69,7 @@ async def obey(known: Mapping[str, Measure], trips: Mapping[str, Trip] = {}) -> 
     def say(answer: Mapping[str, Any]) -> None:
         print(json.dumps(answer), flush=True)
 
-    say({"measures": sorted(known), "trips": sorted(trips)})
+    say({"trips": sorted(trips)})
     while line := await asyncio.to_thread(sys.stdin.readline):
         question = json.loads(line)
         value, count = await known[question.pop("measure")](**question)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from spinal.agents import Agent
 
 #: So many that they never bind.
-agent = Agent("bench", slots=1024)
+agent = Agent("bench", slots=4096)
 
 
 @agent.op("/bench/nothing", effects="reads")

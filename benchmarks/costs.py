@@ -14,7 +14,8 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,14 @@ HOW = (
     "TLS and the kernel. Built-ins and generated code count for the modules that called them."
 )
 
+#: Process and module.
+_Key = tuple[str, str]
 #: File, line and name of a function, as ``pstats`` has it.
 _Function = tuple[str, int, str]
 _Stats = Mapping[_Function, tuple[int, int, float, float, Mapping[_Function, tuple[int, ...]]]]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Cost:
     """What a module takes of one call."""
 
@@ -54,13 +57,16 @@ class Cost:
     #: Function calls, those of built-ins included.
     calls: float = 0.0
 
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.us + other.us, self.calls + other.calls)
+
 
 @dataclass(frozen=True)
 class Looking:
     """What looking costs: seconds a call, in the function that is called and in the one that calls."""
 
-    inside: float = field(default=0.0)
-    outside: float = field(default=0.0)
+    inside: float
+    outside: float
 
     @staticmethod
     def measured(calls: int = 200_000) -> Looking:
@@ -95,7 +101,7 @@ async def measure(bench: Bench) -> None:
         looking = Looking.measured()
         seconds = bench.seconds
         many = {"trip": "direct", "seconds": seconds, "outstanding": 64}
-        columns: dict[str, dict[tuple[str, str], Cost]] = {}
+        columns: dict[str, dict[_Key, Cost]] = {}
         for title, ask in {
             "alone": Ask(here, "alone", {"trip": "direct", "seconds": seconds}),
             "64 outstanding": Ask(here, "together", many),
@@ -123,14 +129,14 @@ async def measure(bench: Bench) -> None:
 
 async def _look(
     ask: Ask, folder: Path, account: Mapping[str, float], looking: Looking
-) -> dict[tuple[str, str], Cost]:
+) -> dict[_Key, Cost]:
     """Profile one round in all processes; gives the cost of a call by process and module."""
     processes = ask.contender.processes
     pids = [pid for group in processes.values() for pid in group]
     _signal(pids, signal.SIGUSR1)
     made = await ask.round()
     _signal(pids, signal.SIGUSR2)
-    found: dict[tuple[str, str], Cost] = {}
+    found: dict[_Key, Cost] = {}
     for process, group in processes.items():
         modules: dict[str, Cost] = defaultdict(Cost)
         seen = 0.0
@@ -138,7 +144,7 @@ async def _look(
             file = await _written(folder / str(pid))
             seen += _add(modules, _stats(pstats.Stats(str(file))), looking, made.trips)
             file.unlink()
-        modules[REST].us = made.cpu[process] - seen
+        modules[REST] = Cost(made.cpu[process] - seen)
         total = sum(max(0.0, cost.us) for cost in modules.values())
         for module, cost in modules.items():
             share = max(0.0, cost.us) / total if total else 0.0
@@ -175,11 +181,11 @@ def _add(modules: dict[str, Cost], stats: _Stats, looking: Looking, trips: int) 
     for function, (_, calls, own, _, callers) in stats.items():
         seen += own
         for module, share in _modules(function, stats).items():
-            modules[module].us += (own - calls * looking.inside) * share / trips * 1e6
-            modules[module].calls += calls * share / trips
+            spent = own - calls * looking.inside
+            modules[module] += Cost(spent * share / trips * 1e6, calls * share / trips)
         for caller, of in callers.items():
             for module, share in _modules(caller, stats).items():
-                modules[module].us -= of[1] * looking.outside * share / trips * 1e6
+                modules[module] += Cost(-of[1] * looking.outside * share / trips * 1e6)
     return seen / trips * 1e6
 
 
@@ -206,29 +212,29 @@ def _module(function: _Function) -> str:
     return file.relative_to(STANDARD).parts[0] if file.is_relative_to(STANDARD) else file.name
 
 
-def _table(columns: Mapping[str, Mapping[tuple[str, str], Cost]]) -> list[list[str]]:
+def _table(columns: Mapping[str, Mapping[_Key, Cost]]) -> list[list[str]]:
     """Order by process and cost; small ones are told together."""
-    rows: list[list[str]] = []
     keys = dict.fromkeys(key for column in columns.values() for key in column)
-    for process in dict.fromkeys(process for process, _ in keys):
-        own = [module for of, module in keys if of == process]
-        costs = {
-            module: [column.get((process, module), Cost()) for column in columns.values()]
-            for module in own
-        }
-        few = [
-            module
-            for module, of in costs.items()
-            if module not in (REST, ALL) and all(abs(cost.us) < LEAST for cost in of)
+    processes = dict.fromkeys(process for process, _ in keys)
+
+    def costs(*wanted: _Key) -> list[Cost]:
+        """Give the sum in each column."""
+        return [
+            sum((column.get(key, Cost()) for key in wanted), Cost()) for column in columns.values()
         ]
-        small = [Cost() for _ in columns]
-        for module in few:
-            for total, cost in zip(small, costs.pop(module), strict=True):
-                total.us += cost.us
-                total.calls += cost.calls
-        whole, rest = costs.pop(ALL), costs.pop(REST)
-        ranked = sorted(costs.items(), key=lambda item: -item[1][-1].us)
-        for module, of in (*ranked, (f"{len(few)} more", small), (REST, rest), (ALL, whole)):
-            cells = [[number(cost.us), f"{cost.calls:.1f}"] for cost in of]
-            rows.append([process, module, *(cell for pair in cells for cell in pair)])
+
+    def line(process: str, module: str, *wanted: _Key) -> list[str]:
+        cells = ((number(cost.us), f"{cost.calls:.1f}") for cost in costs(*wanted))
+        return [process, module, *chain.from_iterable(cells)]
+
+    rows: list[list[str]] = []
+    for process in processes:
+        own = [key for key in keys if key[0] == process and key[1] not in (REST, ALL)]
+        own.sort(key=lambda key: -costs(key)[-1].us)
+        many = [key for key in own if any(cost.us >= LEAST for cost in costs(key))]
+        few = [key for key in own if key not in many]
+        rows += [line(*key, key) for key in many]
+        rows.append(line(process, f"{len(few)} more", *few))
+        rows += [line(process, last, (process, last)) for last in (REST, ALL)]
+    rows.append(line("**end to end**", "", *((process, ALL) for process in processes)))
     return rows

@@ -43,6 +43,23 @@ async def test_a_part_is_measured_and_missing_peers_are_named(tmp_path: Path) ->
     assert (tmp_path / "results.svg").exists()
 
 
+async def test_the_microseconds_of_a_call_are_shared_among_modules(tmp_path: Path) -> None:
+    run = await begin(tmp_path, "costs")
+    _, progress = await run.communicate()
+
+    assert run.returncode == 0, progress.decode()
+    told = json.loads((tmp_path / "results.json").read_text("utf-8"))
+    (table,) = told["tables"].values()
+    *rows, whole = [(row[0], row[1], float(row[2].replace(",", ""))) for row in table["rows"]]
+    sums = {process: us for process, module, us in rows if module == "**all**"}
+    assert sums.keys() == {"server", "caller", "answering"}
+    for process, us in sums.items():
+        shared = sum(part for of, what, part in rows if of == process and what != "**all**")
+        assert abs(shared - us) < 0.02 * us + 1
+    assert abs(whole[2] - sum(sums.values())) < 0.02 * whole[2]
+    assert any(of == "caller" and what.startswith("bus/") for of, what, _ in rows)
+
+
 async def test_ctrl_c_leaves_no_process_behind(tmp_path: Path) -> None:
     run = await begin(tmp_path, "jobs")
     assert run.stderr is not None

@@ -108,12 +108,13 @@ class Bench:
     ) -> None:
         """Record the values of a row, one a run."""
         goal = ROWS[key]
-        self.say(f"{goal.what} ({goal.server}): {spread(values)} {goal.unit}; goal {goal.bound}")
+        told = f"{spread(values)} {goal.unit}" + (f", goal {goal.bound}" if goal.bound else "")
+        self.say(f"{goal.what}, against {goal.against}: {told}")
         self._row(key, values, ours, theirs, note)
 
     def missing(self, key: str, why: str) -> None:
         """Record why a row has no values."""
-        self.say(f"{ROWS[key].what} ({ROWS[key].server}): {why}")
+        self.say(f"{ROWS[key].what}, against {ROWS[key].against}: {why}")
         self._row(key, (), (), (), why)
 
     def _row(

@@ -5,12 +5,10 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Any
 
 from spinal.bus import Client
 
@@ -46,18 +44,16 @@ async def main() -> None:
     """Log in and measure what we are asked to."""
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(Client())
+        single = await stack.enter_async_context(Client(batching=False))
         direct = client.options(to=AGENT)
         durable = client.options(durable=True)
         trips: dict[str, rounds.Trip] = {
             "direct": partial(direct.call, OP, x=1),
+            "unbatched": partial(single.options(to=AGENT).call, OP, x=1),
             "brokered": partial(client.call, OP, x=1),
             "durable": partial(durable.call, OP, x=1),
             "submit": partial(client.submit, OP, x=1),
         }
-        if "batching" in inspect.signature(Client).parameters:
-            apart: dict[str, Any] = {"batching": False}
-            single = await stack.enter_async_context(Client(**apart))
-            trips["unbatched"] = partial(single.options(to=AGENT).call, OP, x=1)
         asking = await stack.enter_async_context(Asking())
         trips["bare"] = asking.trip
         await rounds.obey(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -13,39 +13,43 @@ from .bench import Bench
 from .children import Children, plain
 from .results import number
 
-#: What a program tells, as a row's key and its value.
-Read = Callable[[Mapping[str, Any]], Mapping[str, float]]
-
 #: Agents that are brought up and back.
 AGENTS = (1000, 5000)
 
 
 async def resolve(bench: Bench) -> None:
     """Measure the registry and the resolver, without a bus."""
-
-    def read(found: Mapping[str, Any]) -> Mapping[str, float]:
-        p50 = {row["agents"]: row["p50_us"] for row in found["resolve"]}
-        return {
-            "resolve-p50": p50[100_000],
-            "resolve-growth": p50[100_000] / p50[100],
-            "reports-rate": found["reports"]["reports_a_second"],
-            "reports-p99": found["reports"]["resolve_p99_us"] / 1000,
-        }
-
-    found = await _rows(bench, "resolve", read)
-    if found is not None:
-        rows: Sequence[Mapping[str, float]] = found["resolve"]
-        bench.table(
-            "Resolving",
-            "By agents that are known; of the last run.",
-            list(rows[0]),
-            [[f"{value:,g}" for value in row.values()] for row in rows],
-        )
+    values: dict[str, list[float]] = {key: [] for key in bench.rows("resolve")}
+    rows: list[Mapping[str, float]] = []
+    for run in range(bench.runs):
+        bench.say(f"round {run + 1} of {bench.runs}")
+        found = await _told(bench, "resolve")
+        if found is None:
+            return
+        rows, reports = found["resolve"], found["reports"]
+        p50 = {row["agents"]: row["p50_us"] for row in rows}
+        values["resolve-p50"].append(p50[100_000])
+        values["resolve-growth"].append(p50[100_000] / p50[100])
+        values["reports-rate"].append(reports["reports_a_second"])
+        values["reports-p99"].append(reports["resolve_p99_us"] / 1000)
+    for key, of in values.items():
+        bench.record(key, of)
+    bench.table(
+        "Resolving",
+        "By agents that are known; of the last run.",
+        list(rows[0]),
+        [[f"{value:,g}" for value in row.values()] for row in rows],
+    )
 
 
 async def blob(bench: Bench) -> None:
-    """Measure a blob's way up and down beside curl's."""
-    await _rows(bench, "blob", lambda found: {"blob": found["ratio"]})
+    """Measure a blob's way up and down beside curl's; the program itself makes them take turns."""
+    size = ("--size", "5") if bench.quick else ()
+    found = await _told(bench, "blob", "--runs", str(bench.runs), *size)
+    if found is not None:
+        for way, ratios in found["spinal_over_curl"].items():
+            ours, theirs = ([found[who][way]["mb_a_second"]] for who in ("spinal", "curl"))
+            bench.record(f"blob-{way}", ratios, ours, theirs)
 
 
 async def scale(bench: Bench) -> None:
@@ -57,11 +61,9 @@ async def scale(bench: Bench) -> None:
             back, live = f"back-{count}-{server}", f"agents-{server}"
             bench.say(f"{count} agents on {server}")
             agents = count // 100 if bench.quick else count
-            found = await _told("scale", "--server", server, "--agents", str(agents))
+            found = await _told(bench, "scale", "--server", server, "--agents", str(agents))
             if found is None:
-                bench.missing(back, "benchmarks.scale is not there")
-                bench.missing(live, "benchmarks.scale is not there")
-                continue
+                return
             note = (
                 f"{agents:,} agents; {found['answered_after']} of {found['asked']} that were called "
                 "then answered"
@@ -83,27 +85,11 @@ async def scale(bench: Bench) -> None:
             )
 
 
-async def _rows(bench: Bench, name: str, read: Read) -> dict[str, Any] | None:
-    """Run a program as often as there are runs, record its rows, and give what it told last."""
-    values: dict[str, list[float]] = {key: [] for key in bench.rows(name)}
-    found: dict[str, Any] | None = None
-    for run in range(bench.runs):
-        bench.say(f"round {run + 1} of {bench.runs}")
-        found = await _told(name)
-        if found is None:
-            for key in values:
-                bench.missing(key, f"benchmarks.{name} is not there")
-            return None
-        for key, value in read(found).items():
-            values[key].append(value)
-    for key, of in values.items():
-        bench.record(key, of)
-    return found
-
-
-async def _told(name: str, *options: str) -> dict[str, Any] | None:
-    """Run a program and give what it tells; None if it is not there."""
+async def _told(bench: Bench, name: str, *options: str) -> dict[str, Any] | None:
+    """Run a program and give what it tells; None if it is not there, which the rows then say."""
     if find_spec(f"benchmarks.{name}") is None:
+        for key in bench.rows(name):
+            bench.missing(key, f"benchmarks.{name} is not there")
         return None
     environ = {**plain(), "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
     async with Children() as children:

@@ -11,7 +11,7 @@ from .test_results import canned, row
 
 
 def test_each_measured_goal_has_its_words_and_how_good_it_is(tmp_path: Path) -> None:
-    found = canned(jobs_rate=row(20.0), jobs_p50=row(1.0), blob=row(note="no curl"))
+    found = canned(jobs_rate=row(20.0), jobs_p50=row(1.0), blob_upload=row(note="no curl"))
     chart.draw(found, tmp_path / "chart.svg")
 
     texts = ["".join(each.itertext()) for each in ElementTree.parse(tmp_path / "chart.svg").iter()]

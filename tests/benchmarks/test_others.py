@@ -17,10 +17,10 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(canned(), STAMP, tmp_path, ["embedded"], 2)
 
 
-def telling(monkeypatch: pytest.MonkeyPatch, told: dict[str, Any] | None) -> list[tuple[str, ...]]:
+def telling(monkeypatch: pytest.MonkeyPatch, told: dict[str, Any]) -> list[tuple[str, ...]]:
     asked: list[tuple[str, ...]] = []
 
-    async def tell(name: str, *options: str) -> dict[str, Any] | None:
+    async def tell(bench: Bench, name: str, *options: str) -> dict[str, Any] | None:
         asked.append((name, *options))
         return told
 
@@ -73,10 +73,28 @@ async def test_live_agents_count_as_far_as_they_answer(
     assert table["rows"][1] == ["2", "0.500", "0.250"]
 
 
+async def test_blobs_take_turns_with_curl_in_the_program_itself(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = {"upload": {"mb_a_second": 80.0}, "download": {"mb_a_second": 100.0}}
+    ratios = {"upload": [0.8, 0.9], "download": [1.0, 1.1]}
+    asked = telling(monkeypatch, {"spinal": rates, "curl": rates, "spinal_over_curl": ratios})
+    await others.blob(bench)
+
+    assert asked == [("blob", "--runs", "2")]
+    values = {key: row["values"] for key, row in bench.results["rows"].items()}
+    assert values == {"blob-upload": [0.8, 0.9], "blob-download": [1.0, 1.1]}
+
+
 async def test_a_program_that_is_not_there_is_named(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    telling(monkeypatch, None)
+    def find(name: str) -> None:
+        assert name == "benchmarks.blob"
+
+    monkeypatch.setattr(others, "find_spec", find)
     await others.blob(bench)
 
-    assert bench.results["rows"]["blob"]["note"] == "benchmarks.blob is not there"
+    notes = {key: row["note"] for key, row in bench.results["rows"].items()}
+    why = "benchmarks.blob is not there"
+    assert notes == {"blob-upload": why, "blob-download": why}

@@ -25,10 +25,13 @@ PATIENCE: Final = 0.05
 #: Bytes of results that travel together, and of one that is a number or less.
 ROOM: Final = LIMITS.inline - 1024
 SMALL: Final = 48
+_UNWANTED: Final = Problem("cancelled")
 _SMALL: Final = frozenset({int, float, bool, type(None)})
 
 #: Runs the operation of a request with one set of arguments; raises :class:`CallError`.
 RunOne = Callable[[Request, Operation, Mapping[str, Json]], Awaitable[Json]]
+#: Told of a run: its place, ``done`` or the reason of its problem, and how many milliseconds it took.
+Ended = Callable[[Request, int, str, int], None]
 
 
 class Group:
@@ -39,6 +42,7 @@ class Group:
         operation: what it asks for.
         slots: where each runner takes its place.
         run_one: does it once.
+        ended: told how each ended.
 
     Raises:
         CallError: ``not-understood``, for an operation that streams, takes a job, or runs in a
@@ -46,7 +50,12 @@ class Group:
     """
 
     def __init__(
-        self, request: Request, operation: Operation, slots: Slots, run_one: RunOne
+        self,
+        request: Request,
+        operation: Operation,
+        slots: Slots,
+        run_one: RunOne,
+        ended: Ended,
     ) -> None:
         if not operation.simple:
             text = f"{operation.path} is asked for with one set of arguments"
@@ -55,9 +64,13 @@ class Group:
         self._operation = operation
         self._slots = slots
         self._run_one = run_one
-        #: When the present run of each runner began, and those that ran for too long.
-        self._began: dict[asyncio.Task[None], float] = {}
-        self._late: set[asyncio.Task[None]] = set()
+        self._ended = ended
+        request.stop_some = self._stop_some
+        #: What each runner does now and since when, and why some are stopped.
+        self._running: dict[asyncio.Task[None], tuple[int, float]] = {}
+        self._stopped: dict[asyncio.Task[None], Problem] = {}
+        #: Places of those that nobody wants any longer.
+        self._unwanted: set[int] = set()
         self._items: list[Json] = []
         self._size = 0
 
@@ -94,41 +107,54 @@ class Group:
         task = asyncio.current_task()
         assert task is not None
         for number in rest:
-            began = self._began[task] = now()
-            item: list[Json]
+            began = now()
+            self._running[task] = (number, began)
+            value: Json = None
+            problem: Problem | None = None
             try:
+                if number in self._unwanted:
+                    raise CallError.of(_UNWANTED)
                 value = await self._run_one(self._request, self._operation, each[number])
-                item = [number, _ran(began, now()), value]
             except CallError as exc:
-                item = [number, _ran(began, now()), None, exc.problem.to_json()]
+                problem = exc.problem
             except asyncio.CancelledError:
-                if task not in self._late:
+                if task not in self._stopped:
                     raise
-                self._late.remove(task)
+                problem = self._stopped.pop(task)
                 task.uncancel()
-                item = [number, _ran(began, now()), None, self._operation.late.to_json()]
+            ran = round((now() - began) * 1000, 2)
+            self._ended(self._request, number, problem.reason if problem else "done", int(ran))
+            item: list[Json] = [number, ran, value]
+            if problem is not None:
+                item.append(problem.to_json())
             size = SMALL if type(item[-1]) in _SMALL else len(escape(msgspec.json.encode(item)))
             # Again, because other runners go on while this one waits for its reader.
             while self._items and self._size + size > ROOM and self._request.window:
                 await self._send()
             self._items.append(item)
             self._size += size
-        del self._began[task]
+        del self._running[task]
 
     def _stop_late(self) -> None:
         """Stop the runs that take longer than they may."""
         end = asyncio.get_running_loop().time() - self._operation.timeout
-        for task, began in self._began.items():
-            if began <= end and task not in self._late:
-                self._late.add(task)
-                task.cancel()
+        for task, (_, began) in self._running.items():
+            if began <= end:
+                self._stop(task, self._operation.late)
+
+    def _stop_some(self, places: Sequence[int]) -> None:
+        self._unwanted.update(places)
+        for task, (number, _) in self._running.items():
+            if number in self._unwanted:
+                self._stop(task, _UNWANTED)
+
+    def _stop(self, task: asyncio.Task[None], why: Problem) -> None:
+        if task not in self._stopped:
+            self._stopped[task] = why
+            task.cancel()
 
     async def _send(self) -> None:
         """Send what is ready ahead of the rest, to a caller that takes it."""
         if self._items and self._request.window:
             items, self._items, self._size = self._items, [], 0
             await self._request.data(items)
-
-
-def _ran(began: float, now: float) -> float:
-    return round((now - began) * 1000, 2)

@@ -337,16 +337,23 @@ class Life:
         if isinstance(event, Mirror) and sender in self.session.dispatchers:
             self._mirrors[sender] = asyncio.get_running_loop().time() + event.seconds
 
-    def _mirror(self, request: Request, what: str, state: str = "", ran: int | None = None) -> None:
+    def _mirror(
+        self,
+        request: Request,
+        what: str,
+        state: str = "",
+        ran: int | None = None,
+        place: int | None = None,
+    ) -> None:
         """Show an event of a direct call to the dispatchers that have a tap open."""
         now = asyncio.get_running_loop().time()
         for dispatcher, until in list(self._mirrors.items()):
             if until <= now:
                 del self._mirrors[dispatcher]
             elif request.sender not in self.session.dispatchers:
-                seen = Seen(
-                    what, request.op.id, request.caller, self.address, request.op.op, state, ran
-                )
+                op = request.op
+                id = op.id if place is None else f"{op.id}/{place}"
+                seen = Seen(what, id, request.caller, self.address, op.op, state, ran)
                 self.session.whisper(dispatcher, seen)
 
     # -- operations
@@ -354,7 +361,7 @@ class Life:
     async def _handle(self, request: Request) -> Json:
         """Run one op; everything that it raises is a :class:`CallError` or a cancellation."""
         state = "cancelled"
-        if self._mirrors:
+        if self._mirrors and request.op.each is None:
             self._mirror(request, "op")
         try:
             value = await self._serve(request)
@@ -375,6 +382,21 @@ class Life:
             if self._mirrors or state != "done":
                 self._tell_end(request, state)
 
+    def _one_ended(self, request: Request, place: int, state: str, ran: int) -> None:
+        """Tell of one of a group what is told of any other."""
+        if state != "done":
+            self._log.info(
+                "operation_ended",
+                op=request.op.op,
+                id=f"{request.op.id}/{place}",
+                caller=request.caller,
+                state=state,
+                ran=ran,
+            )
+        if self._mirrors:
+            self._mirror(request, "op", place=place)
+            self._mirror(request, "final", state, ran, place)
+
     def _tell_end(self, request: Request, state: str) -> None:
         began = request.began
         ran = 0 if began is None else int((self.session.now - began) * 1000)
@@ -390,13 +412,14 @@ class Life:
                 cpu=None if request.cpu is None else round(request.cpu, 3),
                 memory=request.memory,
             )
-        if self._mirrors:
+        if self._mirrors and request.op.each is None:
             self._mirror(request, "final", state, ran)
 
     async def _serve(self, request: Request) -> Json:
         operation = self._gate(request)
         if request.op.each is not None:
-            return await Group(request, operation, self.slots, self._run_one).run(request.op.each)
+            group = Group(request, operation, self.slots, self._run_one, self._one_ended)
+            return await group.run(request.op.each)
         blobs: list[Blob] = []
         arguments = operation.signature.convert(request.op.args, lambda ref: self._blob(ref, blobs))
         async with self.slots.take(operation):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
@@ -14,11 +15,13 @@ from .calls import PATIENCE
 from .errors import BusError, CallError
 from .groups import PIECES, Groups
 from .line import ELSEWHERE, NOT_TAKEN, Argument, Line
-from .maps import Mapped, in_window
+from .maps import Mapped, Pending, Told, in_window
 from .options import Options
 
 #: Pieces of a stream that may be unread.
 STREAM_WINDOW = 32
+#: Operations whose calls are kept account of, for each set of options.
+MAX_OPERATIONS = 256
 
 
 class Asking:
@@ -43,6 +46,7 @@ class Asking:
         #: Seconds that a call may take with all its targets.
         self.patience = options.patience
         self._want = options.want if options.to is None else None
+        self._groups: dict[str, Groups] = {}
 
     async def start(self, op: str, arguments: Mapping[str, Argument], window: int) -> Call:
         """Send an op to the address of the options, or the dispatcher that answered last."""
@@ -51,6 +55,13 @@ class Asking:
     async def done(self, op: str, arguments: Mapping[str, Argument]) -> tuple[Any, Final]:
         """Make a call, and give its value and its final."""
         news = self._options.news
+        groups = None if news is not None else self._groups_for(op)
+        args = None if groups is None else self.line.plain(arguments)
+        if groups is not None and args is not None:
+            final = await _ended(groups, args)
+            if final.problem is not None:
+                raise CallError.of(final.problem, final.agent)
+            return self.line.incoming(final.value), final
         trial = await self._trial(op, arguments, 0 if news is None else 1)
         while True:
             call = trial.send()
@@ -88,23 +99,30 @@ class Asking:
         self, op: str, over: Iterable[Mapping[str, Argument]], window: int, ordered: bool
     ) -> AsyncGenerator[Mapped]:
         """Make a call for each input, and give what becomes of them."""
-        targets = self._targets()
-        if len(targets) > 1 or self._options.news is not None:
-            # Each is seen through on its own: at another dispatcher, or with its news.
-            async with aclosing(in_window(partial(self._one, op), over, window, ordered)) as found:
-                async for mapped in found:
-                    yield mapped
-            return
+        groups = None if self._options.news is not None else self._groups_for(op)
 
-        def send(args: Mapping[str, Json], each: list[dict[str, Json]] | None) -> Call:
-            read = 0 if each is None else PIECES
-            return self.send(targets[0], op, args, read, self.patience, PATIENCE, each)
+        def begin(index: int, arguments: Mapping[str, Argument], told: Told) -> Pending | None:
+            args = self.line.plain(arguments)
+            if groups is None or args is None:
+                return None
 
-        groups = Groups(self.line, targets[0], send, window)
-        found = in_window(partial(self._one, op), over, window, ordered, groups.begin)
-        async with aclosing(groups), aclosing(found):
+            def ended(final: Final) -> None:
+                told(self._mapped(index, arguments, final))
+
+            return groups.begin(args, ended)
+
+        found = in_window(partial(self._one, op), over, window, ordered, begin)
+        async with aclosing(found):
             async for mapped in found:
                 yield mapped
+
+    def _mapped(self, index: int, arguments: Mapping[str, Argument], final: Final) -> Mapped:
+        try:
+            if final.problem is not None:
+                raise CallError.of(final.problem, final.agent)
+            return Mapped.done(index, arguments, self.line.incoming(final.value), final)
+        except CallError as exc:
+            return Mapped.failed(index, arguments, exc)
 
     async def _one(self, op: str, index: int, arguments: Mapping[str, Argument]) -> Mapped:
         try:
@@ -118,6 +136,24 @@ class Asking:
         if args is None:
             args = await self.line.outgoing(arguments)
         return _Trial(self, op, args, self._targets(), window)
+
+    def _groups_for(self, op: str) -> Groups | None:
+        """Give what makes calls of an operation at one agent; none for what a dispatcher is asked."""
+        options = self._options
+        if options.to is None or options.key is not None:
+            return None
+        groups = self._groups.get(op)
+        if groups is None:
+            to = self.line.agent(options.to)
+
+            def send(args: Mapping[str, Json], each: list[Mapping[str, Json]] | None) -> Call:
+                read = 0 if each is None else PIECES
+                return self.send(to, op, args, read, self.patience, PATIENCE, each)
+
+            if len(self._groups) >= MAX_OPERATIONS:
+                self._groups.clear()
+            groups = self._groups[op] = Groups(self.line.session, to, send, self.line.tasks)
+        return groups
 
     def _targets(self) -> list[str]:
         """Give whom to ask, the first one first."""
@@ -149,6 +185,22 @@ class Asking:
             patience=patience,
             each=each,
         )
+
+
+async def _ended(groups: Groups, args: Mapping[str, Json]) -> Final:
+    """Make a call and wait for its end; cancelling the wait stops it."""
+    end: asyncio.Future[Final] = asyncio.get_running_loop().create_future()
+
+    def told(final: Final) -> None:
+        if not end.done():
+            end.set_result(final)
+
+    pending = groups.begin(args, told)
+    try:
+        return await end
+    finally:
+        if not pending.done:
+            pending.abandon()
 
 
 class _Trial:

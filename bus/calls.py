@@ -170,6 +170,11 @@ class Calls:
         """Give a call up without waiting: the peer is told, the call ends as cancelled."""
         self._give_up(call, Problem("cancelled"))
 
+    def stop_some(self, call: Call, places: Sequence[int]) -> None:
+        """Stop some of a group; see :meth:`Session.stop_some`."""
+        if not call.done:
+            self._link.insist(call.peer, replace(self._cancel_event(call), of=list(places)))
+
     def leave(self, call: Call) -> None:
         """End a call here without telling the peer, who goes on with it: it will be asked again."""
         self._unacknowledged.discard(call.key)

@@ -95,11 +95,13 @@ class Client:
             blobs = Blobs(connection, credentials.domain, credentials.uploads, credentials.ca)
         async with AsyncExitStack() as stack:
             session = Session(connection, dispatchers=dispatchers, batching=self._batching)
+            line = Line(session, blobs, dispatchers)
+            stack.push_async_callback(line.tasks.close)
             await stack.enter_async_context(session)
             if blobs is not None:
                 stack.push_async_callback(blobs.close)
             shared.stack = stack.pop_all()
-        shared.line = Line(session, blobs, dispatchers)
+        shared.line = line
         return self
 
     async def __aexit__(

@@ -1,218 +1,249 @@
-"""The calls of a map: inputs that are quick share an exchange (docs/protocol.md, Groups)."""
+"""Calls of one operation at one agent: those that are quick share an exchange.
+
+What a call costs at both ends is mostly the keeping of its books.  So calls that are made while
+others are under way, and that are done within milliseconds, are asked for together (docs/protocol.md,
+Groups); each has its own result, its own error, and can be cancelled alone.  A lone call goes at once
+and by itself.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
 
-from spinal.protocols import Data, Final, Json, Problem, readers
+from spinal.protocols import Data, Final, Json, Problem, RemoteProtocolError, readers
 
 from .call import Call
 from .errors import CallError
-from .line import Argument, Line
-from .maps import Mapped, Pending, Told
+from .maps import Pending
+from .session import Session
 from .tasks import Tasks
 
 #: Milliseconds of work that a group is to be at the most, so that nobody waits long for another.
 WORK = 5.0
-#: Milliseconds that an input is supposed to run before anything is known, and at the least; and
-#: the weight of the newest in their mean.
-GUESS = 0.5
+#: Milliseconds that a call alone ran at the least, since what is told of it is rounded down; and
+#: one in a group.
+ALONE = 0.5
 LEAST = 0.01
+#: Weight of the newest in the mean of these.
 WEIGHT = 0.1
-#: Most inputs in one group, and most characters of their arguments.
-MOST = 100
+#: Calls in one group, at the least and at the most: half of those that are under way.
+SHARE = (16, 100)
+#: Most characters of their arguments.
 ROOM = 16 * 1024
 #: Pieces of results that may be unread.
 PIECES = 4
 
+#: Told how a call ended.
+Told = Callable[[Final], None]
 #: Sends an op with one set of arguments, or with several.
-Send = Callable[[Mapping[str, Json], list[dict[str, Json]] | None], Call]
+Send = Callable[[Mapping[str, Json], list[Mapping[str, Json]] | None], Call]
 
 
 class Groups:
-    """Makes the calls of one map to one agent; closed when the map ends.
-
-    As many go together as are done within :data:`WORK`, by how long the last ones ran; an operation
-    that takes longer is asked for one by one.
+    """Makes these calls.
 
     Args:
-        line: where the calls go.
+        session: where they go.
         to: the agent.
         send: makes a call there.
-        window: inputs that are under way at once.
+        tasks: owns those that see groups through.
     """
 
-    def __init__(self, line: Line, to: str, send: Send, window: int) -> None:
-        self._line = line
+    def __init__(self, session: Session, to: str, send: Send, tasks: Tasks) -> None:
+        self._session = session
         self._to = to
         self._send = send
-        #: Several groups are under way at once, so that both ends have work.
-        self._most = max(1, min(MOST, window // 4))
-        #: Milliseconds that an input runs.
-        self._pace = GUESS
-        self._alone = not line.session.batching
-        self._open: _Group | None = None
-        self._tasks = Tasks("map")
+        self._tasks = tasks
+        #: Milliseconds that a call runs; unknown at first.
+        self._pace: float | None = None
+        #: Not in groups: we do not batch, or the agent would not have them.
+        self._alone = not session.batching
+        self._under_way = 0
+        self._open: list[Member] = []
+        self._size = 0
 
-    async def aclose(self) -> None:
-        """Send nothing more, and give up the groups that are under way."""
-        self._open = None
-        await self._tasks.close()
-
-    def begin(self, index: int, arguments: Mapping[str, Argument], told: Told) -> Pending | None:
-        """Begin an input; none if something has to be uploaded first.
+    def begin(self, args: Mapping[str, Json], told: Told) -> Pending:
+        """Make a call.
 
         Raises:
             CallError: it cannot travel.
         """
-        args = self._line.plain(arguments)
-        if args is None:
-            return None
-        size = self._size()
-        if size == 1:
-            return self._single(index, arguments, args, told)
-        group = self._open
-        if group is None:
-            group = self._open = _Group()
+        if not self._under_way or (most := self._most()) < 2:
+            return self._single(args, told)
+        self._under_way += 1
+        member = Member(args, told, self)
+        if not self._open:
             # What this turn of the event loop brings is all that it waits for.
-            asyncio.get_running_loop().call_soon(self._release, group)
-        group.add(index, arguments, args, told)
-        if len(group.args) >= size or group.size >= ROOM:
-            self._release(group)
-        return group
+            asyncio.get_running_loop().call_soon(self._release)
+        self._open.append(member)
+        for value in args.values():
+            self._size += len(value) if isinstance(value, str) else 8
+        if len(self._open) >= most or self._size >= ROOM:
+            self._release()
+        return member
 
-    def _size(self) -> int:
-        if self._alone:
+    def _most(self) -> int:
+        """How many go together now."""
+        if self._alone or self._pace is None:
             return 1
-        peer = self._line.session.peers.get(self._to)
+        peer = self._session.peers.get(self._to)
         if peer is None or "group" not in peer.features:
             return 1
-        return max(1, min(self._most, int(WORK / self._pace)))
+        least, most = SHARE
+        return min(max(least, min(most, self._under_way // 2)), int(WORK / self._pace))
 
-    def _learn(self, ran: float) -> None:
-        """Take down how many milliseconds an input ran, of which the last few count."""
-        self._pace += (max(ran, LEAST) - self._pace) * WEIGHT
+    def learn(self, ran: float) -> None:
+        """Take down how many milliseconds a call ran, of which the last few count."""
+        pace = self._pace
+        self._pace = ran if pace is None else pace + (ran - pace) * WEIGHT
 
-    def _single(
-        self,
-        index: int,
-        arguments: Mapping[str, Argument],
-        args: dict[str, Json],
-        told: Told,
-    ) -> Call:
+    def ended(self) -> None:
+        """Count one that is no longer under way."""
+        self._under_way -= 1
+
+    # -- alone
+
+    def _single(self, args: Mapping[str, Json], told: Told) -> Call:
         def ended(call: Call) -> None:
             final = call.final
             assert final is not None
+            self.ended()
             if final.ran is not None:
-                self._learn(final.ran)
-            told(self._mapped(index, arguments, final))
+                self.learn(max(final.ran, ALONE))
+            told(final)
 
         call = self._send(args, None)
+        self._under_way += 1
         call.then(ended)
         return call
 
-    def _mapped(self, index: int, arguments: Mapping[str, Argument], final: Final) -> Mapped:
-        try:
-            if final.problem is not None:
-                raise CallError.of(final.problem, final.agent)
-            return Mapped.done(index, arguments, self._line.incoming(final.value), final)
-        except CallError as exc:
-            return Mapped.failed(index, arguments, exc)
+    # -- together
 
-    # -- groups
-
-    def _release(self, group: _Group) -> None:
-        """Send a group, unless it was sent."""
-        if self._open is not group:
+    def _release(self) -> None:
+        """Send those that wait."""
+        members = [member for member in self._open if not member.done]
+        self._open, self._size = [], 0
+        if len(members) < 2:
+            self._one_by_one(members)
             return
-        self._open = None
         try:
-            call = self._send({}, group.args)
+            call = self._send({}, [member.args for member in members])
         except CallError:
             # Together they are too large.
-            self._one_by_one(group)
+            self._one_by_one(members)
             return
-        group.calls.append(call)
-        self._tasks.spawn(self._see_through(group, call))
+        group = _Group(self, self._session, self._to, call, members)
+        self._tasks.spawn(group.see_through())
 
-    async def _see_through(self, group: _Group, call: Call) -> None:
-        async for item in call:
-            if isinstance(item, Data):
-                self._deliver(group, item.value)
-        final = await call.wait()
-        if final.problem is None:
-            self._deliver(group, final.value)
-            problem = Problem("failed", f"{self._to} left out some of the results")
-        elif final.problem.reason == "not-understood":
-            # Nothing ran, and nothing would: it is none that can be asked for so.
-            self._alone = True
-            self._one_by_one(group)
+    def refused(self, members: list[Member]) -> None:
+        """Ask for each alone: nothing ran, and the agent will not have them together."""
+        self._alone = True
+        self._one_by_one(members)
+
+    def _one_by_one(self, members: list[Member]) -> None:
+        for member in members:
+            try:
+                member.call = self._single(member.args, member.end)
+            except CallError as exc:
+                member.end(Final("-", problem=exc.problem))
+
+
+class Member:
+    """A call that is made together with others."""
+
+    __slots__ = ("_groups", "_told", "args", "call", "done", "group", "number")
+
+    def __init__(self, args: Mapping[str, Json], told: Told, groups: Groups) -> None:
+        self.args = args
+        #: Its group and its place there, once it was sent; or its own call.
+        self.group: _Group | None = None
+        self.number = 0
+        self.call: Call | None = None
+        self.done = False
+        self._told = told
+        self._groups = groups
+
+    def end(self, final: Final) -> None:
+        """Settle it, unless it was given up."""
+        if not self.done:
+            self.done = True
+            self._groups.ended()
+            self._told(final)
+
+    def abandon(self) -> None:
+        """Give it up without waiting: the agent is told."""
+        if self.done:
             return
-        else:
-            problem = final.problem
-        for index, arguments, told in group.waiting.values():
-            told(Mapped.failed(index, arguments, CallError.of(problem, final.agent)))
+        self.done = True
+        self._groups.ended()
+        if self.call is not None:
+            self.call.abandon()
+        elif self.group is not None:
+            self.group.give_up(self.number)
 
-    def _deliver(self, group: _Group, items: Json) -> None:
-        """Tell what became of some inputs; what is no item of ours is left out."""
+
+class _Group:
+    """One exchange, and the calls in it."""
+
+    def __init__(
+        self, groups: Groups, session: Session, to: str, call: Call, members: list[Member]
+    ) -> None:
+        self._groups = groups
+        self._session = session
+        self._to = to
+        self._call = call
+        self._members = dict(enumerate(members))
+        self._given_up: list[int] = []
+        for number, member in self._members.items():
+            member.group, member.number = self, number
+
+    async def see_through(self) -> None:
+        """Tell each how it ended."""
+        problem = Problem("cancelled", "the client was closed")
+        try:
+            async for item in self._call:
+                if isinstance(item, Data):
+                    self._deliver(item.value)
+            final = await self._call.wait()
+            if final.problem is None:
+                self._deliver(final.value)
+                problem = Problem("failed", f"{self._to} left out the result")
+            elif final.problem.reason == "not-understood":
+                members, self._members = list(self._members.values()), {}
+                self._groups.refused([member for member in members if not member.done])
+            else:
+                problem = final.problem
+        finally:
+            for member in self._members.values():
+                member.end(Final("-", problem=problem, agent=self._to))
+
+    def _deliver(self, items: Json) -> None:
+        """Take a list of results; what is none is left out."""
         if not isinstance(items, list):
             return
         found: list[Json] = items  # pyright: ignore[reportUnknownVariableType] - JSON items
         for item in found:
             try:
                 number, ran, value, *rest = item
-                index, arguments, told = group.waiting.pop(number)
-                self._learn(ran)
-                seconds = ran / 1000
-                error = (
-                    CallError.of(readers.problem(rest[0], "problem"), self._to) if rest else None
-                )
-            except (TypeError, ValueError, KeyError):
+                member = self._members.pop(number)
+                self._groups.learn(max(LEAST, ran))
+                problem = readers.problem(rest[0], "problem") if rest else None
+                final = Final("-", value=value, problem=problem, agent=self._to, ran=ran)
+            except (TypeError, ValueError, KeyError, RemoteProtocolError):
                 continue
-            if error is None:
-                try:
-                    made = self._line.incoming(value)
-                    told(Mapped(index, arguments, made, agent=self._to, ran=seconds))
-                    continue
-                except CallError as exc:
-                    error = exc
-            told(Mapped.failed(index, arguments, error))
+            member.end(final)
 
-    def _one_by_one(self, group: _Group) -> None:
-        for number, (index, arguments, told) in group.waiting.items():
-            try:
-                group.calls.append(self._single(index, arguments, group.args[number], told))
-            except CallError as exc:
-                told(Mapped.failed(index, arguments, exc))
+    def give_up(self, number: int) -> None:
+        """Stop one; those that are given up in one turn of the event loop are told of together."""
+        self._members.pop(number, None)
+        if not self._given_up:
+            asyncio.get_running_loop().call_soon(self._tell_given_up)
+        self._given_up.append(number)
 
-
-class _Group:
-    """Inputs that are asked for together."""
-
-    def __init__(self) -> None:
-        self.args: list[dict[str, Json]] = []
-        #: Those that nothing is known of yet, by their place in the group.
-        self.waiting: dict[int, tuple[int, Mapping[str, Argument], Told]] = {}
-        self.size = 0
-        #: One for all, or one for each.
-        self.calls: list[Call] = []
-
-    def add(
-        self, index: int, arguments: Mapping[str, Argument], args: dict[str, Json], told: Told
-    ) -> None:
-        """Take another one in."""
-        self.waiting[len(self.args)] = (index, arguments, told)
-        self.args.append(args)
-        for value in args.values():
-            self.size += len(value) if isinstance(value, str) else 8
-
-    @property
-    def done(self) -> bool:
-        """Whether all have ended."""
-        return not self.waiting
-
-    def abandon(self) -> None:
-        """Give all of them up."""
-        for call in self.calls:
-            call.abandon()
+    def _tell_given_up(self) -> None:
+        given_up, self._given_up = self._given_up, []
+        if not self._members:
+            self._call.abandon()
+        elif not self._call.done:
+            self._session.stop_some(self._call, given_up)

@@ -27,6 +27,7 @@ from .call import Call
 from .errors import BusError, CallError
 from .reconnect import Backoff
 from .session import Session
+from .tasks import Tasks
 
 #: A client accepts as an argument whatever JSON takes, and paths and blobs anywhere inside.
 Argument = Any
@@ -62,6 +63,8 @@ class Line:
         #: The client is being closed: what fails now is not tried again.
         self.closed = False
         self._dispatchers = list(dispatchers)
+        #: What sees groups of calls through.
+        self.tasks = Tasks("groups")
         session.on_presence = self._heard
 
     # -- dispatchers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -74,6 +74,10 @@ _LATE = Problem("deadline")
 Handler = Callable[["Request"], Awaitable[Json]]
 
 
+def _ignore(places: Sequence[int]) -> None:
+    """Stop none: there is no group."""
+
+
 @dataclass(frozen=True, slots=True)
 class Relayed:
     """What a handler gives that had it done: the final then says who did it, and at what cost."""
@@ -116,6 +120,8 @@ class Request:
     due: float = 0.0
     pause: float = 1.0
     sequence: int = 0
+    #: Stops some of a group, by their places; set by its handler.
+    stop_some: Callable[[Sequence[int]], None] = staticmethod(_ignore)
     #: Pieces of the stream that the reader has not taken, by number, written.
     untaken: dict[int, bytes] | None = None
     _credit: asyncio.Event | None = None
@@ -503,6 +509,8 @@ class Requests:
         if request is None:
             name = (incoming.space, *event.exchange)
             over = self._done.get(name) or self._refused.get(name)
+            if over is None and event.of:
+                return Cancelled(event.id, event.attempt, state="unknown")
             if over is None:
                 over = (Problem("cancelled", "it was cancelled before it arrived"), 0.0)
                 until = self._link.now + event.left / 1000
@@ -512,7 +520,10 @@ class Requests:
             state = "late"
         else:
             request.exchange.hear("cancel")
-            request.stop(Problem("cancelled"))
+            if event.of:
+                request.stop_some(event.of)
+            else:
+                request.stop(Problem("cancelled"))
             state = "cancelled"
         return Cancelled(event.id, event.attempt, state=state)
 

@@ -366,6 +366,10 @@ class Session:
         """Give a call up without waiting: the peer is told, the call ends as cancelled."""
         self._calls.abandon(call)
 
+    def stop_some(self, call: Call, places: Sequence[int]) -> None:
+        """Stop some of a group without waiting, by their places in ``each``."""
+        self._calls.stop_some(call, places)
+
     def leave(self, call: Call) -> None:
         """Give a call up here and let the peer go on with it.
 

@@ -359,11 +359,17 @@ class Cancel(CallEvent):
     """Stop it; always answered with ``cancelled``."""
 
     type: ClassVar[str] = "cancel"
-    reads: ClassVar[Mapping[str, Reader]] = {**_CALL, "left": readers.integer(0, MAX_LEFT)}
+    reads: ClassVar[Mapping[str, Reader]] = {
+        **_CALL,
+        "left": readers.integer(0, MAX_LEFT),
+        "of": readers.list_of(readers.integer(0, MAX_EACH), MAX_EACH),
+    }
 
     #: Milliseconds until that call's deadline: how long an unknown id is remembered, because the
     #: cancel may have overtaken its op.
     left: int = 60_000
+    #: Of a group only these, by their places in ``each``.
+    of: Sequence[int] = ()
 
 
 @value(frozen=True, slots=True, kw_only=True)

@@ -157,6 +157,10 @@ TABLE: list[tuple[Event, dict[str, Json]]] = [
     ),
     (Cancel("c1"), {"type": "cancel", "id": "c1"}),
     (Cancel("c1", 2, left=5), {"type": "cancel", "id": "c1", "attempt": 2, "left": 5}),
+    (
+        Cancel("c1", of=(0, 7)),
+        {"type": "cancel", "id": "c1", "of": [0, 7]},
+    ),
     (Cancelled("c1", state="late"), {"type": "cancelled", "id": "c1", "state": "late"}),
     (Hello(), {"type": "hello"}),
     (

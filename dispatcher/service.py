@@ -37,7 +37,6 @@ from spinal.protocols import (
     Stanza,
 )
 
-from .agent import AgentState
 from .broker import Broker
 from .catalogue import OWN, Catalogue
 from .errors import RegistryFull
@@ -447,9 +446,8 @@ class Dispatcher:
                 self.broker.lose(key, Loss.SILENT)
             self.broker.changed(agent)
             self.broker.withdrawn(agent.operations)
-        judged = self.registry.time(now)
-        for agent in self.registry:
-            if agent.state(judged) is AgentState.SUSPECT and agent.address not in self._suspects:
+        for agent in self.registry.suspects(now):
+            if agent.address not in self._suspects:
                 self._suspects.add(agent.address)
                 if self.keeper is not None:
                     self.keeper.heard(agent.address, silent=True)

@@ -1,0 +1,318 @@
+"""The agents of one description by what a call may ask for, so that choosing looks at few of them.
+
+Theory of operation.  Agents stand on shelves: one for everybody, one for each tag, and for each
+place two: of those at it, and of those at it or below.  A call that asks for one of these things
+finds all who will do on one shelf (for a place, on those of the places above it as well).  One
+that asks for several takes the shelf with the fewest, and passes over who is not on the others;
+where that meant passing over many, the combination gets a shelf of its own for the next time.
+
+On a shelf each agent stands at spots, which tell its lane and its rank.  Whoever can start any call
+is in the lane ``""``.  Whoever cannot rests in the lane of the rule that stops it, and may be in
+the lanes of single operations that it can start all the same.  At a spot agents stand in the order
+in which they came there, which is that of ``KnownAgent.used``.
+
+When an agent changes it moves: a few dictionary operations for each of its shelves, however many
+agents there are.  Most reports move nobody.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import Counter, OrderedDict
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Final
+
+from spinal.protocols.path import parts
+
+from .agent import KnownAgent, Spot, Turn
+from .policies import RANKS, Context
+from .resolver import Demand, rejection
+
+#: Agents passed over for one call after which a combination of places and tags gets a shelf.
+PASSED_OVER: Final = 64
+
+#: Most combinations that have one; a further one takes that of the oldest.
+MAX_COMBINED: Final = 64
+
+#: Order in which agents stand when nobody has asked for another one yet.
+USUAL: Final = "least-loaded"
+
+#: Lanes of those who cannot start every call, by the rule that stops them.
+_RESTING: Final = ("busy", "full", "gone", "state", "suspect")
+_AT_REST: Final[Mapping[str, tuple[Spot, ...]]] = {rule: (("", rule),) for rule in _RESTING}
+
+#: What all calls that ask for it find together.
+_Shelves = Sequence["Shelf"]
+
+
+class Shelf:
+    """Agents that have something in common, by where they stand."""
+
+    __slots__ = ("_order", "_spots", "size")
+
+    def __init__(self) -> None:
+        self._spots: dict[Spot, OrderedDict[KnownAgent, None]] = {}
+        #: The spots at which somebody stands, sorted.
+        self._order: list[Spot] = []
+        self.size = 0
+
+    def put(self, agent: KnownAgent, spots: Iterable[Spot]) -> None:
+        """Let an agent stand last at these spots."""
+        for spot in spots:
+            standing = self._spots.get(spot)
+            if standing is None:
+                standing = self._spots[spot] = OrderedDict()
+                insort(self._order, spot)
+            standing[agent] = None
+
+    def take(self, agent: KnownAgent, spots: Iterable[Spot]) -> None:
+        """Take an agent away from them."""
+        for spot in spots:
+            standing = self._spots[spot]
+            del standing[agent]
+            if not standing:
+                del self._spots[spot]
+                del self._order[bisect_left(self._order, spot)]
+
+    def lane(self, order: str, lane: str) -> Iterator[KnownAgent]:
+        """Give the agents of a lane, best first."""
+        for spot in self._lane(order, lane):
+            yield from self._spots[spot]
+
+    def count(self, order: str, lane: str) -> int:
+        """Count them."""
+        return sum(len(self._spots[spot]) for spot in self._lane(order, lane))
+
+    def everybody(self) -> Iterator[KnownAgent]:
+        """Give each agent once, those that can start any call first."""
+        yield from self.lane(USUAL, "")
+        for rule in _RESTING:
+            yield from self.lane("", rule)
+
+    def _lane(self, order: str, lane: str) -> Iterator[Spot]:
+        spots = self._order
+        at = bisect_left(spots, (order, lane))
+        while at < len(spots) and spots[at][0] == order and spots[at][1] == lane:
+            yield spots[at]
+            at += 1
+
+
+class Index:
+    """See the module.  The agents tell of their changes by calling :meth:`moved`."""
+
+    def __init__(self, turns: Iterator[int]) -> None:
+        self._turns = turns
+        self._all = Shelf()
+        self._shelves: dict[Hashable, Shelf] = {}
+        #: Places and tags -> the shelf of those who have them all; oldest first.
+        self._combined: OrderedDict[Hashable, tuple[Demand, Shelf]] = OrderedDict()
+        #: Combinations for which many were passed over.
+        self._worth: set[Hashable] = set()
+        #: Policies by which somebody was chosen.
+        self._orders: list[str] = [USUAL]
+
+    def __len__(self) -> int:
+        return self._all.size
+
+    def __iter__(self) -> Iterator[KnownAgent]:
+        return self._all.everybody()
+
+    def add(self, agent: KnownAgent) -> None:
+        """Take in an agent."""
+        agent.shelves = [self._all]
+        for feature in _features(agent):
+            shelf = self._shelves.get(feature)
+            if shelf is None:
+                shelf = self._shelves[feature] = Shelf()
+            agent.shelves.append(shelf)
+        for demand, shelf in self._combined.values():
+            if _on(agent, self._asked(demand)):
+                agent.shelves.append(shelf)
+        agent.spots = self._where(agent)
+        agent.used = Turn(next(self._turns))
+        for shelf in agent.shelves:
+            shelf.size += 1
+            shelf.put(agent, agent.spots)
+        agent.moved = self.moved
+
+    def remove(self, agent: KnownAgent) -> None:
+        """Let an agent go; it has to be what it was when it was taken in."""
+        agent.moved = None
+        for shelf in agent.shelves:
+            shelf.size -= 1
+            shelf.take(agent, agent.spots)
+        for feature in _features(agent):
+            if not self._shelves[feature].size:
+                del self._shelves[feature]
+        agent.shelves = []
+
+    def moved(self, agent: KnownAgent) -> None:
+        """See where an agent stands now."""
+        before, spots = agent.spots, self._where(agent)
+        if spots == before:
+            return
+        for shelf in agent.shelves:
+            shelf.take(agent, before)
+            shelf.put(agent, spots)
+        agent.spots = spots
+        agent.used = Turn(next(self._turns))
+
+    # -- what is asked of it
+
+    def ready(self, demand: Demand) -> Iterator[Iterator[KnownAgent]]:
+        """Give whoever is of the right place and tags and has room, in several rows, best first.
+
+        The order is that of the policy where it is one of ``RANKS``, else by load.  Who has gone
+        silent may be among them, and who said that it cannot do this call.
+        """
+        order = demand.policy if demand.policy in RANKS else USUAL
+        if order not in self._orders:
+            self._add_order(order)
+        shelves, others = self._narrowest(demand)
+        for shelf in shelves:
+            for lane in ("", demand.op):
+                row = shelf.lane(order, lane)
+                yield self._passing(row, others, demand) if others else row
+
+    def suited(self, demand: Demand) -> Iterator[KnownAgent]:
+        """Give everybody of the right place and tags, in whatever state."""
+        shelves, others = self._narrowest(demand)
+        for shelf in shelves:
+            everybody = shelf.everybody()
+            yield from self._passing(everybody, others, demand) if others else everybody
+
+    def passed(self, demand: Demand, context: Context) -> Counter[str]:
+        """Count those who cannot start a call now, by the rule that stops them."""
+        placed = self._exactly(Demand(demand.op, demand.place))
+        suited = self._exactly(demand)
+        there, right = (sum(shelf.size for shelf in shelves) for shelves in (placed, suited))
+        found = Counter(place=len(self) - there, tags=there - right)
+        for shelf in suited:
+            for rule in _RESTING:
+                found[rule] += shelf.count("", rule)
+            refusing = list(shelf.lane("", "full"))
+            stopped = [rejection(agent, demand, context) for agent in refusing]
+            found["full"] -= len(refusing)
+            found.update(rule.name for rule in stopped if rule is not None)
+            # Who is in the lane of the operation can start it, whatever stops it elsewhere.
+            found["busy"] -= shelf.count(USUAL, demand.op) - stopped.count(None)
+        return found
+
+    # -- inside
+
+    def _where(self, agent: KnownAgent) -> tuple[Spot, ...]:
+        if agent.gone_at is not None:
+            return _AT_REST["gone"]
+        if agent.silent:
+            return _AT_REST["suspect"]
+        if agent.advertisement.state != "available":
+            return _AT_REST["state"]
+        waits = agent.busy >= agent.slots
+        if not waits and not agent.refuses:
+            return tuple((order, "", waits, *RANKS[order](agent)) for order in self._orders)
+        return _AT_REST["full" if agent.refuses else "busy"] + tuple(
+            (order, op, waits, *RANKS[order](agent))
+            for op in agent.open_to()
+            for order in self._orders
+        )
+
+    def _add_order(self, order: str) -> None:
+        """Let everybody stand in one more order, from now on."""
+        self._orders.append(order)
+        for agent in sorted(self, key=lambda agent: agent.used):
+            spots = self._where(agent)
+            added = [spot for spot in spots if spot[0] == order]
+            for shelf in agent.shelves:
+                shelf.put(agent, added)
+            agent.spots = spots
+
+    def _asked(self, demand: Demand) -> list[_Shelves]:
+        """Give, for each thing asked for, the shelves of those who have it."""
+        get = self._shelves.get
+        asked: list[_Shelves] = []
+        for key, place in demand.place:
+            *above, _ = lineage(place)
+            features = (("under", key, place), *(("at", key, higher) for higher in above))
+            asked.append([shelf for one in features if (shelf := get(one)) is not None])
+        for tag in demand.tags:
+            shelf = get(("tag", tag))
+            asked.append([] if shelf is None else [shelf])
+        return asked
+
+    def _narrowest(self, demand: Demand) -> tuple[_Shelves, list[_Shelves]]:
+        """Give the shelves to look at, and those on which an agent has to be besides."""
+        if not demand.place and not demand.tags:
+            return [self._all], []
+        combination = (demand.place, demand.tags)
+        if combination in self._combined or combination in self._worth:
+            return self._exactly(demand), []
+        asked = self._asked(demand)
+        first = min(asked, key=lambda shelves: sum(shelf.size for shelf in shelves))
+        return first, [shelves for shelves in asked if shelves is not first]
+
+    def _passing(
+        self, agents: Iterable[KnownAgent], others: list[_Shelves], demand: Demand
+    ) -> Iterator[KnownAgent]:
+        passed_over = 0
+        for agent in agents:
+            if _on(agent, others):
+                yield agent
+                continue
+            passed_over += 1
+            if passed_over == PASSED_OVER:
+                self._worth.add((demand.place, demand.tags))
+
+    def _exactly(self, demand: Demand) -> _Shelves:
+        """Give the shelves of those, and only those, who have all that is asked for."""
+        asked = self._asked(demand)
+        if len(asked) < 2:
+            return asked[0] if asked else [self._all]
+        combination = (demand.place, demand.tags)
+        found = self._combined.get(combination)
+        if found is None:
+            self._worth.discard(combination)
+            found = self._combined[combination] = (demand, self._combine(demand))
+            if len(self._combined) > MAX_COMBINED:
+                _, (_, oldest) = self._combined.popitem(last=False)
+                for agent in oldest.everybody():
+                    agent.shelves.remove(oldest)
+        return [found[1]]
+
+    def _combine(self, demand: Demand) -> Shelf:
+        shelf = Shelf()
+        for agent in sorted(self.suited(demand), key=lambda agent: agent.used):
+            shelf.size += 1
+            shelf.put(agent, agent.spots)
+            agent.shelves.append(shelf)
+        return shelf
+
+
+def _on(agent: KnownAgent, others: Iterable[_Shelves]) -> bool:
+    """Tell whether an agent stands on one of each of these shelves."""
+    own = agent.shelves
+    for shelves in others:
+        for shelf in shelves:
+            if shelf in own:
+                break
+        else:
+            return False
+    return True
+
+
+def _features(agent: KnownAgent) -> Iterator[Hashable]:
+    """Give what a call may ask for and this agent has."""
+    said = agent.advertisement
+    for key, place in said.place.items():
+        yield ("at", key, place)
+        for higher in lineage(place):
+            yield ("under", key, higher)
+    for tag in dict.fromkeys(said.tags):
+        yield ("tag", tag)
+
+
+@lru_cache(maxsize=16_384)
+def lineage(place: str) -> tuple[str, ...]:
+    """Give the places above a place, from the root on, and the place itself."""
+    names = parts(place)
+    return tuple("/" + "/".join(names[:depth]) for depth in range(len(names) + 1))

@@ -4,7 +4,7 @@ Theory of operation.  Agents stand on shelves: one for everybody, one for each t
 place two: of those at it, and of those at it or below.  A call that asks for one of these things
 finds all who will do on one shelf (for a place, on those of the places above it as well).  One
 that asks for several takes the shelf with the fewest, and passes over who is not on the others;
-where that meant passing over many, the combination gets a shelf of its own for the next time.
+once as many were passed over as stand there, the combination gets a shelf of its own.
 
 On a shelf each agent stands at spots, which tell its lane and its rank.  Whoever can start any call
 is in the lane ``""``.  Whoever cannot rests in the lane of the rule that stops it, and may be in
@@ -29,11 +29,13 @@ from .agent import KnownAgent, Spot, Turn
 from .policies import RANKS, Context
 from .resolver import Demand, rejection
 
-#: Agents passed over for one call after which a combination of places and tags gets a shelf.
-PASSED_OVER: Final = 64
+#: Most combinations of places and tags that have a shelf, and how often an agent may stand on one of
+#: them on average; a further one takes that of the one that was not asked for longest.
+MAX_COMBINED: Final = 256
+MAX_SHARE: Final = 2
 
-#: Most combinations that have one; a further one takes that of the oldest.
-MAX_COMBINED: Final = 64
+#: Combinations for which it is counted who was passed over.
+MAX_COUNTED: Final = 4096
 
 #: Order in which agents stand when nobody has asked for another one yet.
 USUAL: Final = "least-loaded"
@@ -105,10 +107,10 @@ class Index:
         self._turns = turns
         self._all = Shelf()
         self._shelves: dict[Hashable, Shelf] = {}
-        #: Places and tags -> the shelf of those who have them all; oldest first.
+        #: Places and tags -> the shelf of those who have them all; not asked for longest first.
         self._combined: OrderedDict[Hashable, tuple[Demand, Shelf]] = OrderedDict()
-        #: Combinations for which many were passed over.
-        self._worth: set[Hashable] = set()
+        #: Combinations without one -> how many were passed over for them.
+        self._passed_over: OrderedDict[Hashable, int] = OrderedDict()
         #: Policies by which somebody was chosen.
         self._orders: list[str] = [USUAL]
 
@@ -186,7 +188,7 @@ class Index:
         """Count those who cannot start a call now, by the rule that stops them."""
         placed = self._exactly(Demand(demand.op, demand.place))
         suited = self._exactly(demand)
-        there, right = (sum(shelf.size for shelf in shelves) for shelves in (placed, suited))
+        there, right = _size(placed), _size(suited)
         found = Counter(place=len(self) - there, tags=there - right)
         for shelf in suited:
             for rule in _RESTING:
@@ -242,26 +244,37 @@ class Index:
 
     def _narrowest(self, demand: Demand) -> tuple[_Shelves, list[_Shelves]]:
         """Give the shelves to look at, and those on which an agent has to be besides."""
-        if not demand.place and not demand.tags:
-            return [self._all], []
-        combination = (demand.place, demand.tags)
-        if combination in self._combined or combination in self._worth:
-            return self._exactly(demand), []
         asked = self._asked(demand)
-        first = min(asked, key=lambda shelves: sum(shelf.size for shelf in shelves))
-        return first, [shelves for shelves in asked if shelves is not first]
+        if not asked:
+            return [self._all], []
+        if len(asked) > 1:
+            combination = (demand.place, demand.tags)
+            first, others = _fewest(asked)
+            passed_over = self._passed_over.get(combination, 0)
+            if combination not in self._combined and passed_over <= _size(first):
+                return first, others
+        return self._exactly(demand), []
 
     def _passing(
         self, agents: Iterable[KnownAgent], others: list[_Shelves], demand: Demand
     ) -> Iterator[KnownAgent]:
+        """Pass over those who are not on the other shelves as well."""
         passed_over = 0
-        for agent in agents:
-            if _on(agent, others):
-                yield agent
-                continue
-            passed_over += 1
-            if passed_over == PASSED_OVER:
-                self._worth.add((demand.place, demand.tags))
+        try:
+            for agent in agents:
+                if _on(agent, others):
+                    yield agent
+                else:
+                    passed_over += 1
+        finally:
+            if passed_over:
+                self._count((demand.place, demand.tags), passed_over)
+
+    def _count(self, combination: Hashable, passed_over: int) -> None:
+        counted = self._passed_over
+        counted[combination] = counted.pop(combination, 0) + passed_over
+        if len(counted) > MAX_COUNTED:
+            counted.popitem(last=False)
 
     def _exactly(self, demand: Demand) -> _Shelves:
         """Give the shelves of those, and only those, who have all that is asked for."""
@@ -271,21 +284,44 @@ class Index:
         combination = (demand.place, demand.tags)
         found = self._combined.get(combination)
         if found is None:
-            self._worth.discard(combination)
-            found = self._combined[combination] = (demand, self._combine(demand))
-            if len(self._combined) > MAX_COMBINED:
-                _, (_, oldest) = self._combined.popitem(last=False)
-                for agent in oldest.everybody():
-                    agent.shelves.remove(oldest)
+            self._passed_over.pop(combination, None)
+            found = self._combined[combination] = (demand, _combined(asked))
+            self._uncombine()
+        self._combined.move_to_end(combination)
         return [found[1]]
 
-    def _combine(self, demand: Demand) -> Shelf:
-        shelf = Shelf()
-        for agent in sorted(self.suited(demand), key=lambda agent: agent.used):
-            shelf.size += 1
-            shelf.put(agent, agent.spots)
-            agent.shelves.append(shelf)
-        return shelf
+    def _uncombine(self) -> None:
+        """Take the shelves of combinations away while there are too many."""
+        standing = sum(shelf.size for _, shelf in self._combined.values())
+        while len(self._combined) > 1 and (
+            len(self._combined) > MAX_COMBINED or standing > MAX_SHARE * len(self)
+        ):
+            _, (_, oldest) = self._combined.popitem(last=False)
+            standing -= oldest.size
+            for agent in oldest.everybody():
+                agent.shelves.remove(oldest)
+
+
+def _size(shelves: _Shelves) -> int:
+    return sum(shelf.size for shelf in shelves)
+
+
+def _fewest(asked: list[_Shelves]) -> tuple[_Shelves, list[_Shelves]]:
+    """Part the shelves with the fewest agents from the others."""
+    first = min(asked, key=_size)
+    return first, [shelves for shelves in asked if shelves is not first]
+
+
+def _combined(asked: list[_Shelves]) -> Shelf:
+    """Make a shelf of those who have all of these things."""
+    first, others = _fewest(asked)
+    found = (agent for shelf in first for agent in shelf.everybody() if _on(agent, others))
+    shelf = Shelf()
+    for agent in sorted(found, key=lambda agent: agent.used):
+        shelf.size += 1
+        shelf.put(agent, agent.spots)
+        agent.shelves.append(shelf)
+    return shelf
 
 
 def _on(agent: KnownAgent, others: Iterable[_Shelves]) -> bool:

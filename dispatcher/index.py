@@ -212,7 +212,7 @@ class Index:
             return _AT_REST["state"]
         waits = agent.busy >= agent.slots
         if not waits and not agent.refuses:
-            return tuple((order, "", waits, *RANKS[order](agent)) for order in self._orders)
+            return tuple([(order, "", waits, *RANKS[order](agent)) for order in self._orders])
         return _AT_REST["full" if agent.refuses else "busy"] + tuple(
             (order, op, waits, *RANKS[order](agent))
             for op in agent.open_to()

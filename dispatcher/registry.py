@@ -61,6 +61,8 @@ class Registry:
         #: Operation -> hashes of the descriptions that have it.
         self._by_op: dict[str, dict[str, None]] = {}
         self._turns = itertools.count(1)
+        #: Counts agents that came and went.
+        self.changes = 0
         self._stopped_at: float | None = None
         #: Those that report, and those that have stopped to, each by when they were last heard.
         self._heard: OrderedDict[KnownAgent, None] = OrderedDict()
@@ -115,6 +117,7 @@ class Registry:
                 Problem("full", f"this dispatcher knows {self._most} agents and takes no more")
             )
         fresh = self._agents[address] = KnownAgent(address, advertisement, now)
+        self.changes += 1
         self._heard[fresh] = None
         self._link(fresh)
         if known is not None:
@@ -178,6 +181,7 @@ class Registry:
             self._remove(agent)
             self._release(agent.advertisement.hash)
             del self._agents[agent.address]
+            self.changes += 1
         return over
 
     def stopped(self, now: float) -> None:

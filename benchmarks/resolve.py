@@ -28,9 +28,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from xml.etree.ElementTree import Element
 
+from spinal import logs
 from spinal.bus.connection import Connection, Listener
 from spinal.dispatcher import Dispatcher
-from spinal import logs
 from spinal.dispatcher.agent import AttemptKey, KnownAgent
 from spinal.dispatcher.garbage import seldom_collected
 from spinal.dispatcher.resolver import Demand, choose

@@ -59,23 +59,31 @@ class Shelf:
         self._order: list[Spot] = []
         self.size = 0
 
-    def put(self, agent: KnownAgent, spots: Iterable[Spot]) -> None:
-        """Let an agent stand last at these spots."""
-        for spot in spots:
-            standing = self._spots.get(spot)
-            if standing is None:
-                standing = self._spots[spot] = OrderedDict()
-                insort(self._order, spot)
-            standing[agent] = None
-
-    def take(self, agent: KnownAgent, spots: Iterable[Spot]) -> None:
-        """Take an agent away from them."""
-        for spot in spots:
-            standing = self._spots[spot]
+    def move(self, agent: KnownAgent, before: Iterable[Spot], after: Iterable[Spot]) -> None:
+        """Take an agent away from some spots, and let it stand last at others."""
+        spots = self._spots
+        for spot in before:
+            standing = spots[spot]
             del standing[agent]
             if not standing:
-                del self._spots[spot]
+                del spots[spot]
                 del self._order[bisect_left(self._order, spot)]
+        for spot in after:
+            if spot not in spots:
+                spots[spot] = OrderedDict()
+                insort(self._order, spot)
+            spots[spot][agent] = None
+
+    def add(self, agent: KnownAgent) -> None:
+        """Take in an agent."""
+        self.size += 1
+        agent.shelves.append(self)
+        self.move(agent, (), agent.spots)
+
+    def remove(self, agent: KnownAgent) -> None:
+        """Let an agent go."""
+        self.size -= 1
+        self.move(agent, agent.spots, ())
 
     def lane(self, order: str, lane: str) -> Iterator[KnownAgent]:
         """Give the agents of a lane, best first."""
@@ -122,32 +130,28 @@ class Index:
 
     def add(self, agent: KnownAgent) -> None:
         """Take in an agent."""
-        agent.shelves = [self._all]
+        agent.spots = self._where(agent)
+        agent.used = Turn(next(self._turns))
+        self._all.add(agent)
         for feature in _features(agent):
             shelf = self._shelves.get(feature)
             if shelf is None:
                 shelf = self._shelves[feature] = Shelf()
-            agent.shelves.append(shelf)
+            shelf.add(agent)
         for demand, shelf in self._combined.values():
             if _on(agent, self._asked(demand)):
-                agent.shelves.append(shelf)
-        agent.spots = self._where(agent)
-        agent.used = Turn(next(self._turns))
-        for shelf in agent.shelves:
-            shelf.size += 1
-            shelf.put(agent, agent.spots)
+                shelf.add(agent)
         agent.moved = self.moved
 
     def remove(self, agent: KnownAgent) -> None:
         """Let an agent go; it has to be what it was when it was taken in."""
         agent.moved = None
         for shelf in agent.shelves:
-            shelf.size -= 1
-            shelf.take(agent, agent.spots)
+            shelf.remove(agent)
+        agent.shelves.clear()
         for feature in _features(agent):
             if not self._shelves[feature].size:
                 del self._shelves[feature]
-        agent.shelves = []
 
     def moved(self, agent: KnownAgent) -> None:
         """See where an agent stands now."""
@@ -155,8 +159,7 @@ class Index:
         if spots == before:
             return
         for shelf in agent.shelves:
-            shelf.take(agent, before)
-            shelf.put(agent, spots)
+            shelf.move(agent, before, spots)
         agent.spots = spots
         agent.used = Turn(next(self._turns))
 
@@ -226,7 +229,7 @@ class Index:
             spots = self._where(agent)
             added = [spot for spot in spots if spot[0] == order]
             for shelf in agent.shelves:
-                shelf.put(agent, added)
+                shelf.move(agent, (), added)
             agent.spots = spots
 
     def _asked(self, demand: Demand) -> list[_Shelves]:
@@ -318,9 +321,7 @@ def _combined(asked: list[_Shelves]) -> Shelf:
     found = (agent for shelf in first for agent in shelf.everybody() if _on(agent, others))
     shelf = Shelf()
     for agent in sorted(found, key=lambda agent: agent.used):
-        shelf.size += 1
-        shelf.put(agent, agent.spots)
-        agent.shelves.append(shelf)
+        shelf.add(agent)
     return shelf
 
 

@@ -251,9 +251,7 @@ class Registry:
 
     def everybody(self, op: str) -> Iterator[KnownAgent]:
         """Give the agents that offer an operation."""
-        return itertools.chain.from_iterable(
-            self._users[hash] for hash in self._by_op.get(op, ())
-        )
+        return itertools.chain.from_iterable(self._users[hash] for hash in self._by_op.get(op, ()))
 
     def offering(self, op: str) -> list[KnownAgent]:
         """Give the agents that offer an operation, those first that have not moved for longest."""

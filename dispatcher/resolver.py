@@ -291,9 +291,7 @@ def choose(
     return Choice(None, any(rule is not None and rule.later for rule in rules))
 
 
-def _stick(
-    shelves: Shelves, demand: Demand, context: Context, avoid: frozenset[str]
-) -> Choice:
+def _stick(shelves: Shelves, demand: Demand, context: Context, avoid: frozenset[str]) -> Choice:
     """Choose whom a call belongs to.
 
     Everybody who comes into question is looked at, also the busy: who is first for a key follows

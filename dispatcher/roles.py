@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 
 from spinal.protocols.address import bare
@@ -18,11 +18,11 @@ class Right(Enum):
 
 
 #: Role -> rights.  What is not listed is denied.
-RIGHTS: Mapping[str, frozenset[Right]] = {
-    "owner": frozenset(Right),
-    "caller": frozenset({Right.CALL}),
-    "agent": frozenset({Right.CALL, Right.ADVERTISE}),
-    "dispatcher": frozenset({Right.DISPATCH}),
+RIGHTS: Mapping[str, Sequence[Right]] = {
+    "owner": tuple(Right),
+    "caller": (Right.CALL,),
+    "agent": (Right.CALL, Right.ADVERTISE),
+    "dispatcher": (Right.DISPATCH,),
 }
 
 #: The role of every account: a table by bare address, or a function of the full address that gives

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_left, insort
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -60,6 +61,8 @@ class Registry:
         self._users: dict[str, Index] = {}
         #: Operation -> hashes of the descriptions that have it.
         self._by_op: dict[str, dict[str, None]] = {}
+        #: Operation -> addresses of those who offer it, sorted; of those that were asked for.
+        self._addresses: dict[str, list[str]] = {}
         self._turns = itertools.count(1)
         #: Counts agents that came and went.
         self.changes = 0
@@ -136,6 +139,7 @@ class Registry:
             self._descriptions[capabilities.hash] = capabilities
             for op in capabilities.operations:
                 self._by_op.setdefault(op, {})[capabilities.hash] = None
+                self._addresses.pop(op, None)
         described = tuple(users)
         for agent in described:
             agent.capabilities = capabilities
@@ -249,6 +253,15 @@ class Registry:
                 found["unable"] += 1
         return +found
 
+    def addresses(self, op: str) -> Sequence[str]:
+        """Give the addresses of those who offer an operation, sorted."""
+        found = self._addresses.get(op)
+        if found is None:
+            found = sorted(agent.address for agent in self.everybody(op))
+            if found:
+                self._addresses[op] = found
+        return found
+
     def everybody(self, op: str) -> Iterator[KnownAgent]:
         """Give the agents that offer an operation."""
         return itertools.chain.from_iterable(self._users[hash] for hash in self._by_op.get(op, ()))
@@ -294,9 +307,14 @@ class Registry:
             users = self._users[hash] = Index(self._turns)
         agent.capabilities = self._descriptions.get(hash)
         users.add(agent)
+        for op in self._addresses.keys() & agent.operations.keys():
+            insort(self._addresses[op], agent.address)
 
     def _unlink(self, agent: KnownAgent) -> None:
         self._users[agent.advertisement.hash].remove(agent)
+        for op in self._addresses.keys() & agent.operations.keys():
+            addresses = self._addresses[op]
+            del addresses[bisect_left(addresses, agent.address)]
 
     def _remove(self, agent: KnownAgent) -> None:
         self._unlink(agent)
@@ -314,6 +332,7 @@ class Registry:
             del hashes[hash]
             if not hashes:
                 del self._by_op[op]
+                self._addresses.pop(op, None)
 
 
 def _same_kind(one: Advertisement, other: Advertisement) -> bool:

@@ -7,12 +7,13 @@ every call.  Both read the same table of rules and the same keys (a property tes
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from heapq import merge
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, Protocol
 
 from spinal.protocols import Want
@@ -239,6 +240,14 @@ class Shelves(Protocol):
         """Give everybody who comes into question, in whatever state."""
         ...
 
+    def get(self, address: str) -> KnownAgent | None:
+        """Give the agent with an address."""
+        ...
+
+    def addresses(self, op: str) -> Sequence[str]:
+        """Give the addresses of those who offer an operation, sorted."""
+        ...
+
 
 def ranked(
     shelves: Shelves,
@@ -285,10 +294,55 @@ def choose(
     """Give the agent that :func:`resolve` ranks first."""
     if demand.policy == "sticky":
         return _stick(shelves, demand, context, avoid)
+    lucky = _tried(shelves, demand, context, avoid)
+    if lucky is not None:
+        return Choice(lucky)
     for agent in ranked(shelves, demand, context, avoid):
         return Choice(agent)
     rules = (rejection(agent, demand, context) for agent in shelves.suited(demand))
     return Choice(None, any(rule is not None and rule.later for rule in rules))
+
+
+def _tried(
+    shelves: Shelves, demand: Demand, context: Context, avoid: frozenset[str]
+) -> KnownAgent | None:
+    """Give the first of the order by trying a few agents, where the policy allows it.
+
+    Where too many are busy or elsewhere it gives nobody, and all who are ready are looked at.
+    """
+    if demand.only or demand.policy not in _TRYING:
+        return None
+    addresses = shelves.addresses(demand.op)
+    for address in islice(_TRYING[demand.policy](addresses, demand, context), MAX_TRIES):
+        agent = shelves.get(address)
+        if (
+            agent is not None
+            and agent.busy < agent.slots
+            and address not in avoid
+            and address != context.caller
+            and rejection(agent, demand, context) is None
+        ):
+            return agent
+    return None
+
+
+def _in_turn(addresses: Sequence[str], demand: Demand, context: Context) -> Iterator[str]:
+    start = bisect_right(addresses, context.last.get(demand.op, ""))
+    return (addresses[at % len(addresses)] for at in range(start, start + len(addresses)))
+
+
+def _drawn(addresses: Sequence[str], demand: Demand, context: Context) -> Iterator[str]:
+    return (context.random.choice(addresses) for _ in addresses)
+
+
+#: Policy -> whom to try, one after the other.
+_TRYING: Mapping[str, Callable[[Sequence[str], Demand, Context], Iterator[str]]] = {
+    "round-robin": _in_turn,
+    "random": _drawn,
+}
+
+#: Agents that are tried before all who are ready are looked at.
+MAX_TRIES = 100
 
 
 def _stick(shelves: Shelves, demand: Demand, context: Context, avoid: frozenset[str]) -> Choice:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spinal.dispatcher import index
+from spinal.dispatcher import index, resolver
 from spinal.dispatcher.agent import KnownAgent
 from spinal.dispatcher.policies import Context
 from spinal.dispatcher.registry import Registry
@@ -38,6 +38,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Combinations lose their shelves soon."""
     monkeypatch.setattr(index, "MAX_COMBINED", 2)
     monkeypatch.setattr(index, "MAX_COUNTED", 2)
+    monkeypatch.setattr(resolver, "MAX_TRIES", 3)
 
 
 def report(capabilities: Capabilities = RESIZE, **changes: Any) -> Advertisement:
@@ -156,7 +157,7 @@ class Story:
         return [agent for agent in self.registry if demand.op in agent.operations]
 
 
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
 @given(STEPS, st.lists(DEMANDS, min_size=1, max_size=4), st.sampled_from(["c@x/1", ADDRESSES[1]]))
 def test_whatever_happens_the_index_finds_what_a_plain_scan_of_everybody_finds(
     steps: list[tuple[str, str, Any]], demands: list[Demand], caller: str
@@ -180,6 +181,30 @@ def test_whatever_happens_the_index_finds_what_a_plain_scan_of_everybody_finds(
             if demand.policy != "sticky":
                 assert list(ranked(story.registry, demand, context, avoid)) == found
                 assert story.registry.passed(demand, context) == scanned.counts()
+
+
+@pytest.mark.parametrize("policy", ["round-robin", "random"])
+def test_drawing_and_taking_turns_looks_at_few_where_most_will_do(policy: str) -> None:
+    registry = Registry()
+    for n in range(1000):
+        registry.advertised(f"w@x/{n:03}", report(), 0.0)
+    registry.described(RESIZE)
+    looked: set[str] = set()
+    get = registry.get
+
+    def look(address: str) -> KnownAgent | None:
+        looked.add(address)
+        return get(address)
+
+    registry.get = look  # type: ignore[method-assign]
+    registry.ready = None  # type: ignore[method-assign,assignment]
+    context = Context(1.0, Random(1), last={OP: "w@x/498"})
+
+    agent = choose(registry, Demand(OP, policy=policy), context).agent
+
+    assert agent is not None
+    assert looked == {agent.address}
+    assert policy == "random" or agent.address == "w@x/499"
 
 
 def test_for_a_combination_no_more_are_passed_over_than_have_one_of_its_parts(

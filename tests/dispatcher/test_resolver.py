@@ -34,8 +34,16 @@ def at(now: float = 1.0, caller: str = "c@x/web", **other: Any) -> Context:
     return Context(now, random.Random(7), caller, **other)
 
 
-def indexed(agents: Sequence[KnownAgent]) -> Index:
-    index = Index(itertools.count(1))
+class Everybody(Index):
+    def get(self, address: str) -> KnownAgent | None:
+        return next((agent for agent in self if agent.address == address), None)
+
+    def addresses(self, op: str) -> Sequence[str]:
+        return sorted(agent.address for agent in self)
+
+
+def indexed(agents: Sequence[KnownAgent]) -> Everybody:
+    index = Everybody(itertools.count(1))
     for agent in sorted(agents, key=lambda agent: (agent.used, agent.address)):
         index.add(agent)
     return index

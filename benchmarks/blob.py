@@ -2,10 +2,10 @@
 
     python -m benchmarks.blob [--size 50] [--runs 5] [--json]
 
-A platform on the embedded server, over TLS on loopback.  *Spinal*: ``Client.upload`` of a file and
-``Blob.save`` into another, with the hash made and checked.  *curl*: PUT and GET of the same file to a
-slot that was asked for by hand; a process each.  The two take turns.  CPU is the operating system's account
-of the process that moves the blob, and of the server.
+A platform on the embedded server, over TLS on loopback.  *Spinal*: ``Client.upload`` of a file, and
+``Blob.save`` into another, with the hash made and checked.  *curl*: PUT and GET of the same file to
+a slot that was asked for by hand; a process each.  The two take turns.  CPU is the operating
+system's account of the process that moves the blob, and of the server.
 """
 
 from __future__ import annotations

@@ -3,14 +3,16 @@
     python -m benchmarks.resolve [--agents 100 --agents 100000 ...] [--rate 5000] [--json]
 
 One dispatcher in this process, on a connection that goes nowhere.  Its agents are known by their
-reports alone: each at one of 1,000 racks, in one of three roles, with up to three tags and a load of
-its own.  Requests ask for places at every height, roles and tags in all combinations.
+reports alone: each at one of 1,000 racks, in one of three roles, with up to three tags and a load
+of its own.  Requests ask for places at every height, roles and tags in all combinations.
 
 *Resolves* follow each other; each that finds an agent starts a call there, and one of the last 64
-ends, so that agents are taken and left as in life.  *Reports* are stanzas given to the session, each
-with another load than the last, from as many agents as send one every 5 seconds: first as many as go, then at a fixed rate, while resolves fall due at
-random moments; theirs is the time from that moment to the answer, so that all is in it that a call would wait
-for: other reports, housekeeping, the garbage collector.
+ends, so that agents are taken and left as in life.
+
+*Reports* are stanzas given to the session, each with another load than the last, from as many
+agents as send one every 5 seconds.  First as many as go; then at a fixed rate, while resolves fall
+due at random moments.  Theirs is the time from that moment to the answer, so that all is in it that
+a call would wait for: other reports, housekeeping, the garbage collector.
 """
 
 from __future__ import annotations

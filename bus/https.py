@@ -1,8 +1,8 @@
 """HTTPS for what is too large for the event loop: each transfer has a connection and a thread.
 
 Encrypting, hashing, reading and writing files all let other threads run, so a blob costs the event
-loop nothing, and half of the CPU that it costs there.  Connections are made on the event loop, where
-that can be cancelled, and kept for a while when a transfer has ended well.
+loop nothing, and half of the CPU that it costs there.  Connections are made on the event loop,
+where that can be cancelled, and kept for a while when a transfer has ended well.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ class Https:
         self._threads.shutdown(wait=False)
 
     async def transfer(self, url: str, work: Callable[[HTTPSConnection], T]) -> T:
-        """Let ``work`` use a connection to the host of a URL, in a thread, and give what it returns.
+        """Let ``work`` use a connection to the host of a URL, in a thread; give what it returns.
 
-        It may be called twice: when the host had closed a kept connection.  Cancelling cuts the connection,
-        and returns once the thread has noticed.
+        It is called a second time when the host had closed a kept connection.  Cancelling cuts the
+        connection, and returns once the thread has noticed.
 
         Raises:
             OSError, HTTPException: no connection, or what ``work`` raised.

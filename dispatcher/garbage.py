@@ -2,8 +2,9 @@
 
 A full collection visits every object, so with 100,000 agents it stops the event loop for most of a
 second; by itself Python would run one every few seconds, because each report replaces one that had
-become old.  Reports and agents refer to each other in no circle, and leave when they are replaced; what
-collections of the young do not find is rare.  So full ones are paced by what they cost.
+become old.  Reports refer to each other in no circle and leave when they are replaced, and agents
+are taken out of the index, so what collections of the young do not find is rare.  So full ones are
+paced by what they cost.
 """
 
 from __future__ import annotations

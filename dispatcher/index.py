@@ -29,8 +29,8 @@ from .agent import KnownAgent, Spot, Turn
 from .policies import RANKS, Context
 from .resolver import Demand, rejection
 
-#: Most combinations of places and tags that have a shelf, and how often an agent may stand on one of
-#: them on average; a further one takes that of the one that was not asked for longest.
+#: Most combinations of places and tags that have a shelf, and on how many of these an agent may
+#: stand on average; a further one takes that of the one that was not asked for longest.
 MAX_COMBINED: Final = 256
 MAX_SHARE: Final = 2
 

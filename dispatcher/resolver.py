@@ -1,8 +1,9 @@
 """Who can do a call now, who is best, and why not the others: eligible -> ranked -> reasons.
 
 Pure: agents, demand and context in, answer out.  :func:`resolve` explains everybody; :func:`choose`
-gives only the first of the same order, from an index and without writing a word, because it runs for
-every call.  Both read the same table of rules and the same keys (a property test holds them equal).
+gives only the first of the same order, from an index and without writing a word, because it runs
+for every call.  Both read the same table of rules and the same keys (property tests hold them
+equal).
 """
 
 from __future__ import annotations

@@ -172,6 +172,8 @@ def test_whatever_happens_the_index_finds_what_a_plain_scan_of_everybody_finds(
             scanned = resolve(story.in_question(demand), demand, context, avoid)
             found = [candidate.agent for candidate in scanned.candidates]
             choice = choose(story.registry, demand, context, avoid)
+            offering = [one.address for one in story.registry if demand.op in one.operations]
+            assert story.registry.addresses(demand.op) == sorted(offering)
             assert (choice.agent is None) == (not found)
             assert found or choice.later == scanned.later
             if demand.policy == "random":

@@ -8,15 +8,14 @@ where that can be cancelled, and kept for a while when a transfer has ended well
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import ssl
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from http.client import HTTPException, HTTPSConnection
 from pathlib import Path
-from select import select
 from typing import Final, TypeVar
 from urllib.parse import urlsplit
 
@@ -24,7 +23,7 @@ from urllib.parse import urlsplit
 MOST: Final = 16
 #: Seconds without a byte after which a transfer is given up.
 STALLED: Final = 30.0
-#: Seconds for which a connection without a transfer is kept.
+#: Seconds for which a connection without a transfer is kept, at most.
 KEPT: Final = 10.0
 
 #: What goes wrong on the way.
@@ -44,16 +43,18 @@ class Https:
         self._ca = ca
         self._trust: ssl.SSLContext | None = None
         self._threads = ThreadPoolExecutor(MOST, "blobs")
-        #: Host and port -> connections without a transfer, and since when.
-        self._idle: dict[tuple[str, int], list[tuple[float, HTTPSConnection]]] = {}
+        #: Host and port -> connections without a transfer.
+        self._idle: dict[tuple[str, int], list[HTTPSConnection]] = {}
         self._busy: set[HTTPSConnection] = set()
+        self._closed = False
 
     def close(self) -> None:
         """End all connections; transfers under way fail.  May be called again."""
+        self._closed = True
         for connection in self._busy:
             _cut(connection)
         for idle in self._idle.values():
-            for _, connection in idle:
+            for connection in idle:
                 connection.close()
         self._idle.clear()
         self._threads.shutdown(wait=False)
@@ -93,22 +94,29 @@ class Https:
             await asyncio.gather(running, return_exceptions=True)
             raise
         else:
-            if connection.sock is not None:
-                self._idle.setdefault(host, []).append((time.monotonic(), connection))
+            if connection.sock is not None and not self._closed:
+                self._idle.setdefault(host, []).append(connection)
+                loop.call_later(KEPT, self._drop, host, connection)
             return found
         finally:
             self._busy.discard(connection)
-            if not any(connection is one for _, one in self._idle.get(host, ())):
+            if connection not in self._idle.get(host, ()):
                 connection.close()
+
+    def _drop(self, host: tuple[str, int], connection: HTTPSConnection) -> None:
+        """End a connection if it is still without a transfer."""
+        idle = self._idle.get(host, [])
+        if connection in idle:
+            idle.remove(connection)
+            connection.close()
 
     def _kept(self, host: tuple[str, int]) -> HTTPSConnection | None:
         """Give a connection that is still there."""
         idle = self._idle.get(host, [])
         while idle:
-            since, connection = idle.pop()
-            # Something to read is the end of it.
-            if time.monotonic() - since < KEPT and not select([connection.sock], [], [], 0)[0]:
-                return connection
+            connection = idle.pop()
+            if not _readable(connection.sock):
+                return connection  # Something to read would be the end of it.
             connection.close()
         return None
 
@@ -156,6 +164,13 @@ def _shaken(work: Callable[[HTTPSConnection], T]) -> Callable[[HTTPSConnection],
         return work(connection)
 
     return shaken
+
+
+def _readable(found: socket.socket) -> bool:
+    # Not select(), which knows only the first 1,024 files of a process.
+    poll = select.poll()
+    poll.register(found, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _cut(connection: HTTPSConnection) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from spinal.bus import https as module
 from spinal.bus.https import Https
 from spinal.bus.server.certificates import ensure
 
@@ -155,3 +156,24 @@ async def test_closing_ends_the_transfers_that_are_under_way(host: Host) -> None
     with pytest.raises(RemoteDisconnected):
         async with asyncio.timeout(5):
             await transfer
+
+
+async def test_a_connection_without_a_transfer_is_not_kept_for_ever(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "KEPT", 0.01)
+    ended = asyncio.Event()
+
+    async def watching(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await answer(reader, writer)
+        await reader.read()
+        ended.set()
+
+    host.serve = watching
+    https = Https(host.ca)
+
+    assert await https.transfer(host.url, get) == b"hi"
+    async with asyncio.timeout(5):
+        await ended.wait()
+
+    https.close()

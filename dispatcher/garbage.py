@@ -19,7 +19,7 @@ from typing import Final
 #: A full collection is followed by so many times its own duration without another, and at least by
 #: so many seconds.
 SHARE: Final = 1000
-LEAST: Final = 10.0
+LEAST: Final = 60.0
 
 #: Collections of the middle-aged before Python would run a full one by itself.
 _NEVER: Final = 2**31 - 1

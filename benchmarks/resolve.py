@@ -22,8 +22,11 @@ import asyncio
 import gc
 import itertools
 import json
+import multiprocessing
 import random
 import resource
+import socket
+import struct
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -251,32 +254,62 @@ def _replaced(report: Advertisement, draw: random.Random) -> Advertisement:
 async def _meanwhile(
     bench: Bench, said: Sequence[Stanza], rate: float, seconds: float
 ) -> list[float]:
-    """Let reports come at a rate, each alone, and give the times of the resolves meanwhile."""
+    """Let reports come at a rate, and give the times of the resolves meanwhile."""
     loop = asyncio.get_running_loop()
-    draw = random.Random(6)
     times: list[float] = []
+    coming = itertools.cycle(said)
     asked = demands(int(2 * seconds / PAUSE) + 1000, 7)
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    ended: asyncio.Future[None] = loop.create_future()
+    rest = b""
 
-    def report(number: int, due: float) -> None:
-        bench.dispatcher.session.received(said[number % len(said)])
-        if due < end:
-            # After a pause those that are late come in one after the other, as from a socket.
-            loop.call_at(due + 1 / rate, report, number + 1, due + 1 / rate)
+    def read() -> None:
+        nonlocal rest
+        found = ours.recv(65_536)
+        if not found:
+            loop.remove_reader(ours)
+            ended.set_result(None)
+        found = rest + found
+        whole = len(found) - len(found) % _EVENT.size
+        rest = found[whole:]
+        for resolves, sent in _EVENT.iter_unpack(found[:whole]):
+            if resolves:
+                agent = bench.resolve(next(asked))
+                times.append(time.monotonic() - sent)
+                bench.use(agent)
+            else:
+                bench.dispatcher.session.received(next(coming))
 
-    def ask(due: float) -> None:
-        agent = bench.resolve(next(asked))
-        times.append(loop.time() - due)
-        bench.use(agent)
-        if due < end:
-            due += draw.expovariate(1 / PAUSE)
-            loop.call_at(due, ask, due)
-
-    begin = loop.time()
-    end = begin + seconds
-    loop.call_at(begin, report, 0, begin)
-    loop.call_at(begin, ask, begin)
-    await asyncio.sleep(seconds + 0.5)
+    pacer = multiprocessing.get_context("spawn").Process(
+        target=pace, args=(theirs, rate, seconds), daemon=True
+    )
+    pacer.start()
+    theirs.close()
+    loop.add_reader(ours, read)
+    await ended
+    ours.close()
+    pacer.join()
     return times
+
+
+#: Whether an agent is asked for (else a report comes), and the time at which that was sent.
+_EVENT = struct.Struct("<?d")
+
+
+def pace(to: socket.socket, rate: float, seconds: float) -> None:
+    """Send what comes, when it comes; in a process of its own, as timers of a loop are too coarse."""
+    draw = random.Random(6)
+    report = resolve = time.monotonic()
+    end = report + seconds
+    while (due := min(report, resolve)) < end:
+        time.sleep(max(0.0, due - time.monotonic()))
+        to.sendall(_EVENT.pack(resolve < report, time.monotonic()))
+        if resolve < report:
+            resolve += draw.expovariate(1 / PAUSE)
+        else:
+            report += 1 / rate
+    to.close()
 
 
 async def measure(

@@ -6,25 +6,24 @@ name, over TLS that our certificate authority vouches for, into bounded memory o
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import secrets
-import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Collection
-from contextlib import aclosing
+from collections.abc import Callable, Collection, Iterator, Mapping
+from http.client import HTTPResponse, HTTPSConnection, IncompleteRead
 from pathlib import Path
-from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import quote, urlsplit
 from xml.etree.ElementTree import Element
 
 from spinal.protocols import BlobRef
 
 from .errors import BlobError, CallError
+from .https import FAILURES, Https
 
 if TYPE_CHECKING:
-    import aiohttp
-
     from .connection import Connection
+
+T = TypeVar("T")
 
 UPLOAD = "urn:xmpp:http:upload:0"
 DISCO_INFO = "http://jabber.org/protocol/disco#info"
@@ -34,8 +33,6 @@ DISCO_ITEMS = "http://jabber.org/protocol/disco#items"
 CHUNK = 256 * 1024
 #: Most bytes that :meth:`Blobs.fetch` holds in memory; more goes into a file.
 MAX_MEMORY = 256 * 1024 * 1024
-#: Seconds without a byte after which a transfer is given up.
-STALLED = 30.0
 #: Headers that an upload slot may ask for (XEP-0363, 5).
 _HEADERS = {"authorization": "Authorization", "cookie": "Cookie", "expires": "Expires"}
 
@@ -61,15 +58,12 @@ class Blobs:
         self._connection = connection
         self._domain = domain
         self._uploads = frozenset(host.lower() for host in uploads)
-        self._ca = ca
         self._service = service
-        self._http: aiohttp.ClientSession | None = None
+        self._https = Https(ca)
 
     async def close(self) -> None:
         """End the HTTP connections; may be called again."""
-        http, self._http = self._http, None
-        if http is not None:
-            await http.close()
+        self._https.close()
 
     async def upload(
         self, source: bytes | Path, media_type: str = "application/octet-stream"
@@ -81,23 +75,19 @@ class Blobs:
                 failed.
         """
         try:
-            size, sha256 = await asyncio.to_thread(_measure, source)
+            size = len(source) if isinstance(source, bytes) else source.stat().st_size
         except OSError as exc:
-            raise BlobError(f"cannot read {source!s}: {exc.strerror or exc}") from exc
+            raise _unreadable(source, exc) from exc
         name = source.name if isinstance(source, Path) else "blob"
         put, get, headers = await self._slot(name, size, media_type)
-        import aiohttp
-
         headers = {**headers, "Content-Length": str(size), "Content-Type": media_type}
+
+        def send(connection: HTTPSConnection) -> str:
+            return _put(connection, _target(put), headers, source, size)
+
         try:
-            async with self._session().put(
-                put, data=_chunks(source), headers=headers, allow_redirects=False
-            ) as response:
-                if response.status not in (200, 201, 204):
-                    raise BlobError(
-                        f"the upload of {name} was refused: {response.status} {response.reason}"
-                    )
-        except (aiohttp.ClientError, TimeoutError, OSError) as exc:
+            sha256 = await self._https.transfer(put, send)
+        except FAILURES as exc:
             raise BlobError(f"the upload of {name} failed: {_words(exc)}") from exc
         return BlobRef(get, sha256, size, media_type)
 
@@ -109,14 +99,7 @@ class Blobs:
         """
         if ref.size > MAX_MEMORY:
             raise BlobError(f"a blob of {ref.size} bytes goes into a file: use save(path)")
-        found = bytearray()
-        digest = hashlib.sha256()
-        async with aclosing(self._stream(ref)) as chunks:
-            async for chunk in chunks:
-                found += chunk
-                digest.update(chunk)
-        _check(ref, len(found), digest.hexdigest())
-        return bytes(found)
+        return await self._get(ref, _whole)
 
     async def fetch_to(self, ref: BlobRef, path: Path) -> None:
         """Fetch a blob into a file, which appears only when it is complete and right.
@@ -125,57 +108,36 @@ class Blobs:
             BlobError: as for :meth:`fetch`, or the file cannot be written.
         """
         part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-        digest = hashlib.sha256()
-        size = 0
+
+        def save(response: HTTPResponse, ref: BlobRef) -> None:
+            try:
+                _save(response, ref, part)
+                part.replace(path)
+            except OSError as exc:
+                raise BlobError(f"cannot write {path}: {exc.strerror or exc}") from exc
+
         try:
-            with part.open("wb") as file:
-                async with aclosing(self._stream(ref)) as chunks:
-                    async for chunk in chunks:
-                        size += len(chunk)
-                        digest.update(chunk)
-                        await asyncio.to_thread(file.write, chunk)
-            _check(ref, size, digest.hexdigest())
-            part.replace(path)
-        except OSError as exc:
-            raise BlobError(f"cannot write {path}: {exc.strerror or exc}") from exc
+            await self._get(ref, save)
         finally:
             part.unlink(missing_ok=True)
 
-    # -- HTTP
-
-    def _session(self) -> aiohttp.ClientSession:
-        if self._http is None:
-            import aiohttp
-
-            context = ssl.create_default_context(cafile=self._ca)
-            self._http = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(ssl=context, limit=16),
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=STALLED, sock_read=STALLED),
-                auto_decompress=False,
-                trust_env=False,
-            )
-        return self._http
-
-    async def _stream(self, ref: BlobRef) -> AsyncGenerator[bytes]:
-        """Give the bytes as they come, never more than announced."""
-        import aiohttp
-
+    async def _get(self, ref: BlobRef, take: Callable[[HTTPResponse, BlobRef], T]) -> T:
         self._allow(ref.url)
-        seen = 0
+
+        def receive(connection: HTTPSConnection) -> T:
+            connection.request("GET", _target(ref.url))
+            response = connection.getresponse()
+            if response.status != 200:
+                raise BlobError(
+                    f"the blob is not there: {response.status} {response.reason} "
+                    "(blobs expire; send it again)"
+                )
+            return take(response, ref)
+
         try:
-            async with self._session().get(ref.url, allow_redirects=False) as response:
-                if response.status != 200:
-                    raise BlobError(
-                        f"the blob is not there: {response.status} {response.reason} "
-                        "(blobs expire; send it again)"
-                    )
-                async for chunk in response.content.iter_chunked(CHUNK):
-                    seen += len(chunk)
-                    if seen > ref.size:
-                        raise BlobError(f"the blob is larger than its announced {ref.size} bytes")
-                    yield chunk
-        except (aiohttp.ClientError, TimeoutError, OSError) as exc:
-            raise BlobError(f"the blob could not be fetched: {_words(exc)}") from exc
+            return await self._https.transfer(ref.url, receive)
+        except FAILURES as exc:
+            raise _unfetched(exc) from exc
 
     def _allow(self, url: str) -> None:
         place = urlsplit(url)
@@ -238,29 +200,111 @@ class Blobs:
         )
 
 
-def _measure(source: bytes | Path) -> tuple[int, str]:
-    if isinstance(source, bytes):
-        return len(source), hashlib.sha256(source).hexdigest()
-    with source.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-        return file.tell(), digest.hexdigest()
+# -- in the thread of a transfer
 
 
-async def _chunks(source: bytes | Path) -> AsyncIterator[bytes]:
+def _put(
+    connection: HTTPSConnection,
+    target: str,
+    headers: Mapping[str, str],
+    source: bytes | Path,
+    size: int,
+) -> str:
+    """Send bytes or a file, and give the hash of what was sent."""
+    digest = hashlib.sha256()
+    connection.putrequest("PUT", target)
+    for name, value in headers.items():
+        connection.putheader(name, value)
+    connection.endheaders()
+    sent = 0
+    try:
+        for piece in _pieces(source):
+            sent += len(piece)
+            if sent > size:
+                break
+            digest.update(piece)
+            connection.send(piece)
+    except ConnectionError:
+        pass  # Whoever refuses an upload may not read it to its end; it says so before it closes.
+    else:
+        if sent != size:
+            raise BlobError(f"{source!s} changed while it was uploaded")
+    response = connection.getresponse()
+    if response.status not in (200, 201, 204):
+        raise BlobError(f"the upload was refused: {response.status} {response.reason}")
+    response.read()
+    return digest.hexdigest()
+
+
+def _pieces(source: bytes | Path) -> Iterator[memoryview]:
     if isinstance(source, bytes):
+        whole = memoryview(source)
         for start in range(0, len(source), CHUNK):
-            yield source[start : start + CHUNK]
+            yield whole[start : start + CHUNK]
         return
-    with source.open("rb") as file:
-        while chunk := await asyncio.to_thread(file.read, CHUNK):
-            yield chunk
+    piece = memoryview(bytearray(CHUNK))
+    try:
+        with source.open("rb", buffering=0) as file:
+            while count := file.readinto(piece):
+                yield piece[:count]
+    except OSError as exc:
+        raise _unreadable(source, exc) from exc
+
+
+def _whole(response: HTTPResponse, ref: BlobRef) -> bytes:
+    """Take all into memory."""
+    found = response.read(ref.size + 1)
+    _check_end(response)
+    _check(ref, len(found), hashlib.sha256(found).hexdigest())
+    return found
+
+
+def _save(response: HTTPResponse, ref: BlobRef, path: Path) -> None:
+    """Take all into a file."""
+    digest = hashlib.sha256()
+    size = 0
+    piece = memoryview(bytearray(CHUNK))
+    with path.open("wb") as file:
+        while size <= ref.size:
+            try:
+                count = response.readinto(piece)
+            except FAILURES as exc:
+                raise _unfetched(exc) from exc
+            if not count:
+                break
+            size += count
+            digest.update(piece[:count])
+            file.write(piece[:count])
+    _check_end(response)
+    _check(ref, size, digest.hexdigest())
+
+
+def _check_end(response: HTTPResponse) -> None:
+    if response.isclosed() and response.length:
+        raise IncompleteRead(b"", response.length)
 
 
 def _check(ref: BlobRef, size: int, sha256: str) -> None:
+    if size > ref.size:
+        raise BlobError(f"the blob is larger than its announced {ref.size} bytes")
     if size != ref.size:
         raise BlobError(f"the blob has {size} bytes instead of the announced {ref.size}")
     if sha256 != ref.sha256:
         raise BlobError("the blob's SHA-256 is not the announced one")
+
+
+def _target(url: str) -> str:
+    """Give what stands in the request for a URL."""
+    place = urlsplit(url)
+    return quote(f"{place.path or '/'}{place.query and '?'}{place.query}", safe="/?%:@!$&'()*+,;=~")
+
+
+def _unreadable(source: bytes | Path, error: OSError) -> BlobError:
+    return BlobError(f"cannot read {source!s}: {error.strerror or error}")
+
+
+def _unfetched(error: Exception) -> BlobError:
+    return BlobError(f"the blob could not be fetched: {_words(error)}")
 
 
 def _words(error: Exception) -> str:

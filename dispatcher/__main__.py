@@ -30,6 +30,7 @@ from spinal.bus.loops import run
 from spinal.bus.server import add_account
 from spinal.protocols import SpinalError
 
+from .garbage import seldom_collected
 from .service import Dispatcher
 from .store import store_for
 from .supervised import Supervisor, die_with_parent, supervised
@@ -76,6 +77,7 @@ async def serve(home: Home, supervisor: Supervisor, stop: asyncio.Event) -> None
     Raises :class:`SpinalError` if it cannot start, or its stream is lost for good.
     """
     async with AsyncExitStack() as stack:
+        await stack.enter_async_context(seldom_collected())
         connection = await stack.enter_async_context(connection_of(home))
         roles = Roles(home)
         dispatcher = Dispatcher(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from enum import Enum
-from typing import NewType
+from typing import TYPE_CHECKING, Any, NewType
 
 from spinal.protocols import Advertisement, Capabilities, Operation
+
+if TYPE_CHECKING:
+    from .index import Shelf
 
 #: No report for so many seconds makes an agent suspect: two heartbeats and their jitter.
 SUSPECT_AFTER = 12.0
@@ -38,8 +41,11 @@ NEWEST = 0.2
 #: One attempt of ours at an agent: the id and the number of the attempt, as ``holds`` lists it.
 AttemptKey = tuple[str, int]
 
-#: Counts the calls sent to all agents together, so that "least recently used" is a number.
+#: Counts the moves of all agents together, so that "who has stood there longest" is a number.
 Turn = NewType("Turn", int)
+
+#: Where the index has an agent: the order, the lane, and its rank there.
+Spot = tuple[Any, ...]
 
 
 class AgentState(Enum):
@@ -75,7 +81,11 @@ class KnownAgent:
         "first_seen",
         "gone_at",
         "last_seen",
+        "moved",
         "prefetches",
+        "shelves",
+        "silent",
+        "spots",
         "used",
     )
 
@@ -90,8 +100,15 @@ class KnownAgent:
         self.gone_at: float | None = None
         #: Whether it takes calls beyond its slots; until it refuses one, we suppose so.
         self.prefetches = True
-        #: Turn of the last call that was sent to it, or of its coming.
+        #: No report came for so long that it is suspect, as far as somebody has looked.
+        self.silent = False
+        #: Turn of its last move: it came, began or ended a call, or reported another load.
         self.used = Turn(0)
+        #: Told of everything that may be a move; the index that has it.
+        self.moved: Callable[[KnownAgent], None] | None = None
+        #: What the index keeps with it: where it stands.
+        self.shelves: list[Shelf] = []
+        self.spots: tuple[Spot, ...] = ()
         #: Attempts in flight: when they were sent, and of which operation they are.
         self._flying: dict[AttemptKey, tuple[float, str]] = {}
         #: Operations that it refused as busy since its last report.
@@ -127,9 +144,11 @@ class KnownAgent:
         """Tell whether it is there."""
         if self.gone_at is not None:
             return AgentState.GONE
-        if now - self.last_seen > SUSPECT_AFTER:
-            return AgentState.SUSPECT
-        return AgentState.AVAILABLE
+        return AgentState.SUSPECT if self.is_silent(now) else AgentState.AVAILABLE
+
+    def is_silent(self, now: float) -> bool:
+        """Tell whether no report came for :data:`SUSPECT_AFTER` seconds."""
+        return now - self.last_seen > SUSPECT_AFTER
 
     def lease_over(self, now: float) -> bool:
         """Tell whether it was silent for so long that nobody waits for it."""
@@ -141,13 +160,34 @@ class KnownAgent:
         self.last_seen = now
         self.gone_at = None
         self._full.clear()
-        self._forget(now)
-        if "holds" in advertisement.features and not advertisement.more:
+        self.silent = False
+        if self._ended:
+            self._forget(now)
+        if not self._flying and not self._ended:
+            ours = 0
+        elif "holds" in advertisement.features and not advertisement.more:
             held = advertisement.held
             ours = sum(1 for key in held if key in self._flying or key in self._ended)
         else:
             ours = len(self._flying) + len(self._ended)
         self._others = max(0, advertisement.busy - ours)
+        self._move()
+
+    def leaves(self, now: float) -> None:
+        """Learn that it went offline."""
+        self.gone_at = now
+        self._move()
+
+    def falls_silent(self) -> None:
+        """Learn that :meth:`is_silent` has become true."""
+        self.silent = True
+        self._move()
+
+    def spare(self, now: float) -> None:
+        """Count it as heard now, although it said nothing: it could not."""
+        self.last_seen = now
+        self.silent = False
+        self._move()
 
     # -- what we sent it
 
@@ -165,12 +205,12 @@ class KnownAgent:
         """Give our attempts that are in flight, oldest first."""
         return iter(tuple(self._flying))
 
-    def started(self, key: AttemptKey, op: str, turn: Turn, now: float) -> None:
+    def started(self, key: AttemptKey, op: str, now: float) -> None:
         """Count an attempt that is being sent to it."""
         self._flying[key] = (now, op)
-        self.used = turn
         self._share = self.share(now) + 1.0
         self._shared_at = now
+        self._move()
 
     def share(self, now: float) -> float:
         """How much it was given lately: each call counts 1, and half of that :data:`SHARED` later."""
@@ -183,6 +223,7 @@ class KnownAgent:
             self._full.discard(flying[1])
             self._forget(now)
             self._ended[key] = now
+            self._move()
 
     def refused(self, key: AttemptKey) -> None:
         """Learn that it had no room for an attempt, although we thought so.
@@ -196,6 +237,12 @@ class KnownAgent:
             self.prefetches = False
         elif flying is not None:
             self._full.add(flying[1])
+        self._move()
+
+    @property
+    def refuses(self) -> bool:
+        """Whether there is an operation that it refused as busy and may still refuse."""
+        return bool(self._full)
 
     def full(self, op: str) -> bool:
         """Tell whether it refused this operation as busy and may still do so."""
@@ -204,6 +251,7 @@ class KnownAgent:
     def drains(self) -> None:
         """Learn that it takes no new work, before its next report says so."""
         self.advertisement = replace(self.advertisement, state="draining")
+        self._move()
 
     def unheld(self) -> list[AttemptKey]:
         """Give the attempts that the last report should list among ``holds`` and does not.
@@ -214,9 +262,10 @@ class KnownAgent:
         """
         if "holds" not in self.advertisement.features or self.advertisement.more:
             return []
-        held = self.advertisement.held
         since = self.last_seen - REPORT_AGE
-        return [key for key, (sent, _) in self._flying.items() if sent < since and key not in held]
+        expected = [key for key, (sent, _) in self._flying.items() if sent < since]
+        held = self.advertisement.held if expected else ()
+        return [key for key in expected if key not in held]
 
     # -- how much more it can take
 
@@ -229,6 +278,18 @@ class KnownAgent:
         """Learn how long one call of an operation ran here."""
         mean = self._runs.get(op)
         self._runs[op] = seconds if mean is None else mean + NEWEST * (seconds - mean)
+        if self.busy >= self.slots:
+            self._move()
+
+    def has_room(self, op: str) -> bool:
+        """Tell whether it may be sent one more call of an operation."""
+        busy, slots = self.busy, self.slots
+        return busy < slots or (slots > 0 and busy < slots + self.prefetch(op))
+
+    def open_to(self) -> list[str]:
+        """Give the operations of which it can start a call, where it cannot start one of any."""
+        ops = self.operations if self.busy < self.slots else self._runs
+        return [op for op in ops if op not in self._full and self.has_room(op)]
 
     def prefetch(self, op: str) -> int:
         """How many calls of an operation may wait here: about :data:`PREFETCH` seconds of work."""
@@ -239,7 +300,16 @@ class KnownAgent:
         # A mean of nothing is a clock that is too coarse, not work that is free.
         return MAX_PREFETCH if work >= MAX_PREFETCH * mean else int(work / mean)
 
+    @property
+    def rests(self) -> bool:
+        """Whether it can start no call at all now, as the index has it."""
+        return len(self.spots) == 1 and not self.spots[0][0]
+
     # -- helpers
+
+    def _move(self) -> None:
+        if self.moved is not None:
+            self.moved(self)
 
     def _forget(self, now: float) -> None:
         """Drop what ended so long ago that no report can still count it."""

@@ -22,8 +22,9 @@ import asyncio
 import hashlib
 import itertools
 import secrets
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from random import Random
 from typing import Protocol
 
@@ -42,7 +43,7 @@ from .policies import Context
 from .queue import Entry, Queue
 from .refusal import no_agent, none_free
 from .registry import Registry
-from .resolver import Choice, Demand, Resolution, choose, rejection, resolve
+from .resolver import Choice, Demand, choose, ranked, reasons, rejection
 from .retry import History, Lesson, Loss, Verdict, answered, ended, forgotten_for, lost, patience
 
 log = structlog.get_logger()
@@ -91,13 +92,16 @@ class Book(Protocol):
         ...
 
 
+#: Who came next, with reasons.
+Runners = tuple[tuple[str, tuple[str, ...]], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Why:
     """Why an agent was chosen."""
 
     chosen: tuple[str, ...] = ()
-    #: Who came next, with reasons.
-    runners: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    runners: Runners = ()
     #: How many were passed over, by rule.
     passed: Mapping[str, int] = field(default_factory=dict[str, int])
 
@@ -211,7 +215,7 @@ class Broker:
         self._missing: dict[AttemptKey, Attempt] = {}
         #: Address of an agent -> those who wait until it reports.
         self._expected: dict[str, list[asyncio.Future[None]]] = {}
-        self._whys: dict[Demand, tuple[float, Resolution]] = {}
+        self._whys: dict[Demand, tuple[float, Runners, Mapping[str, int]]] = {}
         self._last: dict[str, str] = {}
         self._prefix = secrets.token_hex(5)
         self._numbers = itertools.count(1)
@@ -446,7 +450,7 @@ class Broker:
                 choice = Choice(None, later=True)
             else:
                 choice = choose(
-                    self._groups(demand),
+                    self._registry,
                     demand,
                     self.context(errand.caller),
                     frozenset(errand.lost),
@@ -488,15 +492,18 @@ class Broker:
                 return attempt
 
     def _nobody(self, errand: Errand) -> Problem:
-        op = errand.demand.op
-        problem = no_agent(op, self._explain(errand), self._registry.operations())
+        demand = errand.demand
+        passed = self._registry.passed(demand, self.context(errand.caller))
+        problem = no_agent(demand.op, passed, self._registry.operations())
         return self._after_loss(errand, problem)
 
     def _too_late(self, errand: Errand, seconds: float) -> Problem:
-        found = self._explain(errand)
-        if not found.later and not found.candidates:
+        demand, context = errand.demand, self.context(errand.caller)
+        choice = choose(self._registry, demand, context)
+        if choice.agent is None and not choice.later:
             return self._nobody(errand)
-        return self._after_loss(errand, none_free(errand.demand.op, seconds, found))
+        passed = self._registry.passed(demand, context)
+        return self._after_loss(errand, none_free(demand.op, seconds, passed))
 
     @staticmethod
     def _after_loss(errand: Errand, problem: Problem) -> Problem:
@@ -523,20 +530,19 @@ class Broker:
         return attempt
 
     def _why(self, errand: Errand, agent: KnownAgent) -> Why:
-        """Explain a choice; for a burst of equal demands by what was so a moment ago."""
-        now = asyncio.get_running_loop().time()
-        at, found = self._whys.get(errand.demand, (-WHY_AGE, None))
-        if found is None or now - at >= WHY_AGE:
+        """Explain a choice; for a burst of equal demands by who came next a moment ago."""
+        context = self.context(errand.caller)
+        now = context.now
+        at, runners, passed = self._whys.get(errand.demand, (-WHY_AGE, (), {}))
+        if now - at >= WHY_AGE:
             self._whys = {d: item for d, item in self._whys.items() if now - item[0] < WHY_AGE}
-            found = self._explain(errand)
-            self._whys[errand.demand] = (now, found)
-        own = [c.reasons for c in found.candidates if c.agent is agent]
-        others = [c for c in found.candidates if c.agent is not agent][:RUNNERS_UP]
-        return Why(
-            own[0] if own else ("had room first",),
-            tuple((c.agent.address, c.reasons) for c in others),
-            found.counts(),
-        )
+            first = islice(ranked(self._registry, errand.demand, context), RUNNERS_UP + 1)
+            runners = tuple((one.address, reasons(one, context)) for one in first)
+            passed = self._registry.passed(errand.demand, context)
+            self._whys[errand.demand] = (now, runners, passed)
+        chosen = reasons(agent, context)
+        others = [runner for runner in runners if runner[0] != agent.address]
+        return Why(chosen, tuple(others[:RUNNERS_UP]), passed)
 
     def _release(self, attempt: Attempt) -> None:
         """Give the slot back, and let the next one have it."""
@@ -627,21 +633,12 @@ class Broker:
 
     def context(self, caller: str = "") -> Context:
         """What ranking needs to know now."""
-        return Context(self._now(), self._random, caller, self._last)
+        now = self._now()
+        self._registry.look(now)
+        return Context(now, self._random, caller, self._last)
 
     def _now(self) -> float:
         return self._registry.time(asyncio.get_running_loop().time())
-
-    def _groups(self, demand: Demand) -> list[Collection[KnownAgent]]:
-        """Give the agents that come into question."""
-        if demand.only:
-            agent = self._registry.get(demand.only)
-            return [(agent,)] if agent is not None else []
-        return self._registry.groups(demand.op)
-
-    def _explain(self, errand: Errand) -> Resolution:
-        agents = [agent for group in self._groups(errand.demand) for agent in group]
-        return resolve(agents, errand.demand, self.context(errand.caller))
 
     def pump(self, agent: KnownAgent) -> None:
         """Start what waits and can run on an agent now."""
@@ -655,12 +652,11 @@ class Broker:
             if rejection(agent, demand, context) is not None:
                 return False
             if demand.policy == "sticky" and not demand.only:
-                found = choose(self._registry.groups(demand.op), demand, context)
-                return found.agent is agent
+                return choose(self._registry, demand, context).agent is agent
             return agent.busy < agent.slots or self._may_prefetch(agent, demand, context)
 
         loop = asyncio.get_running_loop()
-        while True:
+        while not agent.rests:
             entry = self._queue.take(agent.address, agent.operations, accepts, loop.time())
             if entry is None:
                 return
@@ -679,13 +675,8 @@ class Broker:
         if demand.policy != "least-loaded" or not agent.prefetch(demand.op):
             return agent
         best, least = agent, agent.share(context.now) - 1.0
-        groups = itertools.chain.from_iterable(self._groups(demand))
-        for other in itertools.islice(groups, LOOKED_AT):
-            if (
-                other.slots == agent.slots
-                and (given := other.share(context.now)) < least
-                and rejection(other, demand, context) is None
-            ):
+        for other in islice(ranked(self._registry, demand, context), LOOKED_AT):
+            if other.slots == agent.slots and (given := other.share(context.now)) < least:
                 best, least = other, given
         return best
 
@@ -695,45 +686,54 @@ class Broker:
         Only while enough wait here for all who could do it, and at nobody before the others: else
         whoever answers first would get most of a burst of short calls.
         """
-        groups = self._groups(demand)
-        others = sum(map(len, groups)) - 1
+        others = 0 if demand.only else self._registry.count(demand.op) - 1
         if not others:
             return True
         if agent.busy - agent.slots >= len(self._queue) // (4 * (others + 1)):
             return False
-        # The least recently used come first, and they have least to do.
-        for other in itertools.islice(itertools.chain.from_iterable(groups), LOOKED_AT):
-            if other is not agent and rejection(other, demand, context) is None:
+        for other in ranked(self._registry, demand, context):
+            if other is not agent:
                 return agent.busy * other.slots <= other.busy * agent.slots
         return True
 
     def reported(self, agent: KnownAgent) -> None:
         """A report came: start what it has room for, and see what it has forgotten."""
-        unheld = agent.unheld() if agent.in_flight else ()
+        if agent.in_flight:
+            self._compare(agent)
+        for report in self._expected.get(agent.address, ()):
+            if not report.done():
+                report.set_result(None)
+        self.pump(agent)
+
+    def _compare(self, agent: KnownAgent) -> None:
+        """Compare what an agent says that it has with what we sent it."""
         now = asyncio.get_running_loop().time()
-        for key in [key for key, item in self._missing.items() if item.agent is agent]:
+        unheld = agent.unheld()
+        for key in agent.attempts():
             if key not in unheld:
-                self._missing.pop(key).missing_since = None
-        for key in unheld:
+                missing = self._missing.pop(key, None)
+                if missing is not None:
+                    missing.missing_since = None
+                continue
             attempt = self._attempts.get(key)
             if attempt is None or attempt.call is None or not attempt.call.heard:
                 continue  # It may not have arrived, and is said again until it has.
             if attempt.missing_since is None:
                 attempt.missing_since = now
                 self._missing[key] = attempt
-        for report in self._expected.get(agent.address, ()):
-            if not report.done():
-                report.set_result(None)
-        self.look_for_forgotten()
-        self.pump(agent)
+            self._give_up(attempt, now)
 
     def look_for_forgotten(self) -> None:
         """Give up the attempts that reports have left out for too long."""
         now = asyncio.get_running_loop().time()
         for attempt in list(self._missing.values()):
-            since = attempt.missing_since
-            if since is not None and now - since >= forgotten_for(attempt.may_rerun, LEASE):
-                self.lose(attempt.key, Loss.FORGOTTEN)
+            self._give_up(attempt, now)
+
+    def _give_up(self, attempt: Attempt, now: float) -> None:
+        """Take an attempt away if reports have left it out for too long."""
+        since = attempt.missing_since
+        if since is not None and now - since >= forgotten_for(attempt.may_rerun, LEASE):
+            self.lose(attempt.key, Loss.FORGOTTEN)
 
     def lose(self, key: AttemptKey, loss: Loss) -> None:
         """Take an attempt away from its agent; its errand decides what follows."""
@@ -760,7 +760,7 @@ class Broker:
         context = self.context()
         for op in ops:
             for demand in self._queue.demands(op):
-                choice = choose(self._groups(demand), demand, context)
+                choice = choose(self._registry, demand, context)
                 if choice.agent is None and not choice.later:
                     self._wake(self._queue.waiting_for(demand))
 

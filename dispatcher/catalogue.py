@@ -45,12 +45,11 @@ class Catalogue:
     async def op(self, request: Request, args: Arguments) -> Json:
         """Describe one operation."""
         op = needed(args, "op")
-        while not self._registry.offering(op) and self._broker.expecting:
+        while not self._registry.count(op) and self._broker.expecting:
             # As a call of it would wait; ends when remembered agents are given up, or with us.
             await asyncio.sleep(PAUSE)
-        if not self._registry.offering(op):
-            nobody = resolve((), Demand(op), self._broker.context())
-            raise CallError.of(no_agent(op, nobody, self._registry.operations()))
+        if not self._registry.count(op):
+            raise CallError.of(no_agent(op, {}, self._registry.operations()))
         return op_row(self._registry, op)
 
     async def resolve(self, request: Request, args: Arguments) -> Json:

@@ -85,13 +85,12 @@ def _fitting(ops: list[str]) -> tuple[list[str], int]:
 
 
 def op_row(registry: Registry, op: str) -> dict[str, Json]:
-    """Describe an operation, by the agent that has offered it longest.
+    """Describe an operation, by the description that has been known longest.
 
     Schemas that are too large for a page are left out.
     """
-    agents = registry.offering(op)
-    operation: Operation = agents[0].operations[op]
-    row: dict[str, Json] = {"op": op, **operation.to_json(), "agents": len(agents)}
+    operation: Operation = registry.offers(op)[0]
+    row: dict[str, Json] = {"op": op, **operation.to_json(), "agents": registry.count(op)}
     if len(escape(dumps(row))) > ROOM:
         row |= {"args": {}, "result": {}, "left_out": ["args", "result"]}
     return row

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from spinal.bus.errors import CallError
@@ -16,7 +17,7 @@ from .broker import Broker, Errand
 from .policies import Context
 from .refusal import no_agent
 from .registry import Registry
-from .resolver import Demand, resolve
+from .resolver import Demand, ranked, rejection
 
 #: Most agents that one ``all`` goes to.
 MAX_TARGETS = 1000
@@ -42,11 +43,17 @@ def present(registry: Registry, demand: Demand, context: Context) -> list[str]:
     Raises:
         CallError: nobody is.
     """
-    found = resolve(registry.offering(demand.op), demand, context)
-    waiting = [item.agent.address for item in found.rejected if item.rule in PRESENT]
-    if not found.candidates and not waiting:
-        raise CallError.of(no_agent(demand.op, found, registry.operations()))
-    return sorted([candidate.agent.address for candidate in found.candidates] + waiting)
+    suited = list(registry.suited(demand))
+    rules = [rejection(agent, demand, context) for agent in suited]
+    found = [
+        agent.address
+        for agent, rule in zip(suited, rules, strict=True)
+        if rule is None or rule.name in PRESENT
+    ]
+    if not found:
+        passed = registry.passed(demand, context)
+        raise CallError.of(no_agent(demand.op, passed, registry.operations()))
+    return sorted(found)
 
 
 def everybody(registry: Registry, demand: Demand, context: Context) -> list[str]:
@@ -73,16 +80,14 @@ def first_of(registry: Registry, demand: Demand, context: Context) -> list[str]:
     Raises:
         CallError: the operation is not safe.
     """
-    offering = registry.offering(demand.op)
-    if any(not agent.operations[demand.op].safe for agent in offering):
+    if not all(operation.safe for operation in registry.offers(demand.op)):
         raise CallError.of(
             Problem(
                 "refused",
                 f"any-first runs an operation several times, and {demand.op} is not safe for that",
             )
         )
-    candidates = resolve(offering, demand, context).candidates
-    return [candidate.agent.address for candidate in candidates[:RUNNERS]]
+    return [agent.address for agent in islice(ranked(registry, demand, context), RUNNERS)]
 
 
 async def ask_all(broker: Broker, registry: Registry, request: Request, demand: Demand) -> Json:

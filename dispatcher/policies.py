@@ -42,15 +42,31 @@ def busy_fraction(agent: KnownAgent) -> float:
     return agent.busy / agent.slots if agent.slots else math.inf
 
 
-def _least_loaded(agent: KnownAgent, op: str, sticky: str, context: Context) -> Any:
-    return (busy_fraction(agent), agent.load_step, agent.used, agent.address)
+def _load(agent: KnownAgent) -> tuple[float, ...]:
+    return (busy_fraction(agent), agent.load_step)
 
 
-def _cheapest(agent: KnownAgent, op: str, sticky: str, context: Context) -> Any:
+def _price(agent: KnownAgent) -> tuple[float, ...]:
     cost = agent.advertisement.cost
     # An unknown price may be any price, so it comes after the highest known one; so may 0, which
     # is what machines say that were never told their price (DESIGN 11).
-    return (math.inf if not cost else cost, *_least_loaded(agent, op, sticky, context))
+    return (math.inf if not cost else cost, *_load(agent))
+
+
+#: Policies that rank agents by what they are, and not by who asks for what: the index keeps their
+#: order.  Whoever has been as it is for longest is the first of equals.
+RANKS: Mapping[str, Callable[[KnownAgent], tuple[float, ...]]] = {
+    "least-loaded": _load,
+    "cheapest": _price,
+}
+
+
+def _least_loaded(agent: KnownAgent, op: str, sticky: str, context: Context) -> Any:
+    return (*_load(agent), agent.used, agent.address)
+
+
+def _cheapest(agent: KnownAgent, op: str, sticky: str, context: Context) -> Any:
+    return (*_price(agent), agent.used, agent.address)
 
 
 def _round_robin(agent: KnownAgent, op: str, sticky: str, context: Context) -> Any:

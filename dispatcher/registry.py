@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import itertools
+from bisect import bisect_left, insort
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 
-from spinal.protocols import Advertisement, Capabilities, Problem
+from spinal.protocols import Advertisement, Capabilities, Operation, Problem
 
-from .agent import AgentState, AttemptKey, KnownAgent, Turn
+from .agent import AgentState, AttemptKey, KnownAgent
 from .errors import RegistryFull
+from .index import Index
+from .policies import Context
+from .resolver import Demand, rejection
 
 #: Most agents that one dispatcher knows.
 MAX_AGENTS = 200_000
+
+#: Agents that are named where one of them is to describe itself.
+ASKED = 16
 
 
 class Arrival(Enum):
@@ -41,20 +49,29 @@ class Registry:
     """Every agent in its present life.
 
     Equal workers share one description, and the index by operation holds descriptions, so a
-    thousand equal workers cost it one entry.  Who is eligible is for the resolver to say.
+    thousand equal workers cost it one entry; who of them is at a place, has tags and has room, the
+    :class:`~.index.Index` of the description keeps.  Who is eligible is for the resolver to say.
     """
 
     def __init__(self, most: int = MAX_AGENTS) -> None:
         self._most = most
         self._agents: dict[str, KnownAgent] = {}
         self._descriptions: dict[str, Capabilities] = {}
-        #: Hash of a description -> who advertises it, least recently used first; also for those
-        #: that are still unknown.
-        self._users: dict[str, OrderedDict[str, KnownAgent]] = {}
+        #: Hash of a description -> who advertises it; also for those that are still unknown.
+        self._users: dict[str, Index] = {}
         #: Operation -> hashes of the descriptions that have it.
         self._by_op: dict[str, dict[str, None]] = {}
-        self._turns = 0
+        #: Operation -> addresses of those who offer it, sorted; of those that were asked for.
+        self._addresses: dict[str, list[str]] = {}
+        self._turns = itertools.count(1)
+        #: Counts agents that came and went.
+        self.changes = 0
         self._stopped_at: float | None = None
+        #: Those that report, and those that have stopped to, each by when they were last heard.
+        self._heard: OrderedDict[KnownAgent, None] = OrderedDict()
+        self._silent: OrderedDict[KnownAgent, None] = OrderedDict()
+        #: Who has fallen silent since somebody asked.
+        self._fell_silent: list[KnownAgent] = []
 
     def __len__(self) -> int:
         return len(self._agents)
@@ -79,25 +96,32 @@ class Registry:
         """
         known = self._agents.get(address)
         if known is not None and known.epoch == advertisement.epoch:
-            returned = known.state(self.time(now)) is AgentState.GONE
-            former = known.advertisement.hash
-            if former != advertisement.hash:
+            arrival = Arrival.RENEWED if known.gone_at is None else Arrival.RETURNED
+            if known.silent:
+                del self._silent[known]
+                self._heard[known] = None
+            else:
+                self._heard.move_to_end(known)
+            former = known.advertisement
+            if _same_kind(former, advertisement):
+                known.report(advertisement, now)
+            else:
                 self._unlink(known)
                 known.report(advertisement, now)
                 self._link(known)
-                self._release(former)
-            else:
-                known.report(advertisement, now)
-            return News(known, Arrival.RETURNED if returned else Arrival.RENEWED)
+                self._release(former.hash)
+            return News(known, arrival)
         lost: tuple[AttemptKey, ...] = ()
         if known is not None:
             lost = tuple(known.attempts())
-            self._unlink(known)
+            self._remove(known)
         elif len(self._agents) >= self._most:
             raise RegistryFull(
                 Problem("full", f"this dispatcher knows {self._most} agents and takes no more")
             )
         fresh = self._agents[address] = KnownAgent(address, advertisement, now)
+        self.changes += 1
+        self._heard[fresh] = None
         self._link(fresh)
         if known is not None:
             self._release(known.advertisement.hash)
@@ -109,33 +133,59 @@ class Registry:
         One that nobody advertises (any more) is not kept.
         """
         users = self._users.get(capabilities.hash)
-        if not users:
+        if users is None:
             return ()
         if capabilities.hash not in self._descriptions:
             self._descriptions[capabilities.hash] = capabilities
             for op in capabilities.operations:
                 self._by_op.setdefault(op, {})[capabilities.hash] = None
-        for agent in users.values():
+                self._addresses.pop(op, None)
+        described = tuple(users)
+        for agent in described:
             agent.capabilities = capabilities
-        return tuple(users.values())
+        return described
 
     def unavailable(self, address: str, now: float) -> KnownAgent | None:
         """Take unavailable presence; gives the agent if it was there until now."""
         known = self._agents.get(address)
         if known is None or known.gone_at is not None:
             return None
-        known.gone_at = now
+        known.leaves(now)
         return known
+
+    def look(self, now: float) -> None:
+        """Notice who has fallen silent; costs nothing where nobody has.
+
+        Args:
+            now: the time by which silence is judged (:meth:`time`).
+        """
+        while self._heard:
+            agent = next(iter(self._heard))
+            if not agent.is_silent(now):
+                return
+            del self._heard[agent]
+            self._silent[agent] = None
+            agent.falls_silent()
+            self._fell_silent.append(agent)
+
+    def suspects(self, now: float) -> list[KnownAgent]:
+        """Give, once, the agents that have become suspect."""
+        judged = self.time(now)
+        self.look(judged)
+        found, self._fell_silent = self._fell_silent, []
+        return [agent for agent in found if agent.state(judged) is AgentState.SUSPECT]
 
     def sweep(self, now: float) -> list[KnownAgent]:
         """Remove, and give, the agents whose lease is over."""
         if self._stopped_at is not None:
             return []
-        over = [agent for agent in self._agents.values() if agent.lease_over(now)]
+        self.look(now)
+        over = list(itertools.takewhile(lambda agent: agent.lease_over(now), self._silent))
         for agent in over:
-            self._unlink(agent)
+            self._remove(agent)
             self._release(agent.advertisement.hash)
             del self._agents[agent.address]
+            self.changes += 1
         return over
 
     def stopped(self, now: float) -> None:
@@ -147,7 +197,9 @@ class Registry:
         """Our stream is back: everybody gets a whole lease to come back to us."""
         self._stopped_at = None
         for agent in self._agents.values():
-            agent.last_seen = now
+            agent.spare(now)
+        self._heard.update(self._silent)
+        self._silent.clear()
 
     @property
     def runs(self) -> bool:
@@ -160,28 +212,80 @@ class Registry:
 
     # -- what is asked of it
 
-    def groups(self, op: str) -> list[Collection[KnownAgent]]:
-        """Give the agents that offer an operation, in groups of equals.
+    def ready(self, demand: Demand) -> Iterator[Iterator[KnownAgent]]:
+        """Give whoever comes into question and has room, in several rows, each best first."""
+        if demand.only:
+            agent = self._agents.get(demand.only)
+            if agent is not None:
+                yield iter((agent,))
+            return
+        for hash in self._by_op.get(demand.op, ()):
+            yield from self._users[hash].ready(demand)
 
-        Within a group the least recently used come first; the resolver relies on it.
+    def suited(self, demand: Demand) -> Iterator[KnownAgent]:
+        """Give everybody who comes into question, in whatever state."""
+        if demand.only:
+            agent = self._agents.get(demand.only)
+            return iter(() if agent is None else (agent,))
+        return itertools.chain.from_iterable(
+            self._users[hash].suited(demand) for hash in self._by_op.get(demand.op, ())
+        )
+
+    def passed(self, demand: Demand, context: Context) -> Mapping[str, int]:
+        """Count, by rule, who offers an operation and cannot start a call of it now.
+
+        As :func:`~.resolver.resolve` would, without looking at everybody.
         """
-        return [self._users[hash].values() for hash in self._by_op.get(op, ())]
+        found: Counter[str] = Counter()
+        if demand.only:
+            rules = (rejection(agent, demand, context) for agent in self.suited(demand))
+            return Counter(rule.name for rule in rules if rule is not None)
+        self.look(context.now)
+        plain = replace(demand, exclude=frozenset())
+        for hash in self._by_op.get(demand.op, ()):
+            found.update(self._users[hash].passed(plain, context))
+        for address in demand.exclude:
+            agent = self._agents.get(address)
+            if agent is not None and demand.op in agent.operations:
+                rule = rejection(agent, plain, context)
+                if rule is not None:
+                    found[rule.name] -= 1
+                found["unable"] += 1
+        return +found
+
+    def addresses(self, op: str) -> Sequence[str]:
+        """Give the addresses of those who offer an operation, sorted."""
+        found = self._addresses.get(op)
+        if found is None:
+            found = sorted(agent.address for agent in self.everybody(op))
+            if found:
+                self._addresses[op] = found
+        return found
+
+    def everybody(self, op: str) -> Iterator[KnownAgent]:
+        """Give the agents that offer an operation."""
+        return itertools.chain.from_iterable(self._users[hash] for hash in self._by_op.get(op, ()))
 
     def offering(self, op: str) -> list[KnownAgent]:
-        """Give the agents that offer an operation."""
-        return [agent for group in self.groups(op) for agent in group]
+        """Give the agents that offer an operation, those first that have not moved for longest."""
+        return sorted(self.everybody(op), key=lambda agent: agent.used)
+
+    def count(self, op: str) -> int:
+        """Count the agents that offer an operation."""
+        return sum(len(self._users[hash]) for hash in self._by_op.get(op, ()))
+
+    def offers(self, op: str) -> Sequence[Operation]:
+        """Give an operation as each of the descriptions that have it says it."""
+        return [self._descriptions[hash].operations[op] for hash in self._by_op.get(op, ())]
 
     def operations(self) -> Mapping[str, int]:
         """Give every operation that somebody offers, and by how many."""
-        return {
-            op: sum(len(self._users[hash]) for hash in hashes)
-            for op, hashes in sorted(self._by_op.items())
-        }
+        return {op: self.count(op) for op in sorted(self._by_op)}
 
     def undescribed(self) -> Mapping[str, Sequence[str]]:
         """Give the hashes whose description is unknown, and who could be asked for it."""
         return {
-            hash: tuple(users)
+            hash: tuple(agent.address for agent in itertools.islice(users, ASKED))
             for hash, users in self._users.items()
             if hash not in self._descriptions
         }
@@ -192,29 +296,34 @@ class Registry:
 
     def start(self, agent: KnownAgent, key: AttemptKey, op: str, now: float) -> None:
         """Count an attempt that is being sent."""
-        agent.started(key, op, self._turn(), now)
-        users = self._users[agent.advertisement.hash]
-        if users.get(agent.address) is agent:
-            users.move_to_end(agent.address)
+        agent.started(key, op, now)
 
     # -- the index
 
-    def _turn(self) -> Turn:
-        self._turns += 1
-        return Turn(self._turns)
-
     def _link(self, agent: KnownAgent) -> None:
         hash = agent.advertisement.hash
-        self._users.setdefault(hash, OrderedDict())[agent.address] = agent
-        agent.used = self._turn()
+        users = self._users.get(hash)
+        if users is None:
+            users = self._users[hash] = Index(self._turns)
         agent.capabilities = self._descriptions.get(hash)
+        users.add(agent)
+        for op in self._addresses.keys() & agent.operations.keys():
+            insort(self._addresses[op], agent.address)
 
     def _unlink(self, agent: KnownAgent) -> None:
-        del self._users[agent.advertisement.hash][agent.address]
+        self._users[agent.advertisement.hash].remove(agent)
+        for op in self._addresses.keys() & agent.operations.keys():
+            addresses = self._addresses[op]
+            del addresses[bisect_left(addresses, agent.address)]
+
+    def _remove(self, agent: KnownAgent) -> None:
+        self._unlink(agent)
+        del (self._silent if agent.silent else self._heard)[agent]
 
     def _release(self, hash: str) -> None:
         """Drop a description that nobody has any more; after linking, because they may be one."""
-        if self._users.get(hash, True):
+        users = self._users.get(hash)
+        if users is None or len(users):
             return
         del self._users[hash]
         description = self._descriptions.pop(hash, None)
@@ -223,3 +332,9 @@ class Registry:
             del hashes[hash]
             if not hashes:
                 del self._by_op[op]
+                self._addresses.pop(op, None)
+
+
+def _same_kind(one: Advertisement, other: Advertisement) -> bool:
+    """Tell whether two reports differ in nothing that an agent is found by."""
+    return one.hash == other.hash and one.place == other.place and one.tags == other.tags

@@ -1,23 +1,27 @@
 """Who can do a call now, who is best, and why not the others: eligible -> ranked -> reasons.
 
 Pure: agents, demand and context in, answer out.  :func:`resolve` explains everybody; :func:`choose`
-gives only the first of the same order, without writing a word, because it runs for every call.
-Both read the same table of rules and the same keys (a property test holds them equal).
+gives only the first of the same order, from an index and without writing a word, because it runs
+for every call.  Both read the same table of rules and the same keys (property tests hold them
+equal).
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from heapq import merge
+from itertools import chain, islice
+from typing import Any, Protocol
 
 from spinal.protocols import Want
 from spinal.protocols.path import places_match, related
 
 from .agent import AgentState, KnownAgent
-from .policies import POLICY_KEYS, Context
+from .policies import POLICY_KEYS, RANKS, Context
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,13 +135,6 @@ def _missing_tags(agent: KnownAgent, demand: Demand, context: Context) -> str:
     return f"lacks tag {', '.join(missing)}"
 
 
-def has_room(agent: KnownAgent, op: str) -> bool:
-    """Tell whether it may be sent one more call of an operation."""
-    return agent.busy < agent.slots or (
-        agent.slots > 0 and agent.busy < agent.slots + agent.prefetch(op)
-    )
-
-
 #: In this order: what never changes by waiting comes first, so that ``later`` means what it says.
 RULES: tuple[Rule, ...] = (
     Rule(
@@ -191,7 +188,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "busy",
         True,
-        lambda agent, demand, context: not has_room(agent, demand.op),
+        lambda agent, demand, context: not agent.has_room(demand.op),
         lambda agent, demand, context: f"busy {agent.busy}/{agent.slots}",
     ),
     Rule(
@@ -230,70 +227,148 @@ def order(agent: KnownAgent, demand: Demand, context: Context, avoid: frozenset[
     )
 
 
-#: Policies of which the best possible agent is known when it is seen: idle, and unused for longest.
-_LEAST_LOADED = frozenset({"least-loaded", "any-first"})
+class Shelves(Protocol):
+    """Agents, by what calls ask for; an index or several."""
+
+    def ready(self, demand: Demand) -> Iterable[Iterator[KnownAgent]]:
+        """Give whoever comes into question and has room, in several rows.
+
+        Each row is in the order of the policy, where that is one of ``RANKS``, else by load.
+        """
+        ...
+
+    def suited(self, demand: Demand) -> Iterable[KnownAgent]:
+        """Give everybody who comes into question, in whatever state."""
+        ...
+
+    def get(self, address: str) -> KnownAgent | None:
+        """Give the agent with an address."""
+        ...
+
+    def addresses(self, op: str) -> Sequence[str]:
+        """Give the addresses of those who offer an operation, sorted."""
+        ...
+
+
+def ranked(
+    shelves: Shelves,
+    demand: Demand,
+    context: Context,
+    avoid: frozenset[str] = frozenset(),
+) -> Iterator[KnownAgent]:
+    """Give the candidates of :func:`resolve`, best first, looking at few more than are taken.
+
+    For ``sticky`` they do not count whom a call waits for, and for policies that are not in
+    ``RANKS`` everybody who is ready is looked at.
+    """
+    last_resorts: list[KnownAgent] = []
+
+    def key(agent: KnownAgent) -> Any:
+        return order(agent, demand, context, avoid)
+
+    def able(row: Iterable[KnownAgent]) -> Iterator[KnownAgent]:
+        for agent in row:
+            if rejection(agent, demand, context) is None:
+                if agent.address in avoid or agent.address == context.caller:
+                    last_resorts.append(agent)
+                else:
+                    yield agent
+
+    rows = map(able, shelves.ready(demand))
+    if demand.policy in _KEPT:
+        yield from merge(*rows, key=key)
+    else:
+        yield from sorted(chain.from_iterable(rows), key=key)
+    yield from sorted(last_resorts, key=key)
+
+
+#: Policies in whose order the rows are.
+_KEPT = frozenset({*RANKS, "any-first"})
 
 
 def choose(
-    groups: Iterable[Iterable[KnownAgent]],
+    shelves: Shelves,
     demand: Demand,
     context: Context,
     avoid: frozenset[str] = frozenset(),
 ) -> Choice:
-    """Give the agent that :func:`resolve` ranks first.
+    """Give the agent that :func:`resolve` ranks first."""
+    if demand.policy == "sticky":
+        return _stick(shelves, demand, context, avoid)
+    lucky = _tried(shelves, demand, context, avoid)
+    if lucky is not None:
+        return Choice(lucky)
+    for agent in ranked(shelves, demand, context, avoid):
+        return Choice(agent)
+    rules = (rejection(agent, demand, context) for agent in shelves.suited(demand))
+    return Choice(None, any(rule is not None and rule.later for rule in rules))
 
-    The agents come in groups (``Registry.groups``); in each the least recently used are first, so
-    with the usual policy an idle one ends the search of its group.
+
+def _tried(
+    shelves: Shelves, demand: Demand, context: Context, avoid: frozenset[str]
+) -> KnownAgent | None:
+    """Give the first of the order by trying a few agents, where the policy allows it.
+
+    Where too many are busy or elsewhere it gives nobody, and all who are ready are looked at.
     """
-    if demand.policy in _LEAST_LOADED:
-        return _least_loaded(groups, demand, context, avoid)
+    if demand.only or demand.policy not in _TRYING:
+        return None
+    addresses = shelves.addresses(demand.op)
+    for address in islice(_TRYING[demand.policy](addresses, demand, context), MAX_TRIES):
+        agent = shelves.get(address)
+        if (
+            agent is not None
+            and agent.busy < agent.slots
+            and address not in avoid
+            and address != context.caller
+            and rejection(agent, demand, context) is None
+        ):
+            return agent
+    return None
+
+
+def _in_turn(addresses: Sequence[str], demand: Demand, context: Context) -> Iterator[str]:
+    start = bisect_right(addresses, context.last.get(demand.op, ""))
+    return (addresses[at % len(addresses)] for at in range(start, start + len(addresses)))
+
+
+def _drawn(addresses: Sequence[str], demand: Demand, context: Context) -> Iterator[str]:
+    return (context.random.choice(addresses) for _ in addresses)
+
+
+#: Policy -> whom to try, one after the other.
+_TRYING: Mapping[str, Callable[[Sequence[str], Demand, Context], Iterator[str]]] = {
+    "round-robin": _in_turn,
+    "random": _drawn,
+}
+
+#: Agents that are tried before all who are ready are looked at.
+MAX_TRIES = 100
+
+
+def _stick(shelves: Shelves, demand: Demand, context: Context, avoid: frozenset[str]) -> Choice:
+    """Choose whom a call belongs to.
+
+    Everybody who comes into question is looked at, also the busy: who is first for a key follows
+    from all of them.  About 5 us for each.
+    """
     able: list[KnownAgent] = []
     busy: list[KnownAgent] = []
     later = False
-    for group in groups:
-        for agent in group:
-            rule = rejection(agent, demand, context)
-            if rule is None:
-                able.append(agent)
-            elif rule.later:
-                later = True
-                if rule.name in BUSY:
-                    busy.append(agent)
-    if demand.policy == "sticky" and (able or busy):
-        held = _holder(able, busy, demand, context, avoid)
-        if held is not None:
-            return Choice(None, True, held.address)
-    if not able:
+    for agent in shelves.suited(demand):
+        rule = rejection(agent, demand, context)
+        if rule is None:
+            able.append(agent)
+        else:
+            later = later or rule.later
+            if rule.name in BUSY:
+                busy.append(agent)
+    if not able and not busy:
         return Choice(None, later)
+    held = _holder(able, busy, demand, context, avoid)
+    if held is not None:
+        return Choice(None, True, held.address)
     return Choice(min(able, key=lambda agent: order(agent, demand, context, avoid)))
-
-
-def _least_loaded(
-    groups: Iterable[Iterable[KnownAgent]],
-    demand: Demand,
-    context: Context,
-    avoid: frozenset[str],
-) -> Choice:
-    best: KnownAgent | None = None
-    best_key: Any = None
-    later = False
-    for group in groups:
-        for agent in group:
-            rule = rejection(agent, demand, context)
-            if rule is not None:
-                later = later or rule.later
-                continue
-            key = order(agent, demand, context, avoid)
-            if best is None or key < best_key:
-                best, best_key = agent, key
-            if (
-                not agent.busy
-                and not agent.load_step
-                and agent.address not in avoid
-                and agent.address != context.caller
-            ):
-                break
-    return Choice(best, best is None and later)
 
 
 def _holder(
@@ -340,22 +415,25 @@ def resolve(
             able = []
     able.sort(key=lambda agent: order(agent, demand, context, avoid))
     return Resolution(
-        tuple(Candidate(agent, _reasons(agent, context, avoid)) for agent in able),
+        tuple(Candidate(agent, reasons(agent, context, avoid)) for agent in able),
         tuple(rejected),
     )
 
 
-def _reasons(agent: KnownAgent, context: Context, avoid: frozenset[str]) -> tuple[str, ...]:
+def reasons(
+    agent: KnownAgent, context: Context, avoid: frozenset[str] = frozenset()
+) -> tuple[str, ...]:
+    """Say why a candidate stands where it does in the order."""
     cost = agent.advertisement.cost
-    reasons = [
+    found = [
         f"{agent.busy} of {agent.slots} slots busy",
         f"load {agent.advertisement.load:.2f}",
         f"cost {cost:g}/h" if cost else "cost unknown",
     ]
     if agent.busy >= agent.slots:
-        reasons.append("waits there for a slot: its calls are short")
+        found.append("waits there for a slot: its calls are short")
     if agent.address == context.caller:
-        reasons.append("is the caller itself: only if nobody else can")
+        found.append("is the caller itself: only if nobody else can")
     if agent.address in avoid:
-        reasons.append("this call was lost there before: only if nobody else can")
-    return tuple(reasons)
+        found.append("this call was lost there before: only if nobody else can")
+    return tuple(found)

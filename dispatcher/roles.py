@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 
 from spinal.protocols.address import bare
@@ -18,11 +18,11 @@ class Right(Enum):
 
 
 #: Role -> rights.  What is not listed is denied.
-RIGHTS: Mapping[str, frozenset[Right]] = {
-    "owner": frozenset(Right),
-    "caller": frozenset({Right.CALL}),
-    "agent": frozenset({Right.CALL, Right.ADVERTISE}),
-    "dispatcher": frozenset({Right.DISPATCH}),
+RIGHTS: Mapping[str, Sequence[Right]] = {
+    "owner": tuple(Right),
+    "caller": (Right.CALL,),
+    "agent": (Right.CALL, Right.ADVERTISE),
+    "dispatcher": (Right.DISPATCH,),
 }
 
 #: The role of every account: a table by bare address, or a function of the full address that gives
@@ -31,16 +31,33 @@ Roles = Mapping[str, str] | Callable[[str], str | None]
 
 
 class RoleTable:
-    """Answers whether an address has a right."""
+    """Answers whether an address has a right.
 
-    def __init__(self, roles: Roles) -> None:
+    Args:
+        roles: the roles.
+        soon: calls a function once what is under way is done.  An answer holds until then, so that
+            stanzas which come together cost one question each sender; without it each is asked.
+    """
+
+    def __init__(
+        self, roles: Roles, soon: Callable[[Callable[[], None]], object] | None = None
+    ) -> None:
         self._role = roles if callable(roles) else _by_bare_address(roles)
+        self._soon = soon
+        self._told: dict[str, str | None] = {}
         #: What other dispatchers say, by bare address; it counts where we know nothing ourselves.
         self.shared: Mapping[str, str] = {}
 
     def role(self, address: str) -> str | None:
         """Give the role of whoever has a full or bare address."""
-        return self._role(address) or self.shared.get(bare(address))
+        if address in self._told:
+            return self._told[address]
+        found = self._role(address) or self.shared.get(bare(address))
+        if self._soon is not None:
+            if not self._told:
+                self._soon(self._told.clear)
+            self._told[address] = found
+        return found
 
     def may(self, address: str, right: Right) -> bool:
         """Tell whether an address has a right; strangers have none."""

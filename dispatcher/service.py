@@ -37,7 +37,6 @@ from spinal.protocols import (
     Stanza,
 )
 
-from .agent import AgentState
 from .broker import Broker
 from .catalogue import OWN, Catalogue
 from .errors import RegistryFull
@@ -62,6 +61,9 @@ SETTLE = 6.0
 #: was us who were stopped, and not the agents who were silent.
 TICK = 1.0
 STOPPED = 4.0
+
+#: Once the file of known agents was written, it is not for so many times as long as that took.
+KEEPING_SHARE = 200
 
 #: Agents that are greeted at once, and the pause after them in seconds.
 GREETED = 50
@@ -130,7 +132,7 @@ class Dispatcher:
     ) -> None:
         self._connection = connection
         self._on_dispatchers = on_dispatchers
-        self._roles = RoleTable(roles)
+        self._roles = RoleTable(roles, lambda done: asyncio.get_running_loop().call_soon(done))
         self._remembered = Remembered(known)
         self._named = self._others = frozenset(dispatchers)
         self.registry = Registry()
@@ -183,6 +185,9 @@ class Dispatcher:
         self._deaf = False
         self._listening = False
         self._strangers: set[str] = set()
+        #: What the file of known agents was last written for, and when it may be written again.
+        self._kept = (0, 0)
+        self._keep_at = 0.0
 
     # -- life
 
@@ -219,6 +224,7 @@ class Dispatcher:
 
     def _leave(self) -> None:
         self.broker.close()
+        self._keep_at = 0.0
         self._remember()
 
     @property
@@ -324,36 +330,37 @@ class Dispatcher:
                 Problem("not-allowed", f"an account with role {role} may not offer operations"),
             )
             return
-        before = self.registry.get(address)
-        silent = before is not None and (address in self._suspects or before.gone_at is not None)
+        registry, keeper = self.registry, self.keeper
+        before = registry.get(address)
         was = None if before is None else before.advertisement
+        silent = before is not None and (before.gone_at is not None or address in self._suspects)
         try:
-            news = self.registry.advertised(address, said, self._now())
+            news = registry.advertised(address, said, self._now())
         except RegistryFull as exc:
             self._refuse(address, exc.problem)
             return
         agent = news.agent
-        self._suspects.discard(address)
-        if silent and self.keeper is not None:
-            self.keeper.heard(address, silent=False)
-        self._reported(news)
-        if was is not None and not _alike(was, said):
+        if silent:
+            self._suspects.discard(address)
+            if keeper is not None:
+                keeper.heard(address, silent=False)
+        if news.arrival is not Arrival.RENEWED:
+            self._arrived(news)
+        if before is not None and was is not None and not _alike(was, said):
             self.broker.changed(agent)
-            self.broker.withdrawn(before.operations if before is not None else ())
-        if not self.registry.knows(said.hash):
+            self.broker.withdrawn(before.operations)
+        if not registry.knows(said.hash):
             self._describe(said.hash)
         self.broker.reported(agent)
-        if said.holds and self.keeper is not None:
-            self.keeper.strays.held(address, said.held)
+        if said.holds and keeper is not None:
+            keeper.strays.held(address, said.held)
         if address in self._missing:
             self._missing.discard(address)
             if not self._missing:
                 self.broker.look_again()
 
-    def _reported(self, news: News) -> None:
+    def _arrived(self, news: News) -> None:
         agent = news.agent
-        if news.arrival is Arrival.RENEWED:
-            return
         for key in news.lost:
             self.broker.lose(key, Loss.RESTARTED)
         log.info(
@@ -447,9 +454,8 @@ class Dispatcher:
                 self.broker.lose(key, Loss.SILENT)
             self.broker.changed(agent)
             self.broker.withdrawn(agent.operations)
-        judged = self.registry.time(now)
-        for agent in self.registry:
-            if agent.state(judged) is AgentState.SUSPECT and agent.address not in self._suspects:
+        for agent in self.registry.suspects(now):
+            if agent.address not in self._suspects:
                 self._suspects.add(agent.address)
                 if self.keeper is not None:
                     self.keeper.heard(agent.address, silent=True)
@@ -488,7 +494,13 @@ class Dispatcher:
             self.registry.resumed(self._now())
 
     def _remember(self) -> None:
+        """Keep the addresses of the agents, where they may have changed; paced by what it costs."""
+        state, began = (self.registry.changes, len(self._missing)), self._now()
+        if state == self._kept or began < self._keep_at:
+            return
         self._remembered.save({agent.address for agent in self.registry} | self._missing)
+        self._kept = state
+        self._keep_at = began + KEEPING_SHARE * (self._now() - began)
 
     # -- requests
 
@@ -533,12 +545,12 @@ class Dispatcher:
 
 def _alike(one: Advertisement, other: Advertisement) -> bool:
     """Whether two reports of an agent differ in nothing that decides where calls may wait."""
-    return (one.epoch, one.hash, one.state, one.place, one.tags) == (
-        other.epoch,
-        other.hash,
-        other.state,
-        other.place,
-        other.tags,
+    return (
+        one.epoch == other.epoch
+        and one.hash == other.hash
+        and one.state == other.state
+        and one.place == other.place
+        and one.tags == other.tags
     )
 
 

@@ -502,7 +502,7 @@ class Keeper:
         failed = frozenset(item.agent for item in job.tries if item.end and not item.uncounted)
         if not failed or not self._policy(job).elsewhere:
             return frozenset()
-        others = any(agent.address not in failed for agent in self._registry.offering(job.op))
+        others = any(agent.address not in failed for agent in self._registry.everybody(job.op))
         return failed if others else frozenset()
 
     def _operation(self, job: Job) -> Operation | None:
@@ -510,10 +510,7 @@ class Keeper:
         agent = self._registry.get(job.agent or "")
         if agent is not None and job.op in agent.operations:
             return agent.operations[job.op]
-        for group in self._registry.groups(job.op):
-            for agent in group:
-                return agent.operations.get(job.op)
-        return None
+        return next(iter(self._registry.offers(job.op)), None)
 
     def _policy(self, job: Job) -> retries.RetryPolicy:
         asked = None if job.retry is None else retries.RetryPolicy.read(job.retry)

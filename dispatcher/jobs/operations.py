@@ -23,7 +23,7 @@ from ..many import RUNNERS, everybody, first_of, present
 from ..own import Arguments, Own, needed
 from ..policies import Context
 from ..registry import Registry
-from ..resolver import Demand, resolve
+from ..resolver import Demand
 from ..roles import Right, RoleTable
 from ..store.contract import Filter, Limit, Schedule
 from . import cron, submission, why
@@ -234,7 +234,7 @@ class JobOperations:
             now=self._keeper.now(),
             blockers={id: state.value for id, state in blockers.items()},
             waits_for=self._waits_for(job),
-            agents=len(self._registry.offering(job.op)),
+            agents=self._registry.count(job.op),
         )
         return {"id": job.id, "lines": list(lines)}
 
@@ -243,8 +243,7 @@ class JobOperations:
         if job.state is not JobState.QUEUED:
             return None
         demand = Demand.of(job.op, want_of(job))
-        found = resolve(self._registry.offering(job.op), demand, self._context(job.caller))
-        return found.counts()
+        return self._registry.passed(demand, self._context(job.caller))
 
     # -- acting
 
@@ -432,7 +431,7 @@ class JobOperations:
     def _live_facts(self, job: Job) -> dict[str, Any]:
         live = self._keeper.live.get(job.id)
         offered = None
-        if not job.final and not job.kind and not self._registry.offering(job.op):
+        if not job.final and not job.kind and not self._registry.count(job.op):
             offered = False
         return {"progress": None if live is None else live.progress, "offered": offered}
 

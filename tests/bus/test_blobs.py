@@ -213,3 +213,25 @@ async def test_giving_up_a_fetch_leaves_no_file(site: Site, tmp_path: Path) -> N
     fetching.cancel()
     await asyncio.wait([fetching])
     assert not list(tmp_path.iterdir())
+
+
+async def test_a_file_that_changes_while_it_is_uploaded_is_no_blob(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "growing"
+    source.write_bytes(DATA)
+    slot = site.blobs._slot  # pyright: ignore[reportPrivateUsage] - between size and bytes
+
+    for change in (DATA + b"more", DATA[:-1]):
+
+        async def meanwhile(
+            name: str, size: int, media_type: str, change: bytes = change
+        ) -> tuple[str, str, dict[str, str]]:
+            found = await slot(name, size, media_type)
+            source.write_bytes(change)
+            return found
+
+        source.write_bytes(DATA)
+        monkeypatch.setattr(site.blobs, "_slot", meanwhile)
+        with pytest.raises(BlobError, match="changed while it was uploaded"):
+            await site.blobs.upload(source)

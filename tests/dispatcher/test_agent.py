@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from spinal.dispatcher.agent import REPORT_AGE, AgentState, KnownAgent, Turn
+from spinal.dispatcher.agent import REPORT_AGE, AgentState, KnownAgent
 from spinal.protocols import Advertisement
 
 OP = "/x"
@@ -18,14 +18,14 @@ def report(**changes: Any) -> Advertisement:
 def test_a_call_in_flight_counts_before_any_report_says_so() -> None:
     agent = KnownAgent("a@x/1", report(), 0.0)
 
-    agent.started(("c", 1), OP, Turn(1), 0.1)
+    agent.started(("c", 1), OP, 0.1)
 
     assert agent.busy == 1
 
 
 def test_a_call_that_ended_does_not_count_any_more_before_any_report_says_so() -> None:
     agent = KnownAgent("a@x/1", report(), 0.0)
-    agent.started(("c", 1), OP, Turn(1), 0.1)
+    agent.started(("c", 1), OP, 0.1)
     agent.report(report(busy=1, holds=[["c", 1]]), 1.0)
 
     agent.ended(("c", 1), 1.1)
@@ -35,7 +35,7 @@ def test_a_call_that_ended_does_not_count_any_more_before_any_report_says_so() -
 
 def test_calls_that_others_run_count() -> None:
     agent = KnownAgent("a@x/1", report(), 0.0)
-    agent.started(("c", 1), OP, Turn(1), 0.1)
+    agent.started(("c", 1), OP, 0.1)
 
     agent.report(report(busy=3, holds=[["c", 1]]), 1.0)
 
@@ -44,7 +44,7 @@ def test_calls_that_others_run_count() -> None:
 
 def test_a_call_that_ended_while_the_report_was_on_its_way_is_not_taken_for_one_of_others() -> None:
     agent = KnownAgent("a@x/1", report(), 0.0)
-    agent.started(("c", 1), OP, Turn(1), 0.1)
+    agent.started(("c", 1), OP, 0.1)
     agent.ended(("c", 1), 0.9)
 
     agent.report(report(busy=1, holds=[["c", 1]]), 1.0)
@@ -54,7 +54,7 @@ def test_a_call_that_ended_while_the_report_was_on_its_way_is_not_taken_for_one_
 
 def test_a_final_that_is_held_long_after_its_end_is_not_taken_for_a_running_call() -> None:
     agent = KnownAgent("a@x/1", report(), 0.0)
-    agent.started(("c", 1), OP, Turn(1), 0.1)
+    agent.started(("c", 1), OP, 0.1)
     agent.ended(("c", 1), 0.2)
 
     agent.report(report(busy=1, holds=[["c", 1]]), 0.2 + REPORT_AGE + 0.1)
@@ -64,8 +64,8 @@ def test_a_final_that_is_held_long_after_its_end_is_not_taken_for_a_running_call
 
 def test_an_agent_without_holds_is_credited_with_the_calls_that_we_wait_for() -> None:
     agent = KnownAgent("a@x/1", report(features=()), 0.0)
-    agent.started(("c", 1), OP, Turn(1), 0.1)
-    agent.started(("d", 1), OP, Turn(2), 0.1)
+    agent.started(("c", 1), OP, 0.1)
+    agent.started(("d", 1), OP, 0.1)
 
     agent.report(report(features=(), busy=3), 2.0)
 
@@ -83,9 +83,9 @@ def test_silence_makes_an_agent_suspect_and_a_report_clears_it() -> None:
 
 def test_an_attempt_that_the_agent_does_not_list_is_found_unless_it_was_sent_just_before() -> None:
     agent = KnownAgent("a@x/1", report(), 0.0)
-    agent.started(("old", 1), OP, Turn(1), 1.0)
-    agent.started(("held", 1), OP, Turn(2), 1.0)
-    agent.started(("young", 1), OP, Turn(3), 4.9)
+    agent.started(("old", 1), OP, 1.0)
+    agent.started(("held", 1), OP, 1.0)
+    agent.started(("young", 1), OP, 4.9)
 
     agent.report(report(busy=1, holds=[["held", 1], ["stranger", 7], "nonsense"]), 5.0)
 
@@ -94,7 +94,7 @@ def test_an_attempt_that_the_agent_does_not_list_is_found_unless_it_was_sent_jus
 
 def test_an_agent_that_lists_nothing_because_it_cannot_is_believed() -> None:
     agent = KnownAgent("a@x/1", report(features=()), 0.0)
-    agent.started(("old", 1), OP, Turn(1), 1.0)
+    agent.started(("old", 1), OP, 1.0)
 
     agent.report(report(features=()), 9.0)
 
@@ -104,7 +104,7 @@ def test_an_agent_that_lists_nothing_because_it_cannot_is_believed() -> None:
 def test_a_report_that_does_not_list_all_that_is_held_is_believed_for_what_it_lists() -> None:
     agent = KnownAgent("a@x/1", report(), 0.0)
     for number in range(3):
-        agent.started((f"job{number}", 1), OP, Turn(number), 1.0)
+        agent.started((f"job{number}", 1), OP, 1.0)
 
     agent.report(report(busy=3, holds=[["job0", 1]], more=True), 5.0)
 
@@ -130,8 +130,8 @@ def test_about_fifty_milliseconds_of_work_may_wait_at_an_agent(
 def test_an_agent_that_refused_what_was_to_wait_there_gets_no_more_of_it() -> None:
     agent = KnownAgent("a@x/1", report(slots=1), 0.0)
     agent.ran("/x", 0.001)
-    agent.started(("c", 1), OP, Turn(1), 0.1)
-    agent.started(("d", 1), OP, Turn(1), 0.1)
+    agent.started(("c", 1), OP, 0.1)
+    agent.started(("d", 1), OP, 0.1)
 
     agent.refused(("d", 1))
 
@@ -140,7 +140,7 @@ def test_an_agent_that_refused_what_was_to_wait_there_gets_no_more_of_it() -> No
 
 def test_an_agent_that_refused_is_full_for_that_operation_until_it_reports() -> None:
     agent = KnownAgent("a@x/1", report(slots=4), 0.0)
-    agent.started(("c", 1), OP, Turn(1), 0.1)
+    agent.started(("c", 1), OP, 0.1)
 
     agent.refused(("c", 1))
 
@@ -153,9 +153,9 @@ def test_an_agent_that_refused_is_full_for_that_operation_until_it_reports() -> 
 
 def test_a_full_operation_is_tried_again_when_a_call_of_it_ends() -> None:
     agent = KnownAgent("a@x/1", report(slots=4), 0.0)
-    agent.started(("c", 1), OP, Turn(1), 0.1)
-    agent.started(("d", 1), OP, Turn(2), 0.1)
-    agent.started(("e", 1), "/other", Turn(3), 0.1)
+    agent.started(("c", 1), OP, 0.1)
+    agent.started(("d", 1), OP, 0.1)
+    agent.started(("e", 1), "/other", 0.1)
     agent.refused(("d", 1))
 
     agent.ended(("e", 1), 0.2)
@@ -167,7 +167,7 @@ def test_a_full_operation_is_tried_again_when_a_call_of_it_ends() -> None:
 def test_the_memory_of_what_ended_is_bounded_by_time() -> None:
     agent = KnownAgent("a@x/1", report(), 0.0)
     for n in range(1000):
-        agent.started((f"c{n}", 1), OP, Turn(n), n * 0.1)
+        agent.started((f"c{n}", 1), OP, n * 0.1)
         agent.ended((f"c{n}", 1), n * 0.1)
 
     assert len(agent._ended) <= REPORT_AGE / 0.1 + 2  # pyright: ignore[reportPrivateUsage]

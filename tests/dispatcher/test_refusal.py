@@ -1,14 +1,13 @@
 from __future__ import annotations
 
-from spinal.dispatcher.agent import KnownAgent
+from collections import Counter
+from collections.abc import Mapping
+
 from spinal.dispatcher.refusal import no_agent, none_free
-from spinal.dispatcher.resolver import Rejected, Resolution
-from spinal.protocols import Advertisement
 
 
-def rejected(*rules: str) -> Resolution:
-    agent = KnownAgent("w@x/1", Advertisement(hash="h", epoch=1), 0.0)
-    return Resolution((), tuple(Rejected(agent, "", rule, False) for rule in rules))
+def rejected(*rules: str) -> Mapping[str, int]:
+    return Counter(rules)
 
 
 def test_a_misspelt_operation_is_answered_with_the_one_that_was_meant() -> None:

@@ -230,6 +230,6 @@ def test_choosing_by_the_index_gives_what_a_plain_scan_of_everybody_ranks_first(
             # One after the other draws from equal randomness only in equal order.
             everybody = registry.offering(op) if policy == "random" else list(registry)
             scanned = resolve(everybody, demand, context(), avoid).candidates
-            chosen = choose(registry.groups(op), demand, context(), avoid).agent
+            chosen = choose(registry, demand, context(), avoid).agent
             assert policy == "random" or chosen is (scanned[0].agent if scanned else None)
             assert (chosen is None) == (not scanned)

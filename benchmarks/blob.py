@@ -25,7 +25,7 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 import psutil
-from benchmarks.run import parts
+from benchmarks.ours import serving
 
 from spinal.bus.blobs import UPLOAD
 from spinal.bus.connection import Connection
@@ -147,7 +147,7 @@ async def measure(size: int = 50 * MB, runs: int = 5) -> dict[str, Any]:
         assert known.ca is not None
         curl = Curl(connection, f"upload.{known.domain}", known.ca, source)
         spinal = Spinal(here, source)
-        (server,) = parts(psutil.Process(here.up.pid))["server"]
+        (server,) = map(psutil.Process, serving(here.up.pid)["server"])
         for run in range(runs + 1):
             for name, mover, who in (
                 ("curl", curl, resource.RUSAGE_CHILDREN),

@@ -39,6 +39,7 @@ from .contract import (
     Save,
     Schedule,
     StoreError,
+    Told,
 )
 from .dialect import Dialect
 from .lane import Lane
@@ -89,7 +90,7 @@ class _Write:
 
     changes: Sequence[Prepared]
     size: int
-    done: asyncio.Future[Sequence[Result]]
+    told: Told
 
 
 class Database:
@@ -233,9 +234,25 @@ class Database:
 
     async def write(self, *changes: Change) -> Sequence[Result]:
         """See the contract."""
-        self._check()
         if not changes:
+            self._check()
             return []
+        done: asyncio.Future[Sequence[Result]] = asyncio.get_running_loop().create_future()
+
+        def told(found: Sequence[Result] | Exception) -> None:
+            if done.done():
+                return  # Whoever waited was cancelled.
+            if isinstance(found, Exception):
+                done.set_exception(found)
+            else:
+                done.set_result(found)
+
+        self.post(changes, told)
+        return await done
+
+    def post(self, changes: Sequence[Change], told: Told) -> None:
+        """See the contract."""
+        self._check()
         prepared = [self._prepared(change) for change in changes]
         size = sum(map(weigh, prepared))
         if (
@@ -246,21 +263,19 @@ class Database:
                 f"the store {self._dialect.name} is behind by {self._waiting_changes} changes: "
                 "try again later"
             )
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[Sequence[Result]] = loop.create_future()
-        self._waiting.append(_Write(prepared, size, done))
+        self._waiting.append(_Write(prepared, size, told))
         self._waiting_changes += len(prepared)
         self._waiting_size += size
         if self._flushing is None:
             # Its first step comes after whatever else runs in this turn.
+            loop = asyncio.get_running_loop()
             self._flushing = loop.create_task(self._flush(), name="store flush")
-        return await done
 
     def _prepared(self, change: Change) -> Prepared:
         if isinstance(change, Save):
             return records.saved(change.job, change.begins, self._retention)
         if isinstance(change, New):
-            return records.fresh(change.job, self._retention)
+            return records.fresh(change.job, change.begins, self._retention)
         return change
 
     async def _flush(self) -> None:
@@ -271,15 +286,14 @@ class Database:
                     results = await self._written(batch)
                 except asyncio.CancelledError:
                     for write in batch:
-                        write.done.cancel()
+                        write.told(StoreError(f"the store {self._dialect.name} was stopped"))
                     raise
                 for write, result in zip(batch, results, strict=True):
-                    if write.done.done():
-                        continue  # Whoever waited was cancelled.
-                    if isinstance(result, Exception):
-                        write.done.set_exception(result)
-                    else:
-                        write.done.set_result(result)
+                    try:
+                        write.told(result)
+                    except Exception:
+                        # A mistake of ours in one of them must not keep the others waiting.
+                        log.exception("write_not_told")
         finally:
             self._flushing = None
 

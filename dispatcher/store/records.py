@@ -73,8 +73,9 @@ _FATE: Final = _Members(
 )
 _TRY: Final = _Members({one.name: MISSING for one in fields(Try)} | _defaults(Try))
 
-#: Columns that a save writes, in the order of the table, but for ``size``.
-SAVED: Final = [
+#: What a row of a save has: columns that it writes, what is ``added`` to the weight for the size,
+#: and the id of the job.
+SAVED_ROW: Final = [
     "state",
     "owner",
     "due",
@@ -85,8 +86,10 @@ SAVED: Final = [
     "ended",
     "expires",
     "looked",
+    "added",
     "fate",
     "value",
+    "job",
 ]
 #: Columns of a listed job, and of a whole one.
 LISTED: Final = [
@@ -132,6 +135,11 @@ class Fresh:
     id: str
     caller: str
     key: str | None
+    op: str
+    #: Its first attempt begins with it, and heeds the limits of its operation.
+    begins: bool
+    #: Limits count it.  A parent only waits for its children, which take the room.
+    counted: bool
     standing: Standing
     row: Row
     labels: Sequence[tuple[str, str]]
@@ -154,7 +162,7 @@ class Saved:
     size: int
 
 
-def fresh(job: Job, retention: Retention) -> Fresh:
+def fresh(job: Job, begins: bool, retention: Retention) -> Fresh:
     """Take down a new job.
 
     Raises:
@@ -185,6 +193,9 @@ def fresh(job: Job, retention: Retention) -> Fresh:
         job.id,
         job.caller,
         job.key,
+        job.op,
+        begins,
+        not job.kind,
         standing,
         row,
         [(job.id, label) for label in dict.fromkeys(job.labels)],

@@ -76,6 +76,9 @@ class Call:
         self._next = 0
         self._reader = asyncio.Event()
         self._discard = op.window == 0
+        #: Told of progress, log lines and the end as they come, if somebody attends.
+        self._told: Callable[[Item], None] | None = None
+        self._over: Callable[[], None] | None = None
         #: At the deadline; when the patience with an absent peer is over; at the next try.
         self.timer: asyncio.TimerHandle | None = None
         self.gone: asyncio.TimerHandle | None = None
@@ -139,6 +142,16 @@ class Call:
                 self._table.abandon(self)
             self._drop()
 
+    def attend(self, told: Callable[[Item], None], over: Callable[[], None]) -> None:
+        """Be told of progress and log lines, and of the end, as they come; for who drops data.
+
+        In place of iterating, for who holds many calls: no task has to wait for each.
+        """
+        self._drop()
+        self._told, self._over = told, over
+        if self.done:
+            over()
+
     async def cancel(self) -> str:
         """Stop it: ``cancelled``, ``late`` (it had ended) or ``unknown`` there.
 
@@ -163,6 +176,8 @@ class Call:
         """
         if isinstance(item, Data):
             self._offer_data(item, taken or _nothing)
+        elif self._told is not None:
+            self._told(item)
         elif not self._discard:
             if self._news >= MAX_NEWS:
                 del self._items[
@@ -227,6 +242,8 @@ class Call:
             self.timer = None
         self.returned()
         self._reader.set()
+        if self._over is not None:
+            self._over()
         return True
 
     def finish(self, problem: Problem) -> bool:

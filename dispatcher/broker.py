@@ -10,7 +10,9 @@ loop is idle, nothing waits that could run.
 A waiting errand is woken with an attempt, or with nothing, which means "look again": what it waits
 for has changed so that waiting may be wrong.
 
-An errand may have a book (a job has one).  Then each attempt is written down before it is sent, and
+An errand may have a book (a job has one).  Where an agent has room for it at once, its first attempt
+is written down together with it, and then nobody waits for it: it needs a task only once something
+else than a value becomes of it (*reserve*, *begin*).  In any case each attempt is written down before it is sent, and
 its final is acknowledged by whoever keeps the book, once it is safe.  An attempt that a former life
 of ours began is *resumed*: once its agent is there in the same life, the same op is sent again, and
 an agent that has it does not run it twice.
@@ -30,7 +32,7 @@ from typing import Protocol
 import structlog
 
 from spinal.bus.call import Call
-from spinal.bus.errors import CallError
+from spinal.bus.errors import BusError, CallError
 from spinal.bus.requests import Request
 from spinal.bus.session import Session
 from spinal.protocols import Data, Final, Log, Op, Problem, Progress, Seen, State
@@ -161,7 +163,9 @@ class Attempt:
     #: Since when reports leave it out.
     missing_since: float | None = None
     why: Why | None = None
-    #: It was begun before, and is asked for again.
+    #: Its book has written it down.
+    begun: bool = False
+    #: It was begun by a former life, and is asked for again.
     resumed: bool = False
 
 
@@ -266,12 +270,15 @@ class Broker:
     async def run(self, errand: Errand) -> Final:
         """See an errand through and give the final that has its value.
 
+        If an attempt was begun (:meth:`begin`), it goes on with that.
+
         Raises:
             CallError: it ended without one.
 
         Cancelling it cancels the attempt at the agent.
         """
-        self.counts.calls += 1
+        if errand.attempt is None:
+            self.counts.calls += 1
         try:
             final = await self._run(errand)
         except CallError as exc:
@@ -294,7 +301,9 @@ class Broker:
         )
 
     async def _run(self, errand: Errand) -> Final:
-        attempt = None if errand.begun is None else await self._resume(errand, errand.begun)
+        attempt = errand.attempt
+        if attempt is None and errand.begun is not None:
+            attempt = await self._resume(errand, errand.begun)
         while True:
             if attempt is None:
                 attempt = await self._place(errand)
@@ -371,7 +380,12 @@ class Broker:
         agent = await self._reported(begun)
         if agent is not None and agent.epoch == begun.epoch:
             attempt = Attempt(
-                errand, agent, (errand.id, begun.number), begun.may_rerun, resumed=True
+                errand,
+                agent,
+                (errand.id, begun.number),
+                begun.may_rerun,
+                begun=True,
+                resumed=True,
             )
             now = asyncio.get_running_loop().time()
             self._registry.start(agent, attempt.key, errand.op.op, now)
@@ -441,16 +455,7 @@ class Broker:
         end = errand.deadline - min(MAX_MARGIN, MARGIN * (errand.deadline - began))
         while True:
             demand = errand.demand
-            if self._queue.has(demand):
-                # Those who wait already would have been started if anybody were free.
-                choice = Choice(None, later=True)
-            else:
-                choice = choose(
-                    self._groups(demand),
-                    demand,
-                    self.context(errand.caller),
-                    frozenset(errand.lost),
-                )
+            choice = self._choice(errand)
             if choice.agent is not None:
                 return self._reserve(errand, choice.agent)
             if not choice.later and not errand.patient and not self._expecting():
@@ -486,6 +491,15 @@ class Broker:
                 raise
             if attempt is not None:
                 return attempt
+
+    def _choice(self, errand: Errand) -> Choice:
+        demand = errand.demand
+        if self._queue.has(demand):
+            # Those who wait already would have been started if anybody were free.
+            return Choice(None, later=True)
+        return choose(
+            self._groups(demand), demand, self.context(errand.caller), frozenset(errand.lost)
+        )
 
     def _nobody(self, errand: Errand) -> Problem:
         op = errand.demand.op
@@ -538,6 +552,59 @@ class Broker:
             found.counts(),
         )
 
+    def reserve(self, errand: Errand) -> bool:
+        """Take a slot for an errand with a book at an agent that has room now; false if none has.
+
+        Its attempt then has to be written down and begun, or given up (:meth:`release`).
+        """
+        agent = self._choice(errand).agent
+        if agent is None:
+            return False
+        self.counts.calls += 1
+        errand.attempt = self._reserve(errand, agent)
+        return True
+
+    def release(self, errand: Errand) -> None:
+        """Give up what was reserved for an errand: nothing was sent."""
+        attempt, errand.attempt = errand.attempt, None
+        if attempt is not None:
+            self.counts.calls -= 1
+            errand.attempts -= 1
+            self._release(attempt)
+
+    def begin(self, errand: Errand, over: Callable[[Final | None], None]) -> None:
+        """Send the attempt of an errand, which was reserved and written down; nobody waits for it.
+
+        Args:
+            errand: has a book, which is told what the agent says meanwhile.
+            over: told the final that has a value; or nothing where more is to be done than that,
+                which :meth:`run` then does.
+        """
+        attempt = errand.attempt
+        assert attempt is not None, "nothing was reserved"
+        attempt.begun = True
+
+        def ended() -> None:
+            assert attempt.call is not None
+            final = attempt.call.final
+            if self._closed:
+                return  # It stays with its agent.
+            if final is None or final.problem is not None:
+                over(None)
+                return
+            self.counts.done += 1
+            self._heard(attempt, final)
+            self._release(attempt)
+            over(final)
+
+        if attempt.loss is not None or self._closed:
+            over(None)
+            return
+        try:
+            self._send(attempt, ended)
+        except (CallError, BusError):
+            over(None)  # It is raised once more, to somebody who can do something about it.
+
     def _release(self, attempt: Attempt) -> None:
         """Give the slot back, and let the next one have it."""
         if self._attempts.pop(attempt.key, None) is None:
@@ -549,19 +616,44 @@ class Broker:
     # -- attempt
 
     async def _try(self, attempt: Attempt) -> Final:
+        errand, book = attempt.errand, attempt.errand.book
+        if book is not None and not attempt.begun:
+            await book.begin(attempt)
+            attempt.begun = True
+        if attempt.call is None:
+            if attempt.loss is not None:
+                # Lost between the moment in which it was placed and this one: nothing was sent.
+                return Final(*attempt.key, problem=Problem("unreachable"))
+            self._send(attempt)
+        call = attempt.call
+        assert call is not None
+        try:
+            if errand.request is not None and errand.op.window:
+                await self._pass_on(call, errand, errand.request)
+            final = await call.wait()
+        except asyncio.CancelledError:
+            if self.watch is not None:
+                self.watch(self._seen("final", attempt, "cancelled"))
+            raise
+        finally:
+            if not call.done:
+                if self._closed and book is not None:
+                    self._session.leave(call)
+                else:
+                    self._session.abandon(call)
+        self._heard(attempt, final)
+        return final
+
+    def _send(self, attempt: Attempt, over: Callable[[], None] = lambda: None) -> None:
+        """Send an attempt; ``over`` is told of the end of one that has a book."""
         errand, agent, op = attempt.errand, attempt.agent, attempt.errand.op
         book = errand.book
-        if book is not None and not attempt.resumed:
-            await book.begin(attempt)
         now = asyncio.get_running_loop().time()
         remaining = max(0.0, errand.deadline - now)
         if errand.max_run is not None:
             remaining = min(remaining, errand.max_run)
         if attempt.resumed:
             remaining = max(remaining, RESUME_GRACE)
-        if attempt.loss is not None:
-            # Lost between the moment in which it was placed and this one: nothing was sent.
-            return Final(*attempt.key, problem=Problem("unreachable"))
         call = attempt.call = self._session.call(
             agent.address,
             op.op,
@@ -578,31 +670,18 @@ class Broker:
             acknowledge=book is None,
             again=attempt.resumed,
         )
+        if book is not None:
+            call.attend(book.told, over)
         if self.watch is not None:
             self.watch(self._seen("op", attempt))
-        try:
-            if book is not None:
-                async for item in call:
-                    book.told(item)
-            elif errand.request is not None and op.window:
-                await self._pass_on(call, errand, errand.request)
-            final = await call.wait()
-        except asyncio.CancelledError:
-            if self.watch is not None:
-                self.watch(self._seen("final", attempt, "cancelled"))
-            raise
-        finally:
-            if not call.done:
-                if self._closed and book is not None:
-                    self._session.leave(call)
-                else:
-                    self._session.abandon(call)
+
+    def _heard(self, attempt: Attempt, final: Final) -> None:
+        agent, op = attempt.agent, attempt.errand.op
         if final.agent is not None and final.ran is not None:
             agent.ran(op.op, final.ran / 1000)
         if self.watch is not None:
             state = "done" if final.problem is None else final.problem.reason
             self.watch(self._seen("final", attempt, state, final.ran))
-        return final
 
     async def _pass_on(self, call: Call, errand: Errand, request: Request) -> None:
         async for item in call:

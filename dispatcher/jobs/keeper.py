@@ -1,8 +1,10 @@
 """Sees jobs through: from the disk to the broker, and from there to an end that is on disk.
 
 Theory of operation.  The store has every job; the keeper has those that are under way in this life
-(:class:`Live`), each carried by a task: it runs an errand of the broker, whose book is the live job,
-and then ends the job, or hands it back to the disk until it may be tried again.  Jobs without an
+(:class:`Live`).  A new job for which an agent has room is written down with its first attempt; when
+that brings a value, the end is written down, and nobody waited meanwhile.  Every other job is carried
+by a task: it runs an errand of the broker, whose book is the live job, and then ends the job, or hands
+it back to the disk until it may be tried again.  Jobs without an
 owner stand on disk alone.  Three loops bring them back: *promote* claims those whose time has come,
 as far as there is room; *relate* looks after jobs that come after, or are parents of, what has ended;
 *renew* keeps our lease, and takes over what dead dispatchers left.
@@ -18,6 +20,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from random import Random
 from typing import Any, Final, TypeVar
 
@@ -28,12 +31,13 @@ from spinal.bus.jsontext import dumps
 from spinal.bus.session import Session
 from spinal.bus.tasks import Tasks
 from spinal.protocols import Final as FinalEvent
-from spinal.protocols import Json, Op, Operation, Problem, SpinalError, Want
+from spinal.protocols import Json, LocalProtocolError, Op, Operation, Problem, SpinalError, Want
 
 from ..broker import Begun, Broker, Errand
 from ..registry import Registry
 from ..resolver import Demand
 from ..store.contract import (
+    Change,
     Filter,
     Forget,
     LifeOver,
@@ -43,6 +47,7 @@ from ..store.contract import (
     Look,
     New,
     Peers,
+    Result,
     Save,
     Store,
     StoreError,
@@ -154,8 +159,8 @@ class Keeper:
         self._tasks = Tasks("keeper")
         self._live: dict[str, Live] = {}
         self._family = Family(self)
-        #: Who waits for the end of a job, by its id.
-        self._waiting: dict[str, set[asyncio.Future[None]]] = {}
+        #: Who is told of the end of a job, by its id.
+        self._waiting: dict[str, list[Callable[[Job], None]]] = {}
         self._wake = asyncio.Event()
         #: Something may stand on disk whose time has come.
         self._backlog = True
@@ -326,7 +331,8 @@ class Keeper:
     async def submit(self, *jobs: Job) -> list[str]:
         """Accept jobs together: on disk when this returns; gives their ids.
 
-        Cancelling the wait does not take them back.
+        Cancelling the wait does not take them back.  Where an agent has room for a job at once, its
+        first attempt is written down with it.
 
         A job whose caller's key is known already is not accepted again: its id is the known one's.
 
@@ -336,34 +342,77 @@ class Keeper:
         """
         if self.draining:
             raise CallError.of(_ENDING)
-        return await self._whole(self._submit(jobs))
+        return await self._submit(jobs)
 
     async def _submit(self, jobs: Sequence[Job]) -> list[str]:
         if self._unfinished + len(jobs) > MAX_UNFINISHED:
             raise CallError.of(
                 Problem("full", f"{self._unfinished} jobs have not ended: try again later", after=5)
             )
-        fresh = {job.id for job in jobs}
-        if len(jobs) > 1:
+        if any(job.after for job in jobs):
             await self._refer_to_known(jobs)
-        for job in jobs:
-            await self._check_dependencies(job, fresh)
+            fresh = {job.id for job in jobs}
+            for job in jobs:
+                await self._check_dependencies(job, fresh)
+        done: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
         for job in jobs:
             self.take(job)
-        try:
-            results = await self.store.write(*map(New, jobs))
-        except StoreError as exc:
-            raise CallError.of(Problem("full", str(exc), after=PAUSE)) from exc
-        ids = [str(result) for result in results]
-        for job, id in zip(jobs, ids, strict=True):
-            if id == job.id:
-                self.accepted(job)
-        return ids
+        self._accept(jobs, {job.id: live for job in jobs if (live := self._started(job))}, done)
+        return await done
 
     def take(self, job: Job) -> None:
         """Make a new job ours, if there is room and its time has come."""
         if job.state is JobState.QUEUED and len(self._live) < MAX_LIVE:
             job.owner = self._life
+
+    def _started(self, job: Job) -> Live | None:
+        """Enter the first attempt of a new job, if there is an agent that has room at once."""
+        if job.owner is None or job.op in self.gates:
+            return None
+        live = Live(job, self)
+        live.errand = self._errand(live)
+        if not self._broker.reserve(live.errand):
+            return None
+        assert live.errand.attempt is not None
+        live.enter(live.errand.attempt)
+        return live
+
+    def _accept(
+        self, jobs: Sequence[Job], started: Mapping[str, Live], done: asyncio.Future[list[str]]
+    ) -> None:
+        """Write new jobs down, some of them with an attempt; what follows does not depend on who waits."""
+
+        def written(found: Sequence[Result] | Exception) -> None:
+            if isinstance(found, Exception) or isinstance(found[0], Wait):
+                for live in started.values():
+                    self._not_started(live)
+            if isinstance(found, Exception):
+                if isinstance(found, StoreError):
+                    found = CallError.of(Problem("full", str(found), after=PAUSE))
+                if not done.done():
+                    done.set_exception(found)
+            elif isinstance(found[0], Wait):
+                # Limits that we had not heard of.  They let it begin later.
+                self._accept(jobs, {}, done)
+            else:
+                ids = list(map(str, found))
+                for job, id in zip(jobs, ids, strict=True):
+                    if id == job.id:
+                        self.accepted(job, started.get(id))
+                    elif job.id in started:
+                        self._not_started(started[job.id])
+                if not done.done():
+                    done.set_result(ids)
+
+        try:
+            self.store.post([New(job, job.id in started) for job in jobs], written)
+        except (StoreError, LifeOver, LocalProtocolError) as exc:
+            written(exc)
+
+    def _not_started(self, live: Live) -> None:
+        assert live.errand is not None
+        live.take_back()
+        self._broker.release(live.errand)
 
     async def _refer_to_known(self, jobs: Sequence[Job]) -> None:
         """Let jobs of one batch come after the known job of a key instead of its new twin."""
@@ -392,13 +441,19 @@ class Keeper:
         if any(state.final for state in states.values()):
             self._family.look_at(job.id)
 
-    def accepted(self, job: Job) -> None:
-        """See a new job through: it is on disk."""
+    def accepted(self, job: Job, live: Live | None = None) -> None:
+        """See a new job through: it is on disk, and so is its attempt, if it has one."""
         self._unfinished += 1
         if self._closed:
             return  # It is on disk, and whoever comes next goes on with it.
         self._family.born(job)
-        if job.owner == self._life:
+        if live is not None:
+            assert live.errand is not None
+            self._live[job.id] = live
+            self._family.carried(job)
+            live.begun()
+            self._broker.begin(live.errand, partial(self._heard_of, live))
+        elif job.owner == self._life:
             self._carry(job)
         elif job.held:
             self.spawn("held", self._look_at_held, job)
@@ -439,14 +494,56 @@ class Keeper:
     def _carry(self, job: Job) -> None:
         live = self._live[job.id] = Live(job, self)
         self._family.carried(job)
-        live.task = self._tasks.spawn(self._see_through(live), f"job {job.id}")
+        self._attend(live)
+
+    def _attend(self, live: Live) -> None:
+        """Carry a job by a task from now on, which can wait for things and be cancelled."""
+        live.task = self._tasks.spawn(self._see_through(live), f"job {live.job.id}")
+
+    def _heard_of(self, live: Live, final: FinalEvent | None) -> None:
+        """Something became of an attempt for which no task waits: it has a value, or it is not done."""
+        if live.task is not None or self._closed:
+            return
+        if final is None:
+            self._attend(live)
+            return
+        self._account(live.job, final)
+        live.close_try("done")
+        told = self._finish(live.job, Happening.DONE, final.value, None)
+        changes = self._ending(live, told)
+
+        def written(found: Sequence[Result] | Exception) -> None:
+            if self._closed:
+                return  # Its agent keeps the final until somebody acknowledges it.
+            if isinstance(found, Exception):
+                log.warning("end_not_written", job=live.job.id, error=str(found))
+                self.spawn("end", self._end_insisting, live, changes, told)
+            elif found[0]:
+                self._ended(live, told)
+            else:
+                self._let_go(live)
+
+        try:
+            self.store.post(changes, written)
+        except (StoreError, LifeOver) as exc:
+            written(exc)
+
+    async def _end_insisting(self, live: Live, changes: Sequence[Change], told: list[Job]) -> None:
+        if await self._insist(*changes):
+            self._ended(live, told)
+        else:
+            self._let_go(live)
 
     async def _see_through(self, live: Live) -> None:
         job = live.job
+        begun = live.errand is not None
         try:
             while job.id in self._live and await self._take_turn(live):
                 try:
-                    live.errand = self._errand(live)
+                    if not begun:
+                        live.errand = self._errand(live)
+                    begun = False
+                    assert live.errand is not None
                     final = await self._broker.run(live.errand)
                 except Limited as limited:
                     await self.gates.await_room(job.op, limited.after, self._left(job))
@@ -614,17 +711,28 @@ class Keeper:
         """Write an end down, then acknowledge it and tell everybody."""
         job = live.job
         live.close_try("" if problem is None else problem.reason)
-        children = self._finish(job, happening, value, problem)
-        # Its last lines may have come with its end, and who reads the log then is to find them.
+        told = self._finish(job, happening, value, problem)
+        if not await self._insist(*self._ending(live, told)):
+            raise Fenced
+        self._ended(live, told)
+
+    def _ending(self, live: Live, told: Iterable[Job]) -> list[Change]:
+        """Give what is written at an end: the job, those that are told of it, and its last lines.
+
+        They may have come with its end, and who reads the log then is to find them.
+        """
+        job = live.job
         lines = [line for line in self._lines if line.job == job.id]
         if lines:
             self._lines = [line for line in self._lines if line.job != job.id]
-        if not await self._insist(Save(job), *map(New, children), *lines):
-            raise Fenced
+        return [Save(job), *map(New, told), *lines]
+
+    def _ended(self, live: Live, told: Iterable[Job]) -> None:
+        """An end is on disk: acknowledge it and tell everybody."""
         if live.errand is not None:
             self._broker.acknowledge(live.errand)
         self._forget(live)
-        self._over(job, children)
+        self._over(live.job, told)
 
     def _finish(
         self, job: Job, happening: Happening, value: Json, problem: Problem | None
@@ -634,16 +742,17 @@ class Keeper:
         job.owner = self._life
         job.ended = self.now()
         job.value, job.problem = value, problem
-        log.info(
-            "job_ended",
-            job=job.id,
-            op=job.op,
-            caller=job.caller,
-            state=job.state.value,
-            problem=None if problem is None else problem.reason,
-            attempts=job.attempt,
-            ran=job.ran,
-        )
+        if problem is not None:
+            log.info(
+                "job_ended",
+                job=job.id,
+                op=job.op,
+                caller=job.caller,
+                state=job.state.value,
+                problem=problem.reason,
+                attempts=job.attempt,
+                ran=job.ran,
+            )
         told = job.on_done if job.state is JobState.DONE else job.on_error
         return [] if told is None else [self._callback(job, told)]
 
@@ -685,9 +794,8 @@ class Keeper:
     def _over(self, job: Job, told: Iterable[Job]) -> None:
         """A job has ended, and that is on disk, with the jobs that are told of it."""
         self._unfinished -= 1
-        for future in self._waiting.pop(job.id, ()):
-            if not future.done():
-                future.set_result(None)
+        for tell in self._waiting.pop(job.id, ()):
+            tell(job)
         self.gates.freed(job.op)
         self._family.ended(job)
         if self._backlog and len(self._live) < MAX_LIVE:
@@ -701,6 +809,8 @@ class Keeper:
         live.tell(("state", live.job))
         for watcher in live.watchers:
             watcher.end()
+        if live.gone is not None:
+            live.gone.set()
 
     def _let_go(self, live: Live) -> None:
         """The job is another dispatcher's, or over: its attempt stays with its agent."""
@@ -931,9 +1041,13 @@ class Keeper:
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
         while True:
-            over: asyncio.Future[None] = loop.create_future()
-            waiting = self._waiting.setdefault(id, set())
-            waiting.add(over)
+            over: asyncio.Future[Job] = loop.create_future()
+
+            def tell(job: Job, over: asyncio.Future[Job] = over) -> None:
+                if not over.done():
+                    over.set_result(job)
+
+            self._waiting.setdefault(id, []).append(tell)
             try:
                 job = await self.get(id)
                 left = end - loop.time()
@@ -941,13 +1055,15 @@ class Keeper:
                     return job
                 # One that is not live here may be ended by another dispatcher, who does not tell.
                 async with asyncio.timeout(left if id in self._live else min(left, POLL)):
-                    await over
+                    return await over
             except TimeoutError:
                 pass
             finally:
-                waiting.discard(over)
-                if not waiting:
-                    self._waiting.pop(id, None)
+                waiting = self._waiting.get(id)
+                if waiting is not None and tell in waiting:
+                    waiting.remove(tell)
+                    if not waiting:
+                        del self._waiting[id]
 
     async def watch(self, id: str) -> AsyncGenerator[News]:
         """Give what happens to a job until it ends; begins with its state, ends with the last."""
@@ -1019,9 +1135,17 @@ class Keeper:
             self._let_go(live)
 
     async def _cancel_live(self, live: Live) -> None:
-        job, task = live.job, live.task
-        assert task is not None
+        job = live.job
         live.cancelling = True
+        if live.task is None and job.final:
+            # Its end is being written.
+            live.gone = live.gone or asyncio.Event()
+            await live.gone.wait()
+            return
+        if live.task is None:
+            self._attend(live)
+        task = live.task
+        assert task is not None
         attempt = None if live.errand is None else live.errand.attempt
         call = None if attempt is None else attempt.call
         current = job.current

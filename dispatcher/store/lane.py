@@ -53,7 +53,8 @@ class Statement:
 
     def all(self, connection: sa.Connection, *parameters: Any) -> Sequence[Any]:
         """Run it once."""
-        return driver_of(connection).execute(self.text, parameters).fetchall()
+        found: Sequence[Any] = driver_of(connection).execute(self.text, parameters).fetchall()
+        return found
 
     def many(self, connection: sa.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
         """Run it for each row."""
@@ -152,7 +153,7 @@ class Lane:
             except (OverflowError, UnicodeError) as exc:
                 raise _unfit(exc) from exc
 
-    def _lost(self, error: Exception) -> bool:
+    def _lost(self, error: Any) -> bool:
         return self._engine.dialect.is_disconnect(error, self._driver, None)
 
     def _connect(self) -> sa.Connection:

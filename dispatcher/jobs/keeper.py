@@ -18,7 +18,16 @@ agent keeps the final.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
@@ -342,7 +351,7 @@ class Keeper:
         """
         if self.draining:
             raise CallError.of(_ENDING)
-        return await self._submit(jobs)
+        return await self._submit(jobs) if jobs else []
 
     async def _submit(self, jobs: Sequence[Job]) -> list[str]:
         if self._unfinished + len(jobs) > MAX_UNFINISHED:
@@ -1059,11 +1068,54 @@ class Keeper:
             except TimeoutError:
                 pass
             finally:
-                waiting = self._waiting.get(id)
-                if waiting is not None and tell in waiting:
-                    waiting.remove(tell)
-                    if not waiting:
-                        del self._waiting[id]
+                self._tell_no_more(id, tell)
+
+    async def ends(self, ids: Iterable[str], seconds: float) -> AsyncGenerator[list[Job]]:
+        """Give jobs as they end, those together that end together; stops when all have, or in time."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        left = set(ids)
+        ended: list[Job] = []
+        wake = asyncio.Event()
+
+        def tell(job: Job) -> None:
+            ended.append(job)
+            wake.set()
+
+        for id in left:
+            self._waiting.setdefault(id, []).append(tell)
+        try:
+            while True:
+                # Those that are not live here end on disk alone, or another dispatcher ends them.
+                found = await self._ended_elsewhere(left - self._live.keys() - {j.id for j in ended})
+                wake.clear()
+                news = {job.id: job for job in (*ended, *found) if job.id in left}
+                ended.clear()
+                left -= news.keys()
+                if news:
+                    yield list(news.values())
+                if not left or loop.time() >= end:
+                    return
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(min(POLL, end - loop.time())):
+                        await wake.wait()
+        finally:
+            for id in left:
+                self._tell_no_more(id, tell)
+
+    async def _ended_elsewhere(self, ids: Collection[str]) -> list[Job]:
+        if not ids:
+            return []
+        states = await self.store.states(sorted(ids))
+        found = [await self.store.get(id) for id, state in states.items() if state.final]
+        return [job for job in found if job is not None]
+
+    def _tell_no_more(self, id: str, tell: Callable[[Job], None]) -> None:
+        waiting = self._waiting.get(id)
+        if waiting is not None and tell in waiting:
+            waiting.remove(tell)
+            if not waiting:
+                del self._waiting[id]
 
     async def watch(self, id: str) -> AsyncGenerator[News]:
         """Give what happens to a job until it ends; begins with its state, ends with the last."""

@@ -82,6 +82,20 @@ def row(
     return {name: item for name, item in out.items() if item is not None}
 
 
+def end_row(job: Job) -> dict[str, Json]:
+    """Give what the caller of a map has to know of an input that has ended."""
+    out: dict[str, Any] = {
+        "id": job.id,
+        "position": job.position,
+        "state": job.state.value,
+        "agent": job.agent,
+        "run": _seconds(job.ran),
+        "problem": None if job.problem is None else job.problem.to_json(),
+        "value": job.value,
+    }
+    return {name: item for name, item in out.items() if item is not None}
+
+
 def _attempt(attempt: Try) -> dict[str, Json]:
     out: dict[str, Any] = {
         "number": attempt.number,

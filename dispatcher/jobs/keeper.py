@@ -593,7 +593,7 @@ class Keeper:
             job.id,
             loop.time(),
             attempts=job.attempt,
-            lost=tuple(item.agent for item in job.tries if item.end == "lost"),
+            lost=tuple([item.agent for item in job.tries if item.end == "lost"]),
             book=live,
             patient=True,
             priority=job.priority,
@@ -605,6 +605,8 @@ class Keeper:
 
     def _avoided(self, job: Job) -> frozenset[str]:
         """Agents that a retry must not go to, as long as there is another one."""
+        if not job.tries:
+            return frozenset()
         failed = frozenset(item.agent for item in job.tries if item.end and not item.uncounted)
         if not failed or not self._policy(job).elsewhere:
             return frozenset()
@@ -740,6 +742,7 @@ class Keeper:
         """An end is on disk: acknowledge it and tell everybody."""
         if live.errand is not None:
             self._broker.acknowledge(live.errand)
+            self.strays.over(live.job.id)
         self._forget(live)
         self._over(live.job, told)
 
@@ -1058,10 +1061,12 @@ class Keeper:
 
             self._waiting.setdefault(id, []).append(tell)
             try:
-                job = await self.get(id)
                 left = end - loop.time()
-                if job is None or job.final or left <= 0:
-                    return job
+                if id not in self._live or left <= 0:
+                    job = await self.get(id)
+                    if job is None or job.final or left <= 0:
+                        return job
+                    left = end - loop.time()
                 # One that is not live here may be ended by another dispatcher, who does not tell.
                 async with asyncio.timeout(left if id in self._live else min(left, POLL)):
                     return await over
@@ -1291,12 +1296,17 @@ def _op_of(job: Job) -> Op:
         args=job.args,
         key=job.key,
         trace=job.trace,
-        want=Want(rerun=bool(job.want.get("rerun"))),
+        want=_RERUN if job.want.get("rerun") else None,
     )
+
+
+_RERUN: Final = Want(rerun=True)
 
 
 def want_of(job: Job) -> Want | None:
     """Give what a job asks of its agent, as a call would."""
+    if not job.want:
+        return None
     want = {name: value for name, value in job.want.items() if name != "to"}
     return Want(**want) if want else None
 

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any, Final
 
 from spinal.protocols import Json
 
 from .job import Job, JobState, Try
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_EPOCH: Final = datetime(1970, 1, 1)  # noqa: DTZ001  # In UTC, without saying so.
 
 
 def stamp(ms: int) -> str:
     """Give milliseconds since 1970 as text: ``2026-11-21T05:00:00.000Z``."""
-    # Not by way of a float, which cannot hold every millisecond's neighbours apart.
-    moment = _EPOCH + timedelta(milliseconds=ms)
-    return moment.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
+    second, rest = divmod(ms, 1000)
+    return f"{_second(second)}.{rest:03}Z"
+
+
+@lru_cache(1024)
+def _second(second: int) -> str:
+    # Jobs of one moment have their times in common.
+    return (_EPOCH + timedelta(seconds=second)).isoformat()
 
 
 def row(

@@ -42,7 +42,7 @@ from .contract import (
     Told,
 )
 from .dialect import Dialect
-from .lane import Lane
+from .lane import Lane, Statement
 from .listing import wanted
 from .plan import Prepared, decide, weigh
 from .schema import upgrade
@@ -81,6 +81,10 @@ MAX_WAITING_SIZE: Final = 64 * 1024 * 1024
 
 _LISTED: Final = [jobs.c[name] for name in records.LISTED]
 _WHOLE: Final = [jobs.c[name] for name in records.WHOLE]
+#: Held jobs with what they come after.
+_HELD: Final = (
+    sa.select(jobs.c.id).distinct().where(LIVE, jobs.c.held, jobs.c.id == edges.c.job)
+)
 _URGENT: Final = (jobs.c.priority.desc(), jobs.c.id)
 
 
@@ -118,6 +122,8 @@ class Database:
             await asyncio.to_thread(self._dialect.check)
             engine = self._dialect.engine()
             self._transaction = Transaction(engine, self._dialect)
+            self._get = Statement(engine, sa.select(*_WHOLE).where(jobs.c.id == parameter("id")))
+            self._dependents = Statement(engine, _HELD.where(Among(edges.c.before, parameter())))
             self._writer = Lane(engine, self._dialect, "writer", writes=True)
             self._reader = Lane(engine, self._dialect, "reader", writes=False)
         self._lease = int(lease * 1000)
@@ -408,8 +414,9 @@ class Database:
 
     async def get(self, id: str) -> Job | None:
         """See the contract."""
-        found = await self._rows(sa.select(*_WHOLE).where(jobs.c.id == id))
-        return found[0] if found else None
+        self._check()
+        found = await self._reader.run(lambda connection: self._get.all(connection, id))
+        return records.job(found[0]) if found else None
 
     async def find(self, which: Filter, limit: int) -> list[Job]:
         """See the contract."""
@@ -449,17 +456,15 @@ class Database:
 
     async def dependents(self, ids: Sequence[str]) -> list[str]:
         """See the contract."""
-        later = sa.select(jobs.c.id).distinct().where(LIVE, jobs.c.held, jobs.c.id == edges.c.job)
         if ids:
-            found = await self._read(
-                later.where(Among(edges.c.before, parameter())),
-                {"values": self._dialect.several(ids)},
-            )
+            self._check()
+            before = self._dialect.several(ids)
+            found = await self._reader.run(lambda c: self._dependents.all(c, before))
         else:
-            before = jobs.alias("earlier")
+            earlier = jobs.alias("earlier")
             # One that is not kept any more had ended.
-            waits = sa.exists().where(before.c.id == edges.c.before, before.c.ended.is_(None))
-            found = await self._read(later.where(sa.not_(waits)))
+            waits = sa.exists().where(earlier.c.id == edges.c.before, earlier.c.ended.is_(None))
+            found = await self._read(_HELD.where(sa.not_(waits)))
         return sorted(id for (id,) in found)
 
     async def next_due(self) -> tuple[int, int] | None:

@@ -24,7 +24,7 @@ Row = tuple[Any, ...]
 
 
 class _Members:
-    """Members of a dataclass that go into one JSON object, unless they have their default."""
+    """Members of a dataclass that go into one JSON object, unless nothing was put in for them."""
 
     def __init__(self, defaults: Mapping[str, Any]) -> None:
         self._names = tuple(defaults)
@@ -33,8 +33,11 @@ class _Members:
 
     def of(self, one: Job | Try) -> dict[str, Json]:
         """Take them down."""
-        found = zip(self._names, self._get(one), self._defaults, strict=True)
-        return {name: value for name, value, default in found if value != default}
+        values = self._get(one)
+        if values == self._defaults:
+            return {}
+        found = zip(self._names, values, self._defaults, strict=False)
+        return {name: value for name, value, default in found if value is not default}
 
 
 def _defaults(kind: type[Job | Try]) -> dict[str, Any]:
@@ -168,7 +171,7 @@ def fresh(job: Job, begins: bool, retention: Retention) -> Fresh:
     Raises:
         LocalProtocolError: it cannot be kept.
     """
-    asked, args = _text(job, _ASKED.of(job)), _text(job, dict(job.args))
+    asked, args = _text(job, _ASKED.of(job)), _text(job, job.args)
     standing, moving, fate, value, size = _fate(job, retention)
     weight = len(asked) + len(args)
     row = (
@@ -248,7 +251,9 @@ def _fate(job: Job, retention: Retention) -> tuple[Standing, Row, str, str | Non
     return standing, moving, fate.decode(), None if value is None else value.decode(), size
 
 
-def _text(job: Job, value: Json) -> bytes:
+def _text(job: Job, value: Json | Mapping[str, Json]) -> bytes:
+    if not value and type(value) is dict:
+        return b"{}"
     try:
         return dumps(value)
     # The libraries differ: ValueError and TypeError mean the same here.

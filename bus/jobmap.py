@@ -28,13 +28,15 @@ DEADLINE = 86_400.0
 #: Seconds that cancelling a map may take when its reader left.
 LEAVING = 10.0
 
+#: Inputs of a durable map that are under way at once if nobody says otherwise.
+WINDOW = 512
 #: Inputs that are submitted together at most, and bytes of their arguments.
 BATCH = 500
 BATCH_SIZE = 24 * 1024
 #: Of a window, this part has to be free before more is taken while there is something to give.
 REFILL = 8
 #: Pieces of news of one batch that may be unread.
-WINDOW = 16
+PIECES = 16
 
 #: A position, and the arguments there.
 _Input = tuple[int, Mapping[str, Argument]]
@@ -197,14 +199,14 @@ class JobMap:
             inputs: list[Json] = [[index, dict(arguments)] for index, arguments in left.items()]
             said = {**self._child, "inputs": inputs, "wait": wait}
             try:
-                call = line.begin("/spinal/jobs/map", said, wait + ANSWER, WINDOW)
+                call = line.begin("/spinal/jobs/map", said, wait + ANSWER, PIECES)
                 async with aclosing(aiter(call)) as items:
                     async for item in items:
                         if isinstance(item, Data) and isinstance(item.value, list):
                             backoff.failures = 0
                             if seconds is None:
                                 until = loop.time() + AWAY
-                            rows: list[Any] = item.value
+                            rows: list[Any] = item.value  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType] - of Json
                             for row in rows:
                                 arguments = left.pop(row["position"], None)
                                 if arguments is not None:
@@ -243,9 +245,7 @@ class JobMap:
             value = self._line().incoming(outcome(row))
         except (CallError, BusError) as exc:
             return Mapped.failed(index, arguments, exc, job)
-        return Mapped(
-            index, arguments, value, agent=row.get("agent"), ran=row.get("run"), job=job
-        )
+        return Mapped(index, arguments, value, agent=row.get("agent"), ran=row.get("run"), job=job)
 
     async def _tell(self, what: str, seconds: float) -> None:
         """Tell the dispatcher that nothing follows; the inputs have had their answers already."""

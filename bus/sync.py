@@ -27,7 +27,7 @@ from .home import Credentials
 from .jobmap import JobMap
 from .jobs import Job, JobLog, JobUpdate, check_id
 from .line import Argument, Line
-from .maps import WINDOW, Mapped
+from .maps import Mapped
 from .options import Options, Planned
 
 _T = TypeVar("_T")
@@ -279,7 +279,7 @@ class SyncClient:
         /,
         over: Iterable[Mapping[str, Argument]],
         *,
-        window: int = WINDOW,
+        window: int | None = None,
         ordered: bool = False,
     ) -> Iterator[Mapped]:
         """Ask once for each set of arguments; see ``Client.map``."""
@@ -305,7 +305,7 @@ class SyncClient:
         /,
         over: Iterable[Mapping[str, Argument]],
         *,
-        window: int = WINDOW,
+        window: int | None = None,
         ordered: bool = False,
     ) -> SyncJobMap:
         """Begin a durable map; see ``Client.start_map``."""

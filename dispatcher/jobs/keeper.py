@@ -1092,7 +1092,9 @@ class Keeper:
         try:
             while True:
                 # Those that are not live here end on disk alone, or another dispatcher ends them.
-                found = await self._ended_elsewhere(left - self._live.keys() - {j.id for j in ended})
+                found = await self._ended_elsewhere(
+                    left - self._live.keys() - {j.id for j in ended}
+                )
                 wake.clear()
                 news = {job.id: job for job in (*ended, *found) if job.id in left}
                 ended.clear()

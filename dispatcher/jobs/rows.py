@@ -11,7 +11,7 @@ from spinal.protocols import Json
 
 from .job import Job, JobState, Try
 
-_EPOCH: Final = datetime(1970, 1, 1)  # noqa: DTZ001  # In UTC, without saying so.
+_EPOCH: Final = datetime(1970, 1, 1)  # In UTC, without saying so.
 
 
 def stamp(ms: int) -> str:

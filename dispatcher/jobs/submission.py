@@ -303,9 +303,10 @@ def read_inputs(args: Mapping[str, Json], caller: str, now: int, steady: int) ->
 
 
 def _input(raw: Json, name: str) -> tuple[int, dict[str, Json]]:
-    if not isinstance(raw, list) or len(raw) != 2:
+    pair: list[Json] = raw if isinstance(raw, list) else []  # pyright: ignore[reportUnknownVariableType] - JSON items
+    if len(pair) != 2:
         raise _wrong(name, "pairs of a position and arguments")
-    return _POSITION(raw[0], name), readers.mapping(raw[1], name)
+    return _POSITION(pair[0], name), readers.mapping(pair[1], name)
 
 
 #: What each input of a map has for itself.

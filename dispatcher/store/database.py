@@ -82,9 +82,7 @@ MAX_WAITING_SIZE: Final = 64 * 1024 * 1024
 _LISTED: Final = [jobs.c[name] for name in records.LISTED]
 _WHOLE: Final = [jobs.c[name] for name in records.WHOLE]
 #: Held jobs with what they come after.
-_HELD: Final = (
-    sa.select(jobs.c.id).distinct().where(LIVE, jobs.c.held, jobs.c.id == edges.c.job)
-)
+_HELD: Final = sa.select(jobs.c.id).distinct().where(LIVE, jobs.c.held, jobs.c.id == edges.c.job)
 _URGENT: Final = (jobs.c.priority.desc(), jobs.c.id)
 
 

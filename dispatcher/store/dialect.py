@@ -32,7 +32,7 @@ class Dialect(Protocol):
         """Give the parameter of :class:`~.tables.Among`."""
         ...
 
-    def at_once(self, query: sa.Select[Any]) -> sa.Select[Any]:
+    def at_once(self, query: sa.Select[*tuple[Any, ...]]) -> sa.Select[*tuple[Any, ...]]:
         """Give a query that is answered in as few steps as can be; :meth:`rows` reads the answer."""
         ...
 

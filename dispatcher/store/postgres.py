@@ -106,7 +106,7 @@ class Postgres:
         """See the contract."""
         return list(values)
 
-    def at_once(self, query: sa.Select[Any]) -> sa.Select[Any]:
+    def at_once(self, query: sa.Select[*tuple[Any, ...]]) -> sa.Select[*tuple[Any, ...]]:
         """See the contract."""
         # The server sends all rows together.
         return query

@@ -129,7 +129,7 @@ class Sqlite:
         """See the contract."""
         return dumps(values).decode()
 
-    def at_once(self, query: sa.Select[Any]) -> sa.Select[Any]:
+    def at_once(self, query: sa.Select[*tuple[Any, ...]]) -> sa.Select[*tuple[Any, ...]]:
         """See the contract."""
         # Each row is a step of its own, and each step may have to wait for the interpreter's lock.
         found = query.subquery("found")

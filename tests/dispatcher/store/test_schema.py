@@ -105,10 +105,7 @@ async def test_partial_indexes_are_used(tmp_path: Path) -> None:
         for index, part in DAILY.items():
             texts = [text for text in seen if part in text and "CREATE" not in text]
             assert texts, part
-            plans = [
-                str(file.execute(f"EXPLAIN QUERY PLAN {text}").fetchall())
-                for text in texts
-            ]
+            plans = [str(file.execute(f"EXPLAIN QUERY PLAN {text}").fetchall()) for text in texts]
             assert any(index in plan for plan in plans), (index, texts, plans)
         for text in seen:
             if text.startswith(("SELECT", "UPDATE", "DELETE", "WITH")):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import importlib
 import os
 import resource
@@ -139,9 +138,6 @@ def _share_fairly() -> None:
     """Suit the interpreter to an event loop that is busy beside threads of the store."""
     # A thread of the store waits so long for the interpreter's lock, at each step of a transaction.
     sys.setswitchinterval(0.0005)
-    # Nearly everything that is made for a call is gone once it has ended, and in no cycle.
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
 
 
 def _read_arguments() -> argparse.Namespace:

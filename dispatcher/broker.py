@@ -12,7 +12,7 @@ for has changed so that waiting may be wrong.
 
 An errand may have a book (a job has one).  Where an agent has room for it at once, its first attempt
 is written down together with it, and then nobody waits for it: it needs a task only once something
-else than a value becomes of it (*reserve*, *begin*).  In any case each attempt is written down before it is sent, and
+else than a value becomes of it (*reserve*, *begin*); nor while it waits in the queue (*wait*).  In any case each attempt is written down before it is sent, and
 its final is acknowledged by whoever keeps the book, once it is safe.  An attempt that a former life
 of ours began is *resumed*: once its agent is there in the same life, the same op is sent again, and
 an agent that has it does not run it twice.
@@ -142,6 +142,10 @@ class Errand:
     begun: Begun | None = None
     #: The one that is under way, or was the last.
     attempt: Attempt | None = None
+    #: It has been counted.
+    counted: bool = False
+    #: Its place in the queue, while it waits there and no task waits for it.
+    place: _Place | None = None
 
     @property
     def next_key(self) -> AttemptKey:
@@ -183,7 +187,32 @@ class Counts:
 @dataclass(slots=True, eq=False)
 class _Waiter:
     errand: Errand
-    placed: asyncio.Future[Attempt | None] = field(repr=False)
+    placed: asyncio.Future[Attempt | None] | _Place = field(repr=False)
+
+
+@dataclass(slots=True, eq=False)
+class _Place:
+    """A place in the queue for which no task waits: in place of a future."""
+
+    told: Callable[[Attempt | None], None]
+    entry: Entry[_Waiter] | None = None
+    timer: asyncio.TimerHandle | None = None
+    left: bool = False
+
+    def done(self) -> bool:
+        """Tell whether it was given up, for an attempt or for nothing."""
+        return self.left
+
+    def set_result(self, attempt: Attempt | None) -> None:
+        """Give an attempt, or nothing: look again."""
+        self.leave()
+        self.told(attempt)
+
+    def leave(self) -> None:
+        """Give it up."""
+        self.left = True
+        if self.timer is not None:
+            self.timer.cancel()
 
 
 class Broker:
@@ -277,8 +306,8 @@ class Broker:
 
         Cancelling it cancels the attempt at the agent.
         """
-        if errand.attempt is None:
-            self.counts.calls += 1
+        self._count(errand)
+        self.recall(errand)
         try:
             final = await self._run(errand)
         except CallError as exc:
@@ -452,38 +481,26 @@ class Broker:
         """Take a slot at an agent, waiting for one if there may be one later."""
         loop = asyncio.get_running_loop()
         began = loop.time()
-        end = errand.deadline - min(MAX_MARGIN, MARGIN * (errand.deadline - began))
+        end = _patience(errand, began)
         while True:
-            demand = errand.demand
             choice = self._choice(errand)
             if choice.agent is not None:
                 return self._reserve(errand, choice.agent)
             if not choice.later and not errand.patient and not self._expecting():
                 raise CallError.of(self._nobody(errand))
-            if choice.only:
-                demand = replace(demand, only=choice.only)
-            waiter = _Waiter(errand, loop.create_future())
-            entry = Entry(
-                demand,
-                bare(errand.caller),
-                errand.deadline,
-                waiter,
-                # What was lost has waited its turn already.
-                priority=errand.priority + (1 if errand.lost else 0),
-                size=_size(errand.op),
-            )
+            placed: asyncio.Future[Attempt | None] = loop.create_future()
             try:
-                self._queue.add(entry, loop.time())
+                entry = self._line_up(errand, choice, placed)
             except QueueFull as exc:
                 raise CallError.of(exc.problem) from exc
             try:
                 async with asyncio.timeout_at(end):
-                    attempt = await waiter.placed
+                    attempt = await placed
             except (TimeoutError, asyncio.CancelledError) as exc:
                 self._queue.remove(entry)
-                if waiter.placed.done() and not waiter.placed.cancelled():
+                if placed.done() and not placed.cancelled():
                     # Stopped in the very moment in which it was given a slot.
-                    given = waiter.placed.result()
+                    given = placed.result()
                     if given is not None:
                         self._release(given)
                 if isinstance(exc, TimeoutError):
@@ -491,6 +508,24 @@ class Broker:
                 raise
             if attempt is not None:
                 return attempt
+
+    def _line_up(
+        self, errand: Errand, choice: Choice, placed: asyncio.Future[Attempt | None] | _Place
+    ) -> Entry[_Waiter]:
+        demand = errand.demand
+        if choice.only:
+            demand = replace(demand, only=choice.only)
+        entry = Entry(
+            demand,
+            bare(errand.caller),
+            errand.deadline,
+            _Waiter(errand, placed),
+            # What was lost has waited its turn already.
+            priority=errand.priority + (1 if errand.lost else 0),
+            size=_size(errand.op),
+        )
+        self._queue.add(entry, asyncio.get_running_loop().time())
+        return entry
 
     def _choice(self, errand: Errand) -> Choice:
         demand = errand.demand
@@ -560,15 +595,53 @@ class Broker:
         agent = self._choice(errand).agent
         if agent is None:
             return False
-        self.counts.calls += 1
         errand.attempt = self._reserve(errand, agent)
         return True
+
+    def wait(self, errand: Errand, placed: Callable[[], None]) -> None:
+        """Let an errand with a book wait for an agent; no task waits for it.
+
+        ``placed`` is called when something is reserved for it, or else when :meth:`run` has to see
+        to it: its time is over, or what it waits for may not come.
+        """
+        loop = asyncio.get_running_loop()
+
+        def told(attempt: Attempt | None) -> None:
+            errand.place = None
+            errand.attempt = attempt
+            if not self._closed:
+                placed()
+
+        place = _Place(told)
+        try:
+            place.entry = self._line_up(errand, self._choice(errand), place)
+        except QueueFull:
+            loop.call_soon(told, None)
+            return
+        errand.place = place
+        place.timer = loop.call_at(_patience(errand, loop.time()), self._overdue, place)
+
+    def _overdue(self, place: _Place) -> None:
+        if place.entry is not None and not place.done():
+            self._queue.remove(place.entry)
+            place.set_result(None)
+
+    def recall(self, errand: Errand) -> None:
+        """Take an errand out of the queue, if it waits there."""
+        place, errand.place = errand.place, None
+        if place is not None and place.entry is not None:
+            place.leave()
+            self._queue.remove(place.entry)
+
+    def _count(self, errand: Errand) -> None:
+        if not errand.counted:
+            errand.counted = True
+            self.counts.calls += 1
 
     def release(self, errand: Errand) -> None:
         """Give up what was reserved for an errand: nothing was sent."""
         attempt, errand.attempt = errand.attempt, None
         if attempt is not None:
-            self.counts.calls -= 1
             errand.attempts -= 1
             self._release(attempt)
 
@@ -582,6 +655,7 @@ class Broker:
         """
         attempt = errand.attempt
         assert attempt is not None, "nothing was reserved"
+        self._count(errand)
         attempt.begun = True
 
         def ended() -> None:
@@ -856,6 +930,11 @@ class Broker:
             self._queue.remove(entry)
             if not entry.item.placed.done():
                 entry.item.placed.set_result(None)
+
+
+def _patience(errand: Errand, now: float) -> float:
+    """Give the time until which an errand waits for an agent, so that its caller hears it."""
+    return errand.deadline - min(MAX_MARGIN, MARGIN * (errand.deadline - now))
 
 
 def _size(op: Op) -> int:

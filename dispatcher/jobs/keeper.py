@@ -60,6 +60,7 @@ from ..store.contract import (
     Save,
     Store,
     StoreError,
+    Told,
     Wait,
 )
 from . import retries
@@ -413,15 +414,13 @@ class Keeper:
                 if not done.done():
                     done.set_result(ids)
 
-        try:
-            self.store.post([New(job, job.id in started) for job in jobs], written)
-        except (StoreError, LifeOver, LocalProtocolError) as exc:
-            written(exc)
+        self._post([New(job, job.id in started) for job in jobs], written)
 
     def _not_started(self, live: Live) -> None:
         assert live.errand is not None
         live.take_back()
         self._broker.release(live.errand)
+        live.errand = None
 
     async def _refer_to_known(self, jobs: Sequence[Job]) -> None:
         """Let jobs of one batch come after the known job of a key instead of its new twin."""
@@ -503,10 +502,48 @@ class Keeper:
     def _carry(self, job: Job) -> None:
         live = self._live[job.id] = Live(job, self)
         self._family.carried(job)
-        self._attend(live)
+        if job.op in self.gates or job.tries:
+            self._attend(live)
+        else:
+            live.errand = self._errand(live)
+            self._broker.wait(live.errand, partial(self._placed, live))
+
+    def _placed(self, live: Live) -> None:
+        """An agent has room for a job that waited in the queue; or it waits no longer."""
+        errand = live.errand
+        assert errand is not None
+        if errand.attempt is None:
+            self._attend(live)
+            return
+        live.enter(errand.attempt)
+        live.job.owner = self._life
+        live.writing = True
+
+        def written(found: Sequence[Result] | Exception) -> None:
+            live.settle()
+            if self._closed:
+                return
+            if isinstance(found, Exception) or found[0] is not True:
+                # Its task tries it once more, and learns why it cannot be.
+                self._not_started(live)
+                self._attend(live)
+            else:
+                live.begun()
+                self._broker.begin(errand, partial(self._heard_of, live))
+
+        self._post([Save(live.job, begins=True)], written)
+
+    def _post(self, changes: Sequence[Change], told: Told) -> None:
+        """Write without waiting; what the store says at once is told a turn later as well."""
+        try:
+            self.store.post(changes, told)
+        except (StoreError, LifeOver, LocalProtocolError) as exc:
+            asyncio.get_running_loop().call_soon(told, exc)
 
     def _attend(self, live: Live) -> None:
         """Carry a job by a task from now on, which can wait for things and be cancelled."""
+        if live.errand is not None:
+            self._broker.recall(live.errand)
         live.task = self._tasks.spawn(self._see_through(live), f"job {live.job.id}")
 
     def _heard_of(self, live: Live, final: FinalEvent | None) -> None:
@@ -520,6 +557,7 @@ class Keeper:
         live.close_try("done")
         told = self._finish(live.job, Happening.DONE, final.value, None)
         changes = self._ending(live, told)
+        live.writing = True
 
         def written(found: Sequence[Result] | Exception) -> None:
             if self._closed:
@@ -532,10 +570,7 @@ class Keeper:
             else:
                 self._let_go(live)
 
-        try:
-            self.store.post(changes, written)
-        except (StoreError, LifeOver) as exc:
-            written(exc)
+        self._post(changes, written)
 
     async def _end_insisting(self, live: Live, changes: Sequence[Change], told: list[Job]) -> None:
         if await self._insist(*changes):
@@ -821,8 +856,7 @@ class Keeper:
         live.tell(("state", live.job))
         for watcher in live.watchers:
             watcher.end()
-        if live.gone is not None:
-            live.gone.set()
+        live.settle()
 
     def _let_go(self, live: Live) -> None:
         """The job is another dispatcher's, or over: its attempt stays with its agent."""
@@ -1196,15 +1230,16 @@ class Keeper:
     async def _cancel_live(self, live: Live) -> None:
         job = live.job
         live.cancelling = True
-        if live.task is None and job.final:
-            # Its end is being written.
-            live.gone = live.gone or asyncio.Event()
-            await live.gone.wait()
-            return
+        if live.task is None:
+            await live.settled()
+            if job.id not in self._live:
+                return
         if live.task is None:
             self._attend(live)
         task = live.task
         assert task is not None
+        # One that is cancelled before its first step never takes it.
+        await asyncio.sleep(0)
         attempt = None if live.errand is None else live.errand.attempt
         call = None if attempt is None else attempt.call
         current = job.current

@@ -68,8 +68,9 @@ class Live:
     step_aside: Callable[[], None] | None = None
     #: What the job was before the attempt that is being written down.
     before: tuple[int, str | None, int | None, JobState] | None = None
-    #: Is set once nobody carries it here any more, if somebody waits for that.
-    gone: asyncio.Event | None = None
+    #: What it is about to be is being written, and no task waits for that; who does is told.
+    writing: bool = False
+    written: asyncio.Event | None = None
     watchers: list[Watcher] = field(default_factory=list["Watcher"])
 
     # -- the book
@@ -134,6 +135,19 @@ class Live:
         self._forget_tries()
         self.lines = 0
         self.tell(("state", self.job))
+
+    async def settled(self) -> None:
+        """Wait while something of it is being written for which no task waits."""
+        while self.writing:
+            self.written = self.written or asyncio.Event()
+            await self.written.wait()
+
+    def settle(self) -> None:
+        """What was being written is."""
+        self.writing = False
+        if self.written is not None:
+            self.written.set()
+            self.written = None
 
     def pass_on_turn(self) -> None:
         """Let the next job of a limited operation go ahead, if it is our turn."""

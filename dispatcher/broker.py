@@ -599,11 +599,16 @@ class Broker:
         return True
 
     def wait(self, errand: Errand, placed: Callable[[], None]) -> None:
-        """Let an errand with a book wait for an agent; no task waits for it.
+        """Let an errand with a book wait for an agent, if none has room now; no task waits for it.
 
         ``placed`` is called when something is reserved for it, or else when :meth:`run` has to see
         to it: its time is over, or what it waits for may not come.
         """
+        choice = self._choice(errand)
+        if choice.agent is not None:
+            errand.attempt = self._reserve(errand, choice.agent)
+            placed()
+            return
         loop = asyncio.get_running_loop()
 
         def told(attempt: Attempt | None) -> None:
@@ -614,7 +619,7 @@ class Broker:
 
         place = _Place(told)
         try:
-            place.entry = self._line_up(errand, self._choice(errand), place)
+            place.entry = self._line_up(errand, choice, place)
         except QueueFull:
             loop.call_soon(told, None)
             return

@@ -367,7 +367,7 @@ class Keeper:
         done: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
         for job in jobs:
             self.take(job)
-        self._accept(jobs, {job.id: live for job in jobs if (live := self._started(job))}, done)
+        self._accept(jobs, {job.id: live for job in jobs if (live := self._entered(job))}, done)
         return await done
 
     def take(self, job: Job) -> None:
@@ -375,26 +375,26 @@ class Keeper:
         if job.state is JobState.QUEUED and len(self._live) < MAX_LIVE:
             job.owner = self._life
 
-    def _started(self, job: Job) -> Live | None:
-        """Enter the first attempt of a new job, if there is an agent that has room at once."""
+    def _entered(self, job: Job) -> Live | None:
+        """Give a new job of ours with its first attempt, if there is an agent that has room."""
         if job.owner is None or job.op in self.gates:
             return None
         live = Live(job, self)
         live.errand = self._errand(live)
-        if not self._broker.reserve(live.errand):
-            return None
-        assert live.errand.attempt is not None
-        live.enter(live.errand.attempt)
+        if self._broker.reserve(live.errand):
+            assert live.errand.attempt is not None
+            live.enter(live.errand.attempt)
         return live
 
     def _accept(
-        self, jobs: Sequence[Job], started: Mapping[str, Live], done: asyncio.Future[list[str]]
+        self, jobs: Sequence[Job], lives: Mapping[str, Live], done: asyncio.Future[list[str]]
     ) -> None:
-        """Write new jobs down, some of them with an attempt; what follows does not depend on who waits."""
+        """Write new jobs down, some of them with an attempt; goes on whether anybody waits or not."""
+        begins = {id for id, live in lives.items() if live.entered}
 
         def written(found: Sequence[Result] | Exception) -> None:
             if isinstance(found, Exception) or isinstance(found[0], Wait):
-                for live in started.values():
+                for live in lives.values():
                     self._not_started(live)
             if isinstance(found, Exception):
                 if isinstance(found, StoreError):
@@ -408,18 +408,18 @@ class Keeper:
                 ids = list(map(str, found))
                 for job, id in zip(jobs, ids, strict=True):
                     if id == job.id:
-                        self.accepted(job, started.get(id))
-                    elif job.id in started:
-                        self._not_started(started[job.id])
+                        self.accepted(job, lives.get(id))
+                    elif job.id in lives:
+                        self._not_started(lives[job.id])
                 if not done.done():
                     done.set_result(ids)
 
-        self._post([New(job, job.id in started) for job in jobs], written)
+        self._post([New(job, job.id in begins) for job in jobs], written)
 
     def _not_started(self, live: Live) -> None:
-        assert live.errand is not None
-        live.take_back()
-        self._broker.release(live.errand)
+        if live.entered and live.errand is not None:
+            live.take_back()
+            self._broker.release(live.errand)
         live.errand = None
 
     async def _refer_to_known(self, jobs: Sequence[Job]) -> None:
@@ -455,14 +455,8 @@ class Keeper:
         if self._closed:
             return  # It is on disk, and whoever comes next goes on with it.
         self._family.born(job)
-        if live is not None:
-            assert live.errand is not None
-            self._live[job.id] = live
-            self._family.carried(job)
-            live.begun()
-            self._broker.begin(live.errand, partial(self._heard_of, live))
-        elif job.owner == self._life:
-            self._carry(job)
+        if job.owner == self._life:
+            self._carry(job, live)
         elif job.held:
             self.spawn("held", self._look_at_held, job)
         else:
@@ -499,13 +493,16 @@ class Keeper:
         await self._insist(Save(job))
         self._look_on_disk()
 
-    def _carry(self, job: Job) -> None:
-        live = self._live[job.id] = Live(job, self)
+    def _carry(self, job: Job, live: Live | None = None) -> None:
+        live = self._live[job.id] = live or Live(job, self)
         self._family.carried(job)
-        if job.op in self.gates or job.tries:
+        if live.entered and live.errand is not None:
+            live.begun()
+            self._broker.begin(live.errand, partial(self._heard_of, live))
+        elif job.op in self.gates or job.tries:
             self._attend(live)
         else:
-            live.errand = self._errand(live)
+            live.errand = live.errand or self._errand(live)
             self._broker.wait(live.errand, partial(self._placed, live))
 
     def _placed(self, live: Live) -> None:

@@ -120,6 +120,11 @@ class Live:
         )
         job.move(Happening.BEGUN)
 
+    @property
+    def entered(self) -> bool:
+        """Whether an attempt is entered that may not be on disk yet."""
+        return self.before is not None
+
     def take_back(self) -> None:
         """Take back what was entered: nothing was written."""
         job = self.job

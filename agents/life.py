@@ -24,7 +24,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Collection, Generator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -47,12 +47,12 @@ from spinal.protocols import (
     Mirror,
     Problem,
     Seen,
-    duration,
 )
 
 from . import results
 from .agent import Agent
 from .errors import RoleRefused, problem_of
+from .group import Group
 from .job import Channel, Facts, Job
 from .load import Slots, cpu_count
 from .news import News
@@ -110,7 +110,12 @@ class Life:
         self.state = "available"
         self.slots = Slots(agent.slots or cpu_count(), self._changed)
         self.session = Session(
-            connection, self._handle, role="agent", dispatchers=dispatchers, epoch=self.epoch
+            connection,
+            self._handle,
+            role="agent",
+            dispatchers=dispatchers,
+            epoch=self.epoch,
+            features=FEATURES,
         )
         self._connection = connection
         #: The dispatchers that our credentials name, and those that one of them named last.
@@ -141,6 +146,7 @@ class Life:
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
         self._failed = loop.create_future()
+        self._log = log.bind(agent=self.agent.name)
         session = self.session
         session.describe = self._describe
         session.on_open = self._changed
@@ -347,26 +353,11 @@ class Life:
 
     async def _handle(self, request: Request) -> Json:
         """Run one op; everything that it raises is a :class:`CallError` or a cancellation."""
-        loop = asyncio.get_running_loop()
-        began = loop.time()
         state = "cancelled"
         if self._mirrors:
             self._mirror(request, "op")
         try:
-            operation = self._gate(request)
-            blobs: list[Blob] = []
-            arguments = operation.signature.convert(
-                request.op.args, lambda ref: self._blob(ref, blobs)
-            )
-            async with self.slots.take(operation):
-                # How long it ran is without the wait, else short calls that wait here look long.
-                request.began = loop.time()
-                if request.remaining <= 0:
-                    raise CallError.of(Problem("expired"))
-                if operation.kind.in_process:
-                    value = await self._run_in_process(request, operation, blobs)
-                else:
-                    value = await self._run(request, operation, arguments)
+            value = await self._serve(request)
             state = "done"
             return value
         except asyncio.CancelledError:
@@ -380,8 +371,15 @@ class Life:
                 request.accept()
             raise
         finally:
-            ran = int((loop.time() - began) * 1000)
-            log.info(
+            # What went well a tap can show; a line for each would cost as much as the call.
+            if self._mirrors or state != "done":
+                self._tell_end(request, state)
+
+    def _tell_end(self, request: Request, state: str) -> None:
+        began = request.began
+        ran = 0 if began is None else int((self.session.now - began) * 1000)
+        if state != "done":
+            self._log.info(
                 "operation_ended",
                 op=request.op.op,
                 id=request.op.id,
@@ -392,8 +390,23 @@ class Life:
                 cpu=None if request.cpu is None else round(request.cpu, 3),
                 memory=request.memory,
             )
-            if self._mirrors:
-                self._mirror(request, "final", state, ran)
+        if self._mirrors:
+            self._mirror(request, "final", state, ran)
+
+    async def _serve(self, request: Request) -> Json:
+        operation = self._gate(request)
+        if request.op.each is not None:
+            return await Group(request, operation, self.slots, self._run_one).run(request.op.each)
+        blobs: list[Blob] = []
+        arguments = operation.signature.convert(request.op.args, lambda ref: self._blob(ref, blobs))
+        async with self.slots.take(operation):
+            # How long it ran is without the wait, else short calls that wait here look long.
+            request.began = self.session.now
+            if request.deadline <= request.began:
+                raise CallError.of(Problem("expired"))
+            if operation.kind.in_process:
+                return await self._run_in_process(request, operation, blobs)
+            return await self._run(request, operation, arguments)
 
     def _gate(self, request: Request) -> Operation:
         path = request.op.op
@@ -415,33 +428,38 @@ class Life:
 
     async def _run(self, request: Request, operation: Operation, arguments: dict[str, Any]) -> Json:
         """Run a coroutine function, here."""
-        bound = asyncio.timeout(operation.timeout)
+        request.limit(operation.timeout, operation.late)
+        name = operation.signature.job
+        if operation.simple:
+            result = await self._invoke(request, operation.function(**arguments))
+            return await results.pack(result, self._store)
         with News(request) as news:
             job = Job(_facts(request), news, self._store, self._guard)
-            if operation.signature.job is not None:
-                arguments[operation.signature.job] = job
+            if name is not None:
+                arguments[name] = job
+            work = operation.function(**arguments)
+            if operation.kind is Kind.STREAM:
+                work = _streamed(work, job)
             try:
-                async with bound:
-                    result = await self._invoke(operation, arguments, job)
-                    return await results.pack(result, self._store)
-            except TimeoutError as exc:
-                if not bound.expired():
-                    raise
-                ran = duration.write(operation.timeout)
-                text = f"ran longer than its timeout of {ran}"
-                raise CallError.of(Problem("deadline", text)) from exc
+                result = await self._invoke(request, work)
+            except asyncio.CancelledError:
+                job.stop()
+                raise
+            return await results.pack(result, self._store)
 
-    async def _invoke(self, operation: Operation, arguments: dict[str, Any], job: Job) -> Any:
-        """Call user code; what it raises becomes a problem, except our own cancellation."""
+    async def _run_one(
+        self, request: Request, operation: Operation, given: Mapping[str, Json]
+    ) -> Json:
+        """Run a simple operation with one of several sets of arguments."""
+        arguments = operation.signature.convert(given, lambda ref: self._blob(ref, []))
+        result = await self._invoke(request, operation.function(**arguments))
+        return await results.pack(result, self._store)
+
+    async def _invoke(self, request: Request, work: Awaitable[Any]) -> Any:
+        """Run user code; what it raises becomes a problem, except our own cancellation."""
         try:
-            if operation.kind is Kind.COROUTINE:
-                return await operation.function(**arguments)
-            async with contextlib.aclosing(operation.function(**arguments)) as values:
-                async for value in values:
-                    await job.data(value)
-            return None
+            return await work
         except asyncio.CancelledError as exc:
-            job.stop()
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
@@ -449,7 +467,8 @@ class Life:
         except Exception as exc:
             problem = problem_of(exc)
             if problem.reason == "failed":
-                log.warning("function_raised", op=job.op, id=job.id, exc_info=exc)
+                op = request.op
+                self._log.warning("function_raised", op=op.op, id=op.id, exc_info=exc)
             raise CallError.of(problem) from exc
 
     @contextlib.contextmanager
@@ -501,6 +520,13 @@ def _within(held: list[tuple[str, int]]) -> list[tuple[str, int]]:
         if room < 0:
             return held[:count]
     return held[:MAX_HOLDS]
+
+
+async def _streamed(values: AsyncGenerator[Any], job: Job) -> None:
+    """Send what a generator function yields."""
+    async with contextlib.aclosing(values):
+        async for value in values:
+            await job.data(value)
 
 
 def _facts(request: Request) -> Facts:

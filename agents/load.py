@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from spinal.bus.errors import CallError
 from spinal.protocols import Problem
@@ -51,11 +51,15 @@ class Slots:
         """Calls that run or wait, by slots."""
         return self.busy / self.size
 
-    @contextlib.asynccontextmanager
-    async def take(self, operation: Operation) -> AsyncGenerator[None]:
-        """Have a slot for a block, after waiting for it.
+    @property
+    def free(self) -> bool:
+        """Whether one more could run at once."""
+        return self.busy < self.size
 
-        Raises:
+    def take(self, operation: Operation) -> _Place:
+        """Have a slot for an ``async with`` block, after waiting for it.
+
+        Entering raises:
             CallError: ``busy``, at once, when enough wait already.
         """
         own = None
@@ -63,32 +67,63 @@ class Slots:
             own = self._of.get(operation.path)
             if own is None:
                 own = self._of[operation.path] = _OfOperation(operation.slots)
+        return _Place(self, operation.path, own)
+
+    async def enter(self, path: str, own: _OfOperation | None) -> None:
+        """Wait for a slot; see :meth:`take`."""
         if self.busy >= _most(self.size):
             raise CallError.of(Problem("busy", f"all {self.size} slots are taken"))
         if own is not None and own.busy >= _most(own.size):
-            text = f"all {own.size} slots of {operation.path} are taken"
-            raise CallError.of(Problem("busy", text))
+            raise CallError.of(Problem("busy", f"all {own.size} slots of {path} are taken"))
         self._count(1, own)
         try:
             if own is None:
-                async with self._free:
-                    yield
-            else:
-                # Its own first, so that who waits for it holds no slot that others could use.
-                async with own.free, self._free:
-                    yield
-        finally:
+                await self._free.acquire()
+                return
+            # Its own first, so that who waits for it holds no slot that others could use.
+            await own.free.acquire()
+            try:
+                await self._free.acquire()
+            except BaseException:
+                own.free.release()
+                raise
+        except BaseException:
             self._count(-1, own)
+            raise
+
+    def leave(self, own: _OfOperation | None) -> None:
+        """Give a slot back."""
+        self._free.release()
+        if own is not None:
+            own.free.release()
+        self._count(-1, own)
 
     def _count(self, change: int, own: _OfOperation | None) -> None:
         self.busy += change
         if own is not None:
             own.busy += change
-        if self.busy:
-            self._idle.clear()
-        else:
+        if not self.busy:
             self._idle.set()
+        elif self.busy == change:
+            self._idle.clear()
         self._changed()
+
+
+class _Place:
+    """A slot, for the length of a block."""
+
+    __slots__ = ("_own", "_path", "_slots")
+
+    def __init__(self, slots: Slots, path: str, own: _OfOperation | None) -> None:
+        self._slots = slots
+        self._path = path
+        self._own = own
+
+    def __aenter__(self) -> Coroutine[Any, Any, None]:
+        return self._slots.enter(self._path, self._own)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._slots.leave(self._own)
 
 
 class _OfOperation:

@@ -6,12 +6,14 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 from spinal import protocols
 from spinal.protocols import (
     Json,
     LocalProtocolError,
+    Problem,
     RemoteProtocolError,
     RetryPolicy,
     duration,
@@ -75,6 +77,16 @@ class Operation:
     def timeout(self) -> float:
         """Longest run in seconds."""
         return self.public.timeout
+
+    @property
+    def simple(self) -> bool:
+        """Whether it is a coroutine that has its arguments and nothing else to do with its caller."""
+        return self.kind is Kind.COROUTINE and self.signature.job is None
+
+    @cached_property
+    def late(self) -> Problem:
+        """What a caller is told when it ran longer."""
+        return Problem("deadline", f"ran longer than its timeout of {duration.write(self.timeout)}")
 
     @classmethod
     def of(

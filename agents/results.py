@@ -9,7 +9,15 @@ import msgspec
 
 from spinal.bus.blob import Blob, Steps, Store, blobs_in
 from spinal.bus.errors import BlobError, CallError
-from spinal.protocols import LIMITS, BlobRef, Json, LocalProtocolError, Problem, values
+from spinal.protocols import (
+    LIMITS,
+    MAX_INTEGER,
+    BlobRef,
+    Json,
+    LocalProtocolError,
+    Problem,
+    values,
+)
 
 from .errors import one_line, problem_of
 
@@ -63,6 +71,8 @@ async def pack(value: Any, store: Store | None, what: str = "result") -> Json:
     Raises:
         CallError: it has no JSON form, is too large, or a blob could not be uploaded.
     """
+    if value is None or type(value) is bool or (type(value) is int and abs(value) <= MAX_INTEGER):
+        return value
     out, found = plain(value)
     if found:
         out = await upload(out, blobs_in(out), store)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import structlog
 
+from spinal.bus import loops
 from spinal.bus.blob import Store
 from spinal.bus.blobs import Blobs
 from spinal.bus.client import connect
@@ -188,4 +189,4 @@ def run(*agents: Agent, home: Path | None = None, grace: float = DRAIN) -> None:
     def find(agent: Agent) -> contextlib.AbstractAsyncContextManager[Login]:
         return log_in(agent, home)
 
-    asyncio.run(serve(*agents, log_in=find, grace=grace))
+    loops.run(serve(*agents, log_in=find, grace=grace))

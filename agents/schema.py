@@ -136,6 +136,25 @@ class Signature:
         Raises:
             BadCall: they do not fit; the problem's text names the argument in plain words.
         """
+
+        def hook(kind: type[Any], raw: Any) -> Any:
+            return raw if kind is object else blob(parse_reference(raw, LocalProtocolError))
+
+        try:
+            made = msgspec.convert(args, self.struct, strict=True, dec_hook=hook, str_keys=True)
+        except Exception as exc:
+            # Names first: who meant another argument is not helped by what is wrong with its value.
+            self._check_names(args)
+            if not isinstance(exc, msgspec.ValidationError):
+                raise
+            raise self._explain(str(exc), args) from exc
+        return {
+            name: value
+            for name in self.struct.__struct_fields__
+            if (value := getattr(made, name)) is not msgspec.UNSET
+        }
+
+    def _check_names(self, args: Mapping[str, Json]) -> None:
         names: tuple[str, ...] = self.struct.__struct_fields__
         for name in args:
             if name not in names:
@@ -145,17 +164,6 @@ class Signature:
         for name in typing.cast("list[str]", self.args.get("required", [])):
             if name not in args:
                 raise _bad(f"missing argument '{name}'", name)
-
-        def hook(kind: type[Any], raw: Any) -> Any:
-            return raw if kind is object else blob(parse_reference(raw, LocalProtocolError))
-
-        try:
-            made = msgspec.convert(args, self.struct, strict=True, dec_hook=hook, str_keys=True)
-        except msgspec.ValidationError as exc:
-            raise self._explain(str(exc), args) from exc
-        return {
-            name: value for name in names if (value := getattr(made, name)) is not msgspec.UNSET
-        }
 
     def _explain(self, said: str, args: Mapping[str, Json]) -> CallError:
         """Say in plain words what msgspec found."""

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from spinal.protocols import Data, Final, Json
 
 from .call import Call
 from .calls import PATIENCE
-from .errors import CallError
+from .errors import BusError, CallError
+from .groups import PIECES, Groups
 from .line import ELSEWHERE, NOT_TAKEN, Argument, Line
+from .maps import Mapped, in_window
 from .options import Options
 
 #: Pieces of a stream that may be unread.
@@ -25,79 +26,106 @@ class Asking:
 
     A call goes to another dispatcher only if the first did not take it, because whoever has it,
     or may have it, may also have done it.
+
+    Raises:
+        ValueError: an option is for jobs.
     """
 
     def __init__(self, line: Line, options: Options) -> None:
-        self._line = line
-        self._options = options
-
-    async def start(self, op: str, arguments: Mapping[str, Argument], window: int) -> Call:
-        """Send an op to the address of the options, or the dispatcher that answered last."""
-        args, targets = await self._prepared(op, arguments)
-        return self._send(targets[0], op, args, window, self._options.patience, PATIENCE)
-
-    async def done(self, op: str, arguments: Mapping[str, Argument]) -> tuple[Any, Final]:
-        """Make a call, and give its value and its final."""
-        value: Any = None
-        final: Final | None = None
-        async with aclosing(self._attempts(op, arguments, 0)) as attempts:
-            async for attempt in attempts:
-                with attempt as call:
-                    if self._options.news is not None:
-                        async with aclosing(aiter(call)) as items:
-                            async for item in items:
-                                self._options.news(item)
-                    value = self._line.incoming(await call.result())
-                    final = call.final
-        assert final is not None
-        return value, final
-
-    async def stream(self, op: str, arguments: Mapping[str, Argument]) -> AsyncGenerator[Any]:
-        """Make a call, and give the pieces of its stream."""
-        async with aclosing(self._attempts(op, arguments, STREAM_WINDOW)) as attempts:
-            async for attempt in attempts:
-                with attempt as call:
-                    async with aclosing(aiter(call)) as items:
-                        async for item in items:
-                            if isinstance(item, Data):
-                                yield self._line.incoming(item.value)
-                            elif self._options.news is not None:
-                                self._options.news(item)
-                    await call.result()
-
-    async def _prepared(
-        self, op: str, arguments: Mapping[str, Argument]
-    ) -> tuple[dict[str, Json], deque[str]]:
-        """Give what to send, and whom to ask, the first one first."""
-        line, options = self._line, self._options
         stray = ["durable"] if options.durable else options.only_of_jobs()
         if stray:
             raise ValueError(
                 f"{stray[0]}: is an option of jobs: use submit, or call or map with durable=True; a "
                 "job has no stream (its value is kept, and job.watch() tells its news)"
             )
-        args = await line.outgoing(arguments)
-        if options.to is not None:
-            return args, deque([line.agent(options.to)])
-        return args, deque([line.dispatcher, *line.dispatchers[1:]])
+        self.line = line
+        self._options = options
+        #: Seconds that a call may take with all its targets.
+        self.patience = options.patience
+        self._want = options.want if options.to is None else None
 
-    async def _attempts(
-        self, op: str, arguments: Mapping[str, Argument], window: int
-    ) -> AsyncGenerator[_Attempt]:
-        loop = asyncio.get_running_loop()
-        end = loop.time() + self._options.patience
-        args, targets = await self._prepared(op, arguments)
-        patience = PATIENCE if len(targets) == 1 else ELSEWHERE
-        while targets:
-            to = targets.popleft()
-            call = self._send(to, op, args, window, max(0.0, end - loop.time()), patience)
-            attempt = _Attempt(call, bool(targets))
-            yield attempt
-            if not attempt.failed:
+    async def start(self, op: str, arguments: Mapping[str, Argument], window: int) -> Call:
+        """Send an op to the address of the options, or the dispatcher that answered last."""
+        return (await self._trial(op, arguments, window)).send()
+
+    async def done(self, op: str, arguments: Mapping[str, Argument]) -> tuple[Any, Final]:
+        """Make a call, and give its value and its final."""
+        news = self._options.news
+        trial = await self._trial(op, arguments, 0 if news is None else 1)
+        while True:
+            call = trial.send()
+            try:
+                if news is not None:
+                    async with aclosing(aiter(call)) as items:
+                        async for item in items:
+                            news(item)
+                value = self.line.incoming(await call.result())
+            except CallError as exc:
+                trial.failed(exc)
+            else:
+                assert call.final is not None
+                return value, call.final
+
+    async def stream(self, op: str, arguments: Mapping[str, Argument]) -> AsyncGenerator[Any]:
+        """Make a call, and give the pieces of its stream."""
+        trial = await self._trial(op, arguments, STREAM_WINDOW)
+        while True:
+            call = trial.send()
+            try:
+                async with aclosing(aiter(call)) as items:
+                    async for item in items:
+                        if isinstance(item, Data):
+                            yield self.line.incoming(item.value)
+                        elif self._options.news is not None:
+                            self._options.news(item)
+                await call.result()
+            except CallError as exc:
+                trial.failed(exc)
+            else:
                 return
-            self._line.passed_over(to)
 
-    def _send(
+    async def map(
+        self, op: str, over: Iterable[Mapping[str, Argument]], window: int, ordered: bool
+    ) -> AsyncGenerator[Mapped]:
+        """Make a call for each input, and give what becomes of them."""
+        targets = self._targets()
+        if len(targets) > 1 or self._options.news is not None:
+            # Each is seen through on its own: at another dispatcher, or with its news.
+            async with aclosing(in_window(partial(self._one, op), over, window, ordered)) as found:
+                async for mapped in found:
+                    yield mapped
+            return
+
+        def send(args: Mapping[str, Json], each: list[dict[str, Json]] | None) -> Call:
+            read = 0 if each is None else PIECES
+            return self.send(targets[0], op, args, read, self.patience, PATIENCE, each)
+
+        groups = Groups(self.line, targets[0], send, window)
+        found = in_window(partial(self._one, op), over, window, ordered, groups.begin)
+        async with aclosing(groups), aclosing(found):
+            async for mapped in found:
+                yield mapped
+
+    async def _one(self, op: str, index: int, arguments: Mapping[str, Argument]) -> Mapped:
+        try:
+            value, final = await self.done(op, arguments)
+        except (CallError, BusError) as exc:
+            return Mapped.failed(index, arguments, exc)
+        return Mapped.done(index, arguments, value, final)
+
+    async def _trial(self, op: str, arguments: Mapping[str, Argument], window: int) -> _Trial:
+        args = self.line.plain(arguments)
+        if args is None:
+            args = await self.line.outgoing(arguments)
+        return _Trial(self, op, args, self._targets(), window)
+
+    def _targets(self) -> list[str]:
+        """Give whom to ask, the first one first."""
+        if self._options.to is not None:
+            return [self.line.agent(self._options.to)]
+        return [self.line.dispatcher, *self.line.dispatchers[1:]]
+
+    def send(
         self,
         to: str,
         op: str,
@@ -105,11 +133,11 @@ class Asking:
         window: int,
         timeout: float,
         patience: float,
+        each: Sequence[Mapping[str, Json]] | None = None,
     ) -> Call:
+        """Send an op to one address, with the options."""
         options = self._options
-        if options.news is not None and window == 0:
-            window = 1
-        return self._line.session.call(
+        return self.line.session.call(
             to,
             op,
             args,
@@ -117,22 +145,43 @@ class Asking:
             key=options.key,
             trace=options.trace,
             window=window,
-            want=options.want if options.to is None else None,
+            want=self._want,
             patience=patience,
+            each=each,
         )
 
 
-class _Attempt:
-    """One attempt at a call; as a context it forgives that nobody took it, if others may."""
+class _Trial:
+    """One call at one dispatcher after the other, as long as those before did not take it."""
 
-    def __init__(self, call: Call, others: bool) -> None:
-        self._call = call
-        self._others = others
-        self.failed = False
+    __slots__ = ("_args", "_asking", "_end", "_op", "_patience", "_targets", "_window")
 
-    def __enter__(self) -> Call:
-        return self._call
+    def __init__(
+        self, asking: Asking, op: str, args: Mapping[str, Json], targets: list[str], window: int
+    ) -> None:
+        self._asking = asking
+        self._op = op
+        self._args = args
+        self._targets = targets
+        self._window = window
+        self._patience = PATIENCE if len(targets) == 1 else ELSEWHERE
+        #: When the first one gives up, which holds for all.
+        self._end: float | None = None
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        self.failed = self._others and isinstance(error, CallError) and error.reason in NOT_TAKEN
-        return self.failed
+    def send(self) -> Call:
+        """Ask the next one."""
+        asking, end = self._asking, self._end
+        left = asking.patience if end is None else max(0.0, end - asking.line.session.now)
+        call = asking.send(
+            self._targets[0], self._op, self._args, self._window, left, self._patience
+        )
+        self._end = call.deadline if end is None else end
+        return call
+
+    def failed(self, error: CallError) -> None:
+        """Turn to the next one, if that one did not take it; else raise the error."""
+        asked, *others = self._targets
+        if not others or error.reason not in NOT_TAKEN:
+            raise error
+        self._asking.line.passed_over(asked)
+        self._targets = others

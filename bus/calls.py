@@ -33,6 +33,7 @@ from spinal.protocols import address as addresses
 from spinal.protocols.values import write as write_value
 
 from .call import Call
+from .deadlines import Deadlines
 from .errors import CallError
 from .jsontext import dumps
 from .link import Link
@@ -56,6 +57,7 @@ class Calls:
         #: Whether a peer is expected to be there, so that one who is away just now is waited for.
         self._awaited = awaited
         self._calls: dict[tuple[str, int], Call] = {}
+        self._deadlines = Deadlines(self._expire, _ended)
         #: Ended calls whose finals we were told not to acknowledge yet.
         self._unacknowledged: set[tuple[str, int]] = set()
         #: Told of a final that belongs to no call of ours; gives whether to acknowledge it.
@@ -81,20 +83,22 @@ class Calls:
         again: bool = False,
     ) -> Call:
         """Send an op that has ``timeout`` seconds; see :meth:`Session.call`."""
-        if op.exchange in self._calls:
-            raise ValueError(f"call {op.id}, attempt {op.attempt}, has not ended: await that one")
-        loop = asyncio.get_running_loop()
+        link = self._link
         try:
-            if to not in self._link.peers:
-                addresses.check(to)
-            peer = self._link.peer(to)
-            call = Call(self, to, op, loop.time() + timeout, patience, acknowledge)
+            peer = link.peers.get(to)
+            if peer is None:
+                peer = link.peer(addresses.check(to))
+            call = Call(self, peer, op, link.now + timeout, patience, acknowledge)
+            if call.key in self._calls:
+                raise ValueError(
+                    f"call {op.id}, attempt {op.attempt}, has not ended: await that one"
+                )
             call.sends = int(again)
             written = self._write(op, peer)
         except ProtocolError as exc:
             raise CallError.of(exc.problem) from exc
-        self._calls[op.exchange] = peer.calls[op.exchange] = call
-        call.timer = loop.call_at(call.deadline, self._expire, call)
+        self._calls[call.key] = peer.calls[call.key] = call
+        self._deadlines.add(call.deadline, call)
         self._post(call, written)
         return call
 
@@ -107,7 +111,7 @@ class Calls:
                 "too-large",
             )
         inline = self._link.limits.inline
-        if len(written) > inline and (size := len(write_value(dict(op.args), dumps))) > inline:
+        if len(written) > inline and (size := _weight(op)) > inline:
             raise LocalProtocolError(
                 f"the arguments take {size} bytes, and at most {inline} travel inline: "
                 "send large ones as a blob",
@@ -117,11 +121,13 @@ class Calls:
 
     def _post(self, call: Call, written: bytes) -> None:
         call.exchange.say("op")
-        peer = self._link.peer(call.to)
+        peer, link = call.peer, self._link
         peer.called = True
-        self._link.introduce(peer)
-        self._link.post_acks(peer)
-        self._link.post(peer, written, call)
+        if not peer.introduced:
+            link.introduce(peer)
+        if peer.acks:
+            link.post_acks(peer)
+        link.post(peer, written, call)
 
     def _resend(self, call: Call) -> None:
         """Say an op again that may not have arrived, to the same life of the peer."""
@@ -143,7 +149,7 @@ class Calls:
             return "late"
         answers = await self._link.ask(call.to, self._cancel_event(call))
         for answer in answers:
-            if isinstance(answer, Cancelled) and answer.exchange == call.op.exchange:
+            if isinstance(answer, Cancelled) and answer.exchange == call.key:
                 return answer.state
         return "unknown"
 
@@ -166,12 +172,13 @@ class Calls:
 
     def leave(self, call: Call) -> None:
         """End a call here without telling the peer, who goes on with it: it will be asked again."""
-        self._unacknowledged.discard(call.op.exchange)
+        self._unacknowledged.discard(call.key)
         if not call.done:
             self._drop(call)
             call.finish(Problem("no-answer", "nobody waits for it here any longer"))
 
     def _expire(self, call: Call) -> None:
+        """Give a call up whose deadline has come."""
         allowed = call.op.left / 1000
         if call.heard:
             self._give_up(call, Problem("deadline", f"not done within {allowed:g} s"))
@@ -187,7 +194,7 @@ class Calls:
         if call.done:
             return
         if call.exchange.state in (State.ASKED, State.RUNNING):
-            self._link.insist(self._link.peer(call.to), self._cancel_event(call))
+            self._link.insist(call.peer, self._cancel_event(call))
         self._settle(call, problem)
 
     def _settle(self, call: Call, problem: Problem) -> None:
@@ -195,18 +202,18 @@ class Calls:
         self._drop(call)
         if call.sends and not call.exchange.state.over:
             # Its final may still come: to be acknowledged, so that it need not be kept.
-            peer = self._link.peer(call.to)
-            peer.owes = max(peer.owes, call.deadline + OWED)
+            call.peer.owes = max(call.peer.owes, call.deadline + OWED)
         call.finish(problem)
 
     def _drop(self, call: Call) -> None:
-        self._calls.pop(call.op.exchange, None)
-        self._link.peer(call.to).calls.pop(call.op.exchange, None)
+        self._calls.pop(call.key, None)
+        call.peer.calls.pop(call.key, None)
 
     def close(self) -> None:
         """Give every call up."""
         for call in list(self._calls.values()):
             self._give_up(call, Problem("cancelled", "the client was closed"))
+        self._deadlines.close()
 
     # -- answers
 
@@ -219,10 +226,8 @@ class Calls:
         if stanza.body is None:
             return
         try:
-            events = self._link.codec.read(stanza.body)
-            for event in events:
-                if isinstance(event, CallEvent):
-                    self.hear(stanza.sender, event)
+            for event in self._link.codec.read(stanza.body):
+                self.hear(stanza.sender, event)
         except RemoteProtocolError as exc:
             log.warning("answer_not_understood", sender=stanza.sender, problem=str(exc))
             for call in calls:
@@ -258,13 +263,12 @@ class Calls:
             return
         call = self._calls.get(event.exchange)
         if call is None or call.to != sender:
-            if isinstance(event, Final) and call is None:
+            if call is None and isinstance(event, Final):
                 self._hear_late(sender, event)
             if taken is not None:
                 taken()
             return
-        again = call.sends > 1
-        if isinstance(event, Error) and again and call.exchange.state is State.RUNNING:
+        if call.sends > 1 and isinstance(event, Error) and call.exchange.state is State.RUNNING:
             # The life of the agent that had it would have known the id.
             self._settle(call, _lost(f"{sender} does not know it any longer"))
             return
@@ -277,43 +281,40 @@ class Calls:
         call.heard = True
         call.unanswered = False
         call.returned()
-        match event:
-            case Final():
-                self._drop(call)
-                if call.acknowledge:
-                    self.acknowledge(call)
-                else:
-                    self._unacknowledged.add(event.exchange)
-                call.end(event if event.agent else replace(event, agent=sender))
-            case Error():
-                problem = event.problem
-                if problem.reason == "stale-epoch" and again:
-                    problem = _lost(f"{sender} was restarted")
-                self._settle(call, problem)
-            case Progress() | Log() | Data():
-                try:
-                    call.offer(event, taken)
-                except RemoteProtocolError as exc:
-                    self._give_up(call, exc.problem)
-            case Accepted():
-                call.skip(event.seq)
-            case _:
-                pass
+        if isinstance(event, Final):
+            self._drop(call)
+            if call.acknowledge:
+                self.acknowledge(call)
+            else:
+                self._unacknowledged.add(call.key)
+            call.end(event if event.agent else event.by(sender))
+        elif isinstance(event, Error):
+            problem = event.problem
+            if problem.reason == "stale-epoch" and call.sends > 1:
+                problem = _lost(f"{sender} was restarted")
+            self._settle(call, problem)
+        elif isinstance(event, Accepted):
+            call.skip(event.seq)
+        elif isinstance(event, Progress | Log | Data):
+            try:
+                call.offer(event, taken)
+            except RemoteProtocolError as exc:
+                self._give_up(call, exc.problem)
 
     def _hear_late(self, sender: str, final: Final) -> None:
         """A final of a call that has ended or was never ours, which is kept there for us."""
         if final.exchange not in self._unacknowledged and self.on_final(sender, final):
-            self._link.acknowledge(sender, final.id, final.attempt)
+            self._link.acknowledge(sender, final.exchange)
 
     def acknowledge(self, call: Call) -> None:
         """Tell the agent that it need not keep the final of a call any longer."""
         call.exchange.say("ack")
-        self._unacknowledged.discard(call.op.exchange)
-        self._link.acknowledge(call.to, call.id, call.op.attempt)
+        self._unacknowledged.discard(call.key)
+        self._link.acknowledge(call.to, call.key)
 
     def acknowledge_late(self, sender: str, final: Final) -> None:
         """Tell the sender of a final that belongs to no call of ours that it need not be kept."""
-        self._link.acknowledge(sender, final.id, final.attempt)
+        self._link.acknowledge(sender, final.exchange)
 
     # -- presence
 
@@ -362,6 +363,14 @@ class Calls:
             self._settle(call, _lost(f"{call.to} is gone"))
         else:
             self._settle(call, Problem("unreachable", f"{call.to} is not there"))
+
+
+def _ended(call: Call) -> bool:
+    return call.final is not None
+
+
+def _weight(op: Op) -> int:
+    return len(write_value(dict(op.args) if op.each is None else list(op.each), dumps))
 
 
 def _taken(sender: str, final: Final) -> bool:

@@ -26,7 +26,7 @@ from .home import Credentials
 from .jobmap import DEADLINE, JobMap
 from .jobs import PAGE, SLICE, Job, mint_key, outcome, submit, uncertain
 from .line import Argument, Line
-from .maps import WINDOW, Mapped, in_window
+from .maps import WINDOW, Mapped
 from .options import After, Options, Planned, Retry
 from .resolution import Candidate, Rejected, Resolution
 from .session import Session
@@ -55,6 +55,8 @@ class Client:
         credentials: what to log in with instead of looking for a home.
         connection: an address on the bus that is already there, such as a memory connection.
         dispatchers: addresses of the dispatchers, where ``connection`` is given.
+        batching: calls that are made at the same time may share a stanza.  Without it each has one
+            of its own, for whoever measures, or looks at the wire.
 
     Raises:
         HomeError: on entering: there is no home, or its credentials cannot be used.
@@ -68,13 +70,16 @@ class Client:
         credentials: Credentials | None = None,
         connection: Connection | None = None,
         dispatchers: Sequence[str] = (),
+        batching: bool = True,
     ) -> None:
+        self._batching = batching
         self._home = Path(home) if home is not None else None
         self._credentials = credentials
         self._connection = connection
         self._dispatchers = tuple(dispatchers)
         self._options = Options()
         self._shared = _Shared()
+        self._asked: Asking | None = None
 
     # -- life
 
@@ -90,7 +95,8 @@ class Client:
             dispatchers = credentials.dispatchers
             blobs = Blobs(connection, credentials.domain, credentials.uploads, credentials.ca)
         async with AsyncExitStack() as stack:
-            session = await stack.enter_async_context(Session(connection, dispatchers=dispatchers))
+            session = Session(connection, dispatchers=dispatchers, batching=self._batching)
+            await stack.enter_async_context(session)
             if blobs is not None:
                 stack.push_async_callback(blobs.close)
             shared.stack = stack.pop_all()
@@ -208,6 +214,7 @@ class Client:
         twin = Client.__new__(Client)
         twin.__dict__.update(self.__dict__)
         twin._options = options
+        twin._asked = None
         return twin
 
     # -- calls
@@ -240,7 +247,11 @@ class Client:
         return await self._asking().start(op, arguments, window)
 
     def _asking(self) -> Asking:
-        return Asking(self.line, self._options)
+        """Give what makes our calls: the same as long as we are open."""
+        line, asking = self.line, self._asked
+        if asking is None or asking.line is not line:
+            asking = self._asked = Asking(line, self._options)
+        return asking
 
     def value(self, value: Json) -> Any:
         """Make Python of a JSON value: references become blobs."""
@@ -284,22 +295,11 @@ class Client:
         if self._options.durable:
             mapped = aiter(await self.start_map(op, over, window=window, ordered=ordered))
         else:
-
-            async def one(index: int, arguments: Mapping[str, Argument]) -> Mapped:
-                return await self._one(op, index, arguments)
-
-            mapped = in_window(one, over, WINDOW if window is None else window, ordered)
+            window = WINDOW if window is None else window
+            mapped = self._asking().map(op, over, window, ordered)
         async with aclosing(mapped):
             async for item in mapped:
                 yield item
-
-    async def _one(self, op: str, index: int, arguments: Mapping[str, Argument]) -> Mapped:
-        try:
-            value, final = await self._asking().done(op, arguments)
-        except (CallError, BusError) as exc:
-            return Mapped.failed(index, arguments, exc)
-        ran = None if final.ran is None else final.ran / 1000
-        return Mapped(index, arguments, value, agent=final.agent, ran=ran)
 
     # -- jobs
 

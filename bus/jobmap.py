@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing
-from itertools import islice
+from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
@@ -17,9 +17,10 @@ from .errors import BusError, CallError
 from .jobs import AWAY, SLICE, Job, outcome, submit
 from .jsontext import dumps
 from .line import ANSWER, NOT_SAID, Argument, Line
-from .maps import Mapped, in_window
+from .maps import Mapped, Pending, Told, in_window
 from .options import Options
 from .reconnect import Backoff
+from .tasks import Tasks
 
 log = structlog.get_logger()
 
@@ -33,15 +34,8 @@ WINDOW = 512
 #: Inputs that are submitted together at most, and bytes of their arguments.
 BATCH = 500
 BATCH_SIZE = 24 * 1024
-#: Of a window, this part has to be free before more is taken while there is something to give.
-REFILL = 8
 #: Pieces of news of one batch that may be unread.
 PIECES = 16
-
-#: A position, and the arguments there.
-_Input = tuple[int, Mapping[str, Argument]]
-#: Types of values in which no file can be.
-_SCALARS = frozenset({str, int, float, bool, type(None)})
 
 #: Why a child that was not taken is submitted again: also when there is no room for it now.
 _ROOM = NOT_SAID | {"full"}
@@ -91,11 +85,9 @@ class JobMap:
             raise BusError("the inputs of this map have been taken: start it again with its key")
         ended = False
         try:
-            if self._options.news is None:
-                inputs = self._in_batches(over)
-            else:
-                inputs = in_window(self._one, over, self._window, self._ordered)
-            async with aclosing(inputs) as found:
+            batches = Batches(self._line, self._options, self._child, self._earlier)
+            found = in_window(self._one, over, self._window, self._ordered, batches.begin)
+            async with aclosing(batches), aclosing(found):
                 async for mapped in found:
                     yield mapped
             ended = True
@@ -103,149 +95,6 @@ class JobMap:
         finally:
             if not ended:
                 await self._tell("cancel", LEAVING)
-
-    async def _in_batches(self, over: Iterable[Mapping[str, Argument]]) -> AsyncGenerator[Mapped]:
-        """Submit inputs as there is room, those together that there is room for at once."""
-        inputs = enumerate(over)
-        exhausted = False
-        under_way, following = 0, 0
-        running: set[asyncio.Task[None]] = set()
-        wake = asyncio.Event()
-        #: What became of inputs that nobody has taken yet.
-        ready: dict[int, Mapped] = {}
-        failed: list[BaseException] = []
-
-        def tell(mapped: Mapped) -> None:
-            ready[mapped.index] = mapped
-            wake.set()
-
-        def ended(task: asyncio.Task[None]) -> None:
-            running.discard(task)
-            if not task.cancelled() and (error := task.exception()) is not None:
-                failed.append(error)
-                wake.set()
-
-        def spawn(work: Coroutine[Any, Any, None]) -> None:
-            task = asyncio.get_running_loop().create_task(work)
-            running.add(task)
-            task.add_done_callback(ended)
-
-        try:
-            while True:
-                if failed:
-                    raise failed[0]
-                room = self._window - under_way
-                # Not one by one while there is something to give.
-                if not exhausted and room > (self._window // REFILL if ready else 0):
-                    taken = list(islice(inputs, room))
-                    exhausted = len(taken) < room
-                    under_way += len(taken)
-                    await self._begin(taken, spawn, tell)
-                index = following if self._ordered else next(iter(ready), -1)
-                mapped = ready.pop(index, None)
-                if mapped is not None:
-                    following += 1
-                    under_way -= 1
-                    yield mapped
-                elif exhausted and not under_way:
-                    return
-                else:
-                    wake.clear()
-                    await wake.wait()
-        finally:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
-
-    async def _begin(
-        self,
-        inputs: Iterable[_Input],
-        spawn: Callable[[Coroutine[Any, Any, None]], None],
-        tell: Callable[[Mapped], None],
-    ) -> None:
-        """Have inputs followed: in batches, but for those that were there before or hold files."""
-        batch: list[_Input] = []
-        size = 0
-        for index, arguments in inputs:
-            plain = _plain(arguments)
-            if plain is None or await self._earlier.has(index):
-                spawn(self._alone(index, arguments, tell))
-                continue
-            if batch and (size + plain > BATCH_SIZE or len(batch) == BATCH):
-                spawn(self._follow(batch, tell))
-                batch, size = [], 0
-            batch.append((index, arguments))
-            size += plain
-        if batch:
-            spawn(self._follow(batch, tell))
-
-    async def _alone(
-        self, index: int, arguments: Mapping[str, Argument], tell: Callable[[Mapped], None]
-    ) -> None:
-        tell(await self._one(index, arguments))
-
-    async def _follow(self, batch: Iterable[_Input], tell: Callable[[Mapped], None]) -> None:
-        """Submit inputs, and tell what becomes of each; through restarts of the dispatcher."""
-        left = dict(batch)
-        jobs: dict[int, dict[str, Any]] = {}
-        loop = asyncio.get_running_loop()
-        seconds = self._options.timeout
-        until = loop.time() + (AWAY if seconds is None else seconds)
-        backoff = Backoff(first=0.25, most=5.0)
-        problem: CallError | BusError | None = None
-        while left:
-            line = self._line()
-            wait = SLICE if seconds is None else max(0.0, min(SLICE, until - loop.time()))
-            inputs: list[Json] = [[index, dict(arguments)] for index, arguments in left.items()]
-            said = {**self._child, "inputs": inputs, "wait": wait}
-            try:
-                call = line.begin("/spinal/jobs/map", said, wait + ANSWER, PIECES)
-                async with aclosing(aiter(call)) as items:
-                    async for item in items:
-                        if isinstance(item, Data) and isinstance(item.value, list):
-                            backoff.failures = 0
-                            if seconds is None:
-                                until = loop.time() + AWAY
-                            rows: list[Any] = item.value  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType] - of Json
-                            for row in rows:
-                                arguments = left.pop(row["position"], None)
-                                if arguments is not None:
-                                    tell(await self._mapped(row, arguments))
-                answer: Any = await call.result()
-                jobs.update((row["position"], row) for row in answer["jobs"])
-                if seconds is None:
-                    until = loop.time() + AWAY
-                elif loop.time() >= until:
-                    break
-            except CallError as exc:
-                problem = exc
-                if exc.reason in _OF_ONE and len(left) > 1:
-                    # It is about one of them, and the others must not suffer for it.
-                    alone = (self._alone(*pair, tell) for pair in left.items())
-                    await asyncio.gather(*alone)
-                    return
-                if line.closed or exc.reason not in _ROOM:
-                    break
-                line.passed_over(line.dispatcher)
-                pause = max(exc.problem.after or 0.0, backoff.pause())
-                if loop.time() + pause >= until:
-                    break
-                await asyncio.sleep(pause)
-        for index, arguments in left.items():
-            job = jobs.get(index)
-            if problem is None:
-                problem = _not_ended(job or {}, seconds)
-            tell(Mapped.failed(index, arguments, problem, None if job is None else job["id"]))
-
-    async def _mapped(self, row: dict[str, Any], arguments: Mapping[str, Argument]) -> Mapped:
-        index, job = row["position"], row["id"]
-        try:
-            if "large" in row:
-                row = await Job(self._line, job, row).whole()
-            value = self._line().incoming(outcome(row))
-        except (CallError, BusError) as exc:
-            return Mapped.failed(index, arguments, exc, job)
-        return Mapped(index, arguments, value, agent=row.get("agent"), ran=row.get("run"), job=job)
 
     async def _tell(self, what: str, seconds: float) -> None:
         """Tell the dispatcher that nothing follows; the inputs have had their answers already."""
@@ -285,6 +134,151 @@ class JobMap:
         return await submit(self._line, submission, until, wait, _ROOM)
 
 
+class Batches:
+    """The inputs of a durable map that are submitted and followed together; closed when it ends.
+
+    Those of one turn of the event loop go together.  Whose news somebody wants, who is there from an
+    earlier start, and what has to be uploaded first, is for others.
+    """
+
+    def __init__(
+        self,
+        line: Callable[[], Line],
+        options: Options,
+        child: Mapping[str, Json],
+        earlier: _Earlier,
+    ) -> None:
+        self._line = line
+        self._options = options
+        self._child = child
+        self._earlier = earlier
+        self._open: _Batch | None = None
+        self._tasks = Tasks("map")
+
+    async def aclose(self) -> None:
+        """Submit nothing more, and follow nobody."""
+        self._open = None
+        await self._tasks.close()
+
+    def begin(self, index: int, arguments: Mapping[str, Argument], told: Told) -> Pending | None:
+        """Begin an input; none if it has to be seen through on its own."""
+        args = self._line().plain(arguments)
+        if args is None or self._options.news is not None or self._earlier.expected:
+            return None
+        try:
+            size = len(escape(dumps(args)))
+        except (ValueError, TypeError):
+            return None  # It cannot travel, and is told so there.
+        batch = self._open
+        if batch is not None and batch.size + size > BATCH_SIZE:
+            self._release(batch)
+            batch = None
+        if batch is None:
+            batch = self._open = _Batch()
+            # What this turn of the event loop brings is all that it waits for.
+            asyncio.get_running_loop().call_soon(self._release, batch)
+        batch.left[index] = (arguments, args, told)
+        batch.size += size
+        if len(batch.left) == BATCH:
+            self._release(batch)
+        return batch
+
+    def _release(self, batch: _Batch) -> None:
+        """Submit a batch, unless it was."""
+        if self._open is batch:
+            self._open = None
+        if not batch.released and batch.left:
+            batch.released = True
+            self._tasks.spawn(self._follow(batch), "batch")
+
+    async def _follow(self, batch: _Batch) -> None:
+        """Submit inputs, and tell what becomes of each; through restarts of the dispatcher."""
+        loop = asyncio.get_running_loop()
+        seconds = self._options.timeout
+        until = loop.time() + (AWAY if seconds is None else seconds)
+        backoff = Backoff(first=0.25, most=5.0)
+        problem: CallError | None = None
+        while batch.left:
+            line = self._line()
+            wait = SLICE if seconds is None else max(0.0, min(SLICE, until - loop.time()))
+            inputs: list[Json] = [[index, args] for index, (_, args, _) in batch.left.items()]
+            said = {**self._child, "inputs": inputs, "wait": wait}
+            try:
+                call = line.begin("/spinal/jobs/map", said, wait + ANSWER, PIECES)
+                async with aclosing(aiter(call)) as items:
+                    async for item in items:
+                        if isinstance(item, Data):
+                            backoff.failures = 0
+                            until = loop.time() + AWAY if seconds is None else until
+                            await self._deliver(batch, item.value)
+                answer: Any = await call.result()
+                batch.jobs.update((row["position"], row) for row in answer["jobs"])
+                if seconds is None:
+                    until = loop.time() + AWAY
+                elif loop.time() >= until:
+                    break
+            except CallError as exc:
+                problem = exc
+                if exc.reason in _OF_ONE and len(batch.left) > 1:
+                    # It is about one of them, and the others must not suffer for it.
+                    for index, input in batch.left.items():
+                        self._release(_Batch({index: input}))
+                    return
+                if line.closed or exc.reason not in _ROOM:
+                    break
+                line.passed_over(line.dispatcher)
+                pause = max(exc.problem.after or 0.0, backoff.pause())
+                if loop.time() + pause >= until:
+                    break
+                await asyncio.sleep(pause)
+        for index, (arguments, _, told) in batch.left.items():
+            job = batch.jobs.get(index, {})
+            error = problem or _not_ended(job, seconds)
+            told(Mapped.failed(index, arguments, error, job.get("id")))
+
+    async def _deliver(self, batch: _Batch, piece: Any) -> None:
+        """Tell what became of some inputs."""
+        for row in piece:
+            index, job = row["position"], row["id"]
+            if index not in batch.left:
+                continue
+            arguments, _, told = batch.left[index]
+            try:
+                if "large" in row:
+                    row = await Job(self._line, job, row).whole()
+                value = self._line().incoming(outcome(row))
+            except (CallError, BusError) as exc:
+                mapped = Mapped.failed(index, arguments, exc, job)
+            else:
+                agent, ran = row.get("agent"), row.get("run")
+                mapped = Mapped(index, arguments, value, agent=agent, ran=ran, job=job)
+            del batch.left[index]
+            told(mapped)
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Inputs that are submitted together."""
+
+    #: Those that nothing is known of yet, by their positions: arguments, as they travel, and whom
+    #: to tell.
+    left: dict[int, tuple[Mapping[str, Argument], dict[str, Json], Told]] = field(
+        default_factory=dict[int, tuple[Mapping[str, Argument], dict[str, Json], Told]]
+    )
+    #: What was told of those that have not ended.
+    jobs: dict[int, dict[str, Any]] = field(default_factory=dict[int, dict[str, Any]])
+    size: int = 0
+    released: bool = False
+
+    @property
+    def done(self) -> bool:
+        """Whether all have ended."""
+        return not self.left
+
+    def abandon(self) -> None:
+        """Nothing: who leaves a map cancels its jobs together."""
+
+
 class _Earlier:
     """The children that a map had before it was started again, as its inputs come to them."""
 
@@ -294,8 +288,13 @@ class _Earlier:
         self._lock = asyncio.Lock()
         self._found: dict[int, dict[str, Any]] = {}
 
-    async def has(self, index: int) -> bool:
-        """Tell whether there is a child at a position; they are looked for roughly in order."""
+    @property
+    def expected(self) -> bool:
+        """Whether there may be more of them."""
+        return self._rows is not None
+
+    async def row(self, index: int) -> dict[str, Any] | None:
+        """Give the row of the child at a position; each is asked for once, roughly in order."""
         async with self._lock:
             while self._rows is not None and (self._next is None or self._next["position"] < index):
                 self._next = await anext(self._rows, None)
@@ -303,21 +302,7 @@ class _Earlier:
                     self._rows = None
                 else:
                     self._found[self._next["position"]] = self._next
-        return index in self._found
-
-    async def row(self, index: int) -> dict[str, Any] | None:
-        """Give the row of the child at a position; each is asked for once."""
-        return self._found.pop(index, None) if await self.has(index) else None
-
-
-def _plain(arguments: Mapping[str, Argument]) -> int | None:
-    """Give the bytes that arguments take on the wire; nothing if they may hold files or blobs."""
-    if not all(type(value) in _SCALARS for value in arguments.values()):
-        return None
-    try:
-        return len(escape(dumps(dict(arguments))))
-    except (ValueError, TypeError):
-        return None
+        return self._found.pop(index, None)
 
 
 def _not_ended(row: Mapping[str, Any], seconds: float | None) -> CallError:

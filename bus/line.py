@@ -174,6 +174,13 @@ class Line:
 
     # -- values
 
+    def plain(self, arguments: Mapping[str, Argument]) -> dict[str, Json] | None:
+        """Copy arguments if they hold nothing that could be a blob; else give nothing."""
+        for value in arguments.values():
+            if type(value) not in _SCALARS:
+                return None
+        return dict(arguments)
+
     async def outgoing(self, arguments: Mapping[str, Argument]) -> dict[str, Json]:
         """Upload what is a path or a blob, and put references in their places."""
         value: Any = _copied(dict(arguments))
@@ -189,6 +196,8 @@ class Line:
 
     def incoming(self, value: Json) -> Any:
         """Make blobs of references."""
+        if type(value) in _SCALARS:
+            return value
         if is_reference(value):
             try:
                 ref = parse_reference(value)
@@ -202,6 +211,10 @@ class Line:
             items: list[Any] = value  # pyright: ignore[reportUnknownVariableType] - of Any
             return [self.incoming(inner) for inner in items]
         return value
+
+
+#: Types of which nothing is uploaded.
+_SCALARS = frozenset({str, int, float, bool, type(None)})
 
 
 class _NoStore(Blobs):

@@ -1,7 +1,9 @@
 """Stanzas to and from peers: who is here, what waits to be sent, what waits for an answer.
 
 Events for one peer that are written in the same turn of the event loop share a stanza; a lone
-event leaves in the turn in which it was written, so nothing is ever delayed to be batched.
+event leaves in the turn in which it was written, so nothing is ever delayed to be batched.  Of the
+calls under way at a peer a stanza takes at most half (:data:`SHARE`), and leaves as soon as it has
+them: so the two ends work at the same time, each on a half, instead of waiting for each other.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from spinal.protocols import (
     RemoteProtocolError,
     Stanza,
 )
+from spinal.protocols.events import MAX_ALSO
 
 from .call import Call
 from .connection import ID_PREFIX, Connection
@@ -32,6 +35,8 @@ RESEND = 5.0
 ACK_DELAY = 0.5
 #: Seconds for which an acknowledgement or a cancel is said again, if it may not have arrived.
 INSIST = 60.0
+#: Calls that one stanza takes, at the least and at the most: half of those that are under way.
+SHARE = (16, 128)
 #: Most peers that are remembered; one that is absent and idle makes room.
 MAX_PEERS = 50_000
 
@@ -58,6 +63,7 @@ class Link:
         unanswered: told of the calls whose stanza got no answer while the stream lasted.
         bounced: told of an address at which the server found nobody.
         arm: makes sure that :meth:`look` is called soon.
+        batching: calls may share a stanza.
     """
 
     def __init__(
@@ -69,8 +75,10 @@ class Link:
         unanswered: Callable[[Sequence[Call]], None],
         bounced: Callable[[str], None],
         arm: Callable[[], None],
+        batching: bool = True,
     ) -> None:
         self.connection = connection
+        self._batching = batching
         self.codec = codec
         self.limits = codec.limits
         self.peers: dict[str, Peer] = {}
@@ -81,6 +89,7 @@ class Link:
         self._arm = arm
         self._iqs: dict[str, _Sent] = {}
         self._number = 0
+        self._clock = _time
 
     @property
     def connected(self) -> bool:
@@ -90,7 +99,11 @@ class Link:
     @property
     def now(self) -> float:
         """Time of the event loop."""
-        return asyncio.get_running_loop().time()
+        return self._clock()
+
+    def begin(self) -> None:
+        """Belong to the running event loop from now on."""
+        self._clock = asyncio.get_running_loop().time
 
     # -- peers
 
@@ -143,14 +156,20 @@ class Link:
         peer.outbox.append(item)
         if not peer.flushing:
             peer.flushing = True
-            asyncio.get_running_loop().call_soon(self.flush, peer)
+            asyncio.get_running_loop().call_soon(self._flush_due, peer)
+        elif len(peer.outbox) >= _share(peer) and self.connected:
+            self.flush(peer)
 
-    def acknowledge(self, to: str, id: str, attempt: int) -> None:
+    def _flush_due(self, peer: Peer) -> None:
+        peer.flushing = False
+        self.flush(peer)
+
+    def acknowledge(self, to: str, exchange: tuple[str, int]) -> None:
         """Acknowledge a final with the next op to that peer, or soon."""
         peer = self.peer(to)
         if peer.ack_timer is None:
             peer.ack_timer = asyncio.get_running_loop().call_later(ACK_DELAY, self._acks_due, peer)
-        peer.acks.append(Ack(id, attempt))
+        peer.acks.append(exchange)
 
     def _acks_due(self, peer: Peer) -> None:
         peer.ack_timer = None
@@ -159,16 +178,18 @@ class Link:
     def post_acks(self, peer: Peer) -> None:
         """Put the acknowledgements that wait into the next stanza."""
         acks, peer.acks = peer.acks, []
-        for ack in acks:
-            self.insist(peer, ack)
+        size = 1 + MAX_ALSO if peer.batch else 1
+        for first in range(0, len(acks), size):
+            (id, attempt), *also = acks[first : first + size]
+            self.insist(peer, Ack(id, attempt, also))
 
     def flush(self, peer: Peer) -> None:
         """Send what waits for a peer, in as few stanzas as it takes."""
-        peer.flushing = False
         if not self.connected:
             # Ops of open calls are written anew for the next stream, and finals are kept.
             peer.outbox = [item for item in peer.outbox if item.until > self.now]
             return
+        share = _share(peer) if self._batching and peer.batch else 1
         while peer.outbox:
             # The brackets, and a comma less than there are events.
             room = min(self.limits.stanza, peer.stanza) - 1
@@ -177,7 +198,7 @@ class Link:
             for item in peer.outbox[: self.limits.events]:
                 call = item.call
                 room -= len(item.written) + 1
-                if items and (room < 0 or (call is not None and calls and not peer.batch)):
+                if items and (room < 0 or (call is not None and len(calls) >= share)):
                     break
                 items.append(item)
                 if call is not None:
@@ -315,3 +336,13 @@ class Link:
             del self._iqs[id]
             sent.unanswered()
         return bool(self._iqs)
+
+
+def _time() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _share(peer: Peer) -> int:
+    """How many calls a stanza to a peer takes now."""
+    least, most = SHARE
+    return max(least, min(most, len(peer.calls) // 2))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from spinal.protocols import Problem
+from spinal.protocols import Final, Problem
 
 from .errors import BusError, CallError
 
@@ -32,6 +31,12 @@ class Mapped:
     job: str | None = None
 
     @staticmethod
+    def done(index: int, arguments: Mapping[str, Any], value: Any, final: Final) -> Mapped:
+        """Make one of a value and the final that had it."""
+        ran = None if final.ran is None else final.ran / 1000
+        return Mapped(index, arguments, value, agent=final.agent, ran=ran)
+
+    @staticmethod
     def failed(
         index: int,
         arguments: Mapping[str, Any],
@@ -44,52 +49,121 @@ class Mapped:
         return Mapped(index, arguments, error=error, agent=error.agent, job=job)
 
 
+#: Sees an input through, in a task of its own.
+One = Callable[[int, Mapping[str, Any]], Coroutine[Any, Any, Mapped]]
+#: Told what became of an input.
+Told = Callable[[Mapped], None]
+
+
+class Pending(Protocol):
+    """An input that was begun without a task."""
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended."""
+        ...
+
+    def abandon(self) -> None:
+        """Give it up."""
+        ...
+
+
+#: Begins an input that needs no task, and tells what became of it; none if it needs one.
+Begin = Callable[[int, Mapping[str, Any], Told], Pending | None]
+
+
 async def in_window(
-    one: Callable[[int, Mapping[str, Any]], Coroutine[Any, Any, Mapped]],
+    one: One,
     over: Iterable[Mapping[str, Any]],
     window: int,
     ordered: bool,
+    begin: Begin = lambda index, arguments, told: None,
 ) -> AsyncGenerator[Mapped]:
-    """Run ``one`` for each input, at most ``window`` at once, and give what becomes of them.
+    """Give what becomes of the inputs, of which at most ``window`` are under way or not yet given.
 
-    Inputs are taken as there is room.  Leaving the loop early cancels what runs.
+    They are taken as there is room.  Leaving the loop early gives up what runs.
     """
     if window < 1:
         raise ValueError("window must be at least 1")
-    inputs = enumerate(over)
-    running: set[asyncio.Task[Mapped]] = set()
-    queue: deque[asyncio.Task[Mapped]] = deque()
-    order: dict[asyncio.Task[Mapped], int] = {}
+    run = _Run(one, begin)
+    rest = enumerate(over)
     exhausted = False
+    following = 0
     try:
         while True:
-            while not exhausted and len(queue if ordered else running) < window:
-                pair = next(inputs, None)
+            while not exhausted and len(run) < window:
+                pair = next(rest, None)
                 if pair is None:
                     exhausted = True
-                    break
-                task = asyncio.get_running_loop().create_task(one(*pair))
-                running.add(task)
-                if ordered:
-                    queue.append(task)
                 else:
-                    order[task] = pair[0]
-            if not running and not (ordered and queue):
-                return
-            if ordered:
-                task = queue.popleft()
-                await asyncio.wait([task])
-                running.discard(task)
-                yield task.result()
+                    run.begin(*pair)
+            found = run.take(following if ordered else None)
+            if found is not None:
+                following += 1
+                yield found
+            elif len(run):
+                await run.wait()
             else:
-                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                queue = deque(sorted(done, key=order.__getitem__))
-                while queue:
-                    task = queue.popleft()
-                    del order[task]
-                    yield task.result()
+                return
     finally:
-        left = [*running, *queue]
-        for task in left:
+        await run.close()
+
+
+class _Run:
+    """The inputs of a map that are under way, and those that have ended and were not given."""
+
+    def __init__(self, one: One, begin: Begin) -> None:
+        self._one = one
+        self._begin = begin
+        self._begun: dict[int, Pending] = {}
+        self._tasks: dict[int, asyncio.Task[Mapped]] = {}
+        #: In the order in which they ended.  A task's outcome may be an error of ours.
+        self._ended: dict[int, Mapped | asyncio.Task[Mapped]] = {}
+        self._news = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._begun) + len(self._tasks) + len(self._ended)
+
+    def begin(self, index: int, arguments: Mapping[str, Any]) -> None:
+        """Begin an input."""
+        try:
+            begun = self._begin(index, arguments, self._told)
+        except (CallError, BusError) as exc:
+            self._told(Mapped.failed(index, arguments, exc))
+            return
+        if begun is None:
+            work = self._one(index, arguments)
+            task = self._tasks[index] = asyncio.get_running_loop().create_task(work)
+            task.add_done_callback(lambda task: self._settle(index, task))
+        elif not begun.done:
+            self._begun[index] = begun
+
+    def _told(self, mapped: Mapped) -> None:
+        self._settle(mapped.index, mapped)
+
+    def _settle(self, index: int, found: Mapped | asyncio.Task[Mapped]) -> None:
+        self._begun.pop(index, None)
+        self._tasks.pop(index, None)
+        self._ended[index] = found
+        self._news.set()
+
+    def take(self, index: int | None) -> Mapped | None:
+        """Give what became of that input, or of the one that ended first; none if it has not."""
+        if index is None:
+            index = next(iter(self._ended), None)
+        found = None if index is None else self._ended.pop(index, None)
+        return found.result() if isinstance(found, asyncio.Task) else found
+
+    async def wait(self) -> None:
+        """Wait until another one has ended."""
+        self._news.clear()
+        await self._news.wait()
+
+    async def close(self) -> None:
+        """Give up what is under way."""
+        for begun in list(self._begun.values()):
+            begun.abandon()
+        tasks = list(self._tasks.values())
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)

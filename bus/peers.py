@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from spinal.protocols import Ack, Advertisement, Hello
+from spinal.protocols import Advertisement, Hello
 
 if TYPE_CHECKING:
     from .call import Call
@@ -50,8 +50,8 @@ class Peer:
     flushing: bool = False
     #: Time until which it may keep finals of calls that we have given up.
     owes: float = 0.0
-    #: Acknowledgements that wait for a stanza to ride on, and when they go alone.
-    acks: list[Ack] = field(default_factory=list[Ack])
+    #: Exchanges whose acknowledgement waits for a stanza to ride on, and when it goes alone.
+    acks: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
     ack_timer: asyncio.TimerHandle | None = None
     #: Fires when it has been gone for the grace.
     gone: asyncio.TimerHandle | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -34,6 +34,7 @@ from spinal.protocols import (
 from spinal.protocols import address as addresses
 from spinal.protocols.values import write as write_value
 
+from .deadlines import Deadlines
 from .errors import CallError
 from .jsontext import dumps
 from .link import RESEND, Link
@@ -60,11 +61,14 @@ MAX_REMEMBERED = 100_000
 #: Addresses that are remembered as dispatchers of the home.
 MAX_DISPATCHERS = 1000
 
+#: In place of a bare address: all dispatchers of the home are one caller.
+_HOME = ""
 #: The caller's bare address, or :data:`_HOME`; id, attempt.
 _Key = tuple[str, str, int]
-#: In place of an address: all dispatchers of the home are one caller.
-_HOME = ""
 _Memory = OrderedDict[_Key, tuple[Problem, float]]
+
+_DONE = Problem("already-done")
+_LATE = Problem("deadline")
 
 #: Runs one op and gives its value; raises :class:`CallError` for a problem.
 Handler = Callable[["Request"], Awaitable[Json]]
@@ -77,22 +81,26 @@ class Relayed:
     final: Final
 
 
-@dataclass(slots=True, eq=False)
 class Request:
-    """One op that came in, as its handler sees it."""
+    """One op that came in, as its handler sees it.
 
-    op: Op
-    #: Full address that the server stamped on the stanza.
-    sender: str
-    #: On whose behalf: the op's ``caller`` if a dispatcher of ours sent it, else the sender.
-    caller: str
-    #: ``loop.time()`` at which the caller gives up.
-    deadline: float
-    table: Requests = field(repr=False)
-    exchange: Exchange = field(default_factory=lambda: Exchange(Speaker.AGENT))
+    Args:
+        op: what is asked.
+        sender: full address that the server stamped on the stanza.
+        caller: on whose behalf: the op's ``caller`` if a dispatcher of ours sent it, else the
+            sender.
+        deadline: ``loop.time()`` at which the caller gives up.
+        table: where it is kept.
+        space: what its id is unique under.
+        incoming: the stanza that brought it.
+    """
+
+    # Most requests never have more than what they came with, so the rest stands here.
     task: asyncio.Task[None] | None = None
     #: Why it is being stopped, once it is.
     stopping: Problem | None = None
+    #: Why it is stopped when its time is up.
+    late: Problem = _LATE
     #: ``loop.time()`` at which its handler was called.
     began: float | None = None
     #: What the processes that worked on it cost, where its handler knows: seconds of CPU time, and
@@ -100,7 +108,7 @@ class Request:
     cpu: float | None = None
     memory: int | None = None
     #: Other addresses of the caller that asked for it before.
-    askers: set[str] = field(default_factory=set[str])
+    askers: frozenset[str] = frozenset()
     #: The end, kept until it is acknowledged, and written.
     final: Final | None = None
     written: bytes = b""
@@ -109,8 +117,31 @@ class Request:
     pause: float = 1.0
     sequence: int = 0
     #: Pieces of the stream that the reader has not taken, by number, written.
-    untaken: dict[int, bytes] = field(default_factory=dict[int, bytes])
-    credit: asyncio.Event = field(default_factory=asyncio.Event)
+    untaken: dict[int, bytes] | None = None
+    _credit: asyncio.Event | None = None
+
+    def __init__(
+        self,
+        op: Op,
+        sender: str,
+        caller: str,
+        deadline: float,
+        table: Requests,
+        space: str,
+        incoming: Incoming,
+    ) -> None:
+        self.op = op
+        self.sender = sender
+        self.caller = caller
+        self.deadline = deadline
+        self.table = table
+        self.space = space
+        #: The stanza in whose answer it can still be answered.
+        self.incoming: Incoming | None = incoming
+        self.exchange = Exchange(Speaker.AGENT)
+
+    def __repr__(self) -> str:
+        return f"<Request {self.op.op} {self.op.id} of {self.caller} {self.exchange.state.value}>"
 
     @property
     def window(self) -> int:
@@ -159,9 +190,8 @@ class Request:
             LocalProtocolError: the value is not I-JSON or above the inline limit.
         """
         # The reader may change while we wait, and the window with it.
-        while self.running and len(self.untaken) >= self.window > 0:
-            self.credit.clear()
-            await self.credit.wait()
+        while self.running and len(self.untaken or ()) >= self.window > 0:
+            await self._credited()
         if not self.running or self.window == 0:
             return
         event = Data(self.op.id, self.op.attempt, seq=self.sequence, value=value)
@@ -171,35 +201,52 @@ class Request:
     async def settled(self) -> None:
         """Wait until every piece of data was taken by the reader."""
         while self.untaken:
-            self.credit.clear()
-            await self.credit.wait()
+            await self._credited()
+
+    async def _credited(self) -> None:
+        if self._credit is None:
+            self._credit = asyncio.Event()
+        self._credit.clear()
+        await self._credit.wait()
+
+    def credit(self) -> None:
+        """Have its handler look whether there is room for more data."""
+        if self._credit is not None:
+            self._credit.set()
 
     def taken(self, seq: int) -> None:
         """The reader has this piece."""
-        if self.untaken.pop(seq, None) is None:
+        untaken = self.untaken
+        if not untaken or untaken.pop(seq, None) is None:
             return
-        self.credit.set()
-        if len(self.untaken) >= self.window > 0:
+        self.credit()
+        if len(untaken) >= self.window > 0:
             # Left by a reader whose window was wider: the next one in line comes into this one.
-            number = list(self.untaken)[self.window - 1]
-            self.table.send_piece(self, number)
+            self.table.send_piece(self, list(untaken)[self.window - 1])
 
     def read_by(self, window: int) -> None:
         """Have a reader with this window, who may be another one than before."""
         self.op = replace(self.op, window=window)
         if window == 0:
-            self.untaken.clear()
-        self.credit.set()
+            self.untaken = None
+        self.credit()
 
     @property
     def first(self) -> int:
         """Number of the first piece of data that is not taken."""
-        return next(iter(self.untaken), self.sequence)
+        return next(iter(self.untaken or ()), self.sequence)
 
     def accept(self) -> None:
         """Count as accepted from now on: the end is a final, even if it is a refusal."""
         if self.exchange.state is State.ASKED:
             self.exchange.say("accepted")
+
+    def limit(self, seconds: float, late: Problem) -> None:
+        """Stop it for this reason when it has run so long, if its caller waits longer than that."""
+        when = (self.began or self.table.now) + seconds
+        if when < self.deadline:
+            self.late = late
+            self.table.stop_at(when, self)
 
     def stop(self, why: Problem) -> None:
         """Cancel its handler; the first reason is the one that the caller gets."""
@@ -210,14 +257,17 @@ class Request:
                 self.task.cancel()
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Incoming:
     """An IQ set that came, until it is answered."""
 
     sender: str
     id: str
+    #: What the ids of its ops are unique under, and whether their ``caller`` is believed.
+    space: str
+    believed: bool
     #: Requests that have no answer yet.
-    pending: set[_Key] = field(default_factory=set[_Key])
+    pending: set[Request] = field(default_factory=set[Request])
     #: Pieces of data whose reader has not taken them.
     untaken: int = 0
     #: Events of the answer, written.
@@ -236,6 +286,7 @@ class Requests:
         dispatchers: see :attr:`dispatchers`.
         epoch: our present life; an op meant for another one is refused.
         arm: makes sure that :meth:`look` is called soon.
+        features: what we understand; an op that must be understood otherwise is refused.
     """
 
     def __init__(
@@ -245,7 +296,9 @@ class Requests:
         dispatchers: Collection[str],
         epoch: int | None,
         arm: Callable[[], None],
+        features: frozenset[str],
     ) -> None:
+        self._features = features
         self._link = link
         self._handler = handler
         self._dispatchers: frozenset[str] = frozenset()
@@ -258,13 +311,10 @@ class Requests:
         self._epoch = epoch
         self._arm = arm
         self._tasks = Tasks("requests")
-        self._requests: dict[_Key, Request] = {}
-        #: The same by the first member of the key.
-        self._spaces: dict[str, dict[_Key, Request]] = {}
-        #: The same by the full address of the caller, who may come and go.
-        self._from: dict[str, dict[_Key, Request]] = {}
-        #: The stanza in whose answer a request can still be answered.
-        self._waiting: dict[_Key, Incoming] = {}
+        self._deadlines = Deadlines(_out_of_time, _over)
+        #: What ids are unique under -> id and attempt -> request; empty ones are removed at once.
+        self._spaces: dict[str, dict[tuple[str, int], Request]] = {}
+        self._count = 0
         #: Exchanges that are over, with what a resent op is told and until when: those whose finals
         #: were acknowledged, and those that were refused or cancelled before they came.
         self._done: _Memory = OrderedDict()
@@ -291,8 +341,31 @@ class Requests:
             del self._home[forgotten]
             self._absent.discard(forgotten)
 
-    def _key(self, sender: str, id: str, attempt: int) -> _Key:
-        return (_HOME if sender in self._home else addresses.bare(sender), id, attempt)
+    def _space(self, sender: str) -> str:
+        return _HOME if sender in self._home else addresses.bare(sender)
+
+    def _find(self, space: str, key: tuple[str, int]) -> Request | None:
+        own = self._spaces.get(space)
+        return None if own is None else own.get(key)
+
+    def __iter__(self) -> Iterator[Request]:
+        for own in list(self._spaces.values()):
+            yield from list(own.values())
+
+    def _from(self, sender: str) -> list[Request]:
+        """Give what this address asked for last; before it was a dispatcher, too."""
+        spaces = {self._space(sender), addresses.bare(sender)}
+        return [
+            request
+            for space in spaces
+            for request in self._spaces.get(space, {}).values()
+            if request.sender == sender
+        ]
+
+    @property
+    def now(self) -> float:
+        """Time of the event loop."""
+        return self._link.now
 
     @property
     def kept(self) -> int:
@@ -307,18 +380,15 @@ class Requests:
     @property
     def running(self) -> int:
         """Requests whose handler has not ended."""
-        return len(self._requests) - self._kept
+        return self._count - self._kept
 
     def holds(self, peer: str) -> list[tuple[str, int]]:
         """Exchanges of that caller that run here, and then those whose finals are kept.
 
         For a dispatcher those of all dispatchers.
         """
-        own = self._spaces.get(self._key(peer, "", 0)[0], {})
-        return [
-            (key[1], key[2])
-            for key, _ in sorted(own.items(), key=lambda item: item[1].final is not None)
-        ]
+        own = self._spaces.get(self._space(peer), {})
+        return [key for key, _ in sorted(own.items(), key=lambda item: item[1].final is not None)]
 
     async def finished(self) -> None:
         """Wait until no handler runs and the last words of each were written."""
@@ -339,49 +409,51 @@ class Requests:
         """Stop every handler and wait for it."""
         await self._tasks.close()
         self.void()
-        self._requests.clear()
+        self._deadlines.close()
         self._spaces.clear()
-        self._from.clear()
-        self._kept = self._kept_bytes = 0
+        self._count = self._kept = self._kept_bytes = 0
 
     # -- what comes
 
+    def incoming(self, sender: str, id: str) -> Incoming:
+        """Begin to take a stanza."""
+        return Incoming(sender, id, self._space(sender), sender in self.dispatchers)
+
     def take_op(self, incoming: Incoming, op: Op) -> Event | None:
         """Start an op, or answer it at once: it is known, or not fit to be started."""
-        sender = incoming.sender
-        key = self._key(sender, op.id, op.attempt)
-        known = self._requests.get(key)
+        space, key = incoming.space, op.exchange
+        known = self._find(space, key)
         if known is not None:
-            return self._take_again(key, known, sender, op)
-        over = self._done.get(key) or self._refused.get(key)
+            return self._take_again(known, incoming.sender, op)
+        name = (space, *key)
+        over = self._done.get(name) or self._refused.get(name)
         if over is not None:
             return Error(op.id, op.attempt, problem=over[0])
         problem = self._unfit(op)
         if problem is not None:
-            self._remember(self._refused, key, problem, op.left / 1000)
+            self._remember(self._refused, name, problem, self._link.now + op.left / 1000)
             return Error(op.id, op.attempt, problem=problem)
-        believed = op.caller is not None and sender in self.dispatchers
-        request = Request(
-            op,
-            sender,
-            op.caller if op.caller is not None and believed else sender,
-            self._link.now + op.left / 1000,
-            self,
-        )
+        sender = incoming.sender
+        caller = op.caller if op.caller is not None and incoming.believed else sender
+        deadline = self._link.now + op.left / 1000
+        request = Request(op, sender, caller, deadline, self, space, incoming)
         request.exchange.hear("op")
-        self._requests[key] = request
-        self._spaces.setdefault(key[0], {})[key] = request
-        self._from.setdefault(sender, {})[key] = request
-        self._waiting[key] = incoming
-        incoming.pending.add(key)
-        request.task = self._tasks.spawn(self._run(key, request), op.op)
+        self._spaces.setdefault(space, {})[key] = request
+        self._count += 1
+        incoming.pending.add(request)
+        request.task = self._tasks.spawn(self._run(request))
+        self._deadlines.add(deadline, request)
         return None
 
-    def _take_again(self, key: _Key, request: Request, sender: str, op: Op) -> Event:
+    def stop_at(self, when: float, request: Request) -> None:
+        """Stop a request at this time of the event loop, if it still runs then."""
+        self._deadlines.add(when, request)
+
+    def _take_again(self, request: Request, sender: str, op: Op) -> Event:
         """Answer an op that is known; what it still has to say goes to whoever asked last."""
         request.exchange.hear("op")
         if sender != request.sender:
-            self._turn_to(key, request, sender)
+            self._turn_to(request, sender)
         if request.final is not None:
             request.exchange.say("final")
             return replace(request.final, again=True)
@@ -392,21 +464,19 @@ class Requests:
         self._send_pieces(request)
         return Accepted(op.id, op.attempt, seq=request.first)
 
-    def _turn_to(self, key: _Key, request: Request, sender: str) -> None:
+    def _turn_to(self, request: Request, sender: str) -> None:
         """Have another address of the caller get what is still to come."""
-        earlier = self._waiting.pop(key, None)
-        if earlier is not None:
+        earlier, request.incoming = request.incoming, None
+        if earlier is not None and not earlier.done:
             # The end is not for the stanza of the former one; that needs an answer all the same.
-            self._accept(key, request, earlier)
+            self._accept(request, earlier)
             if not earlier.pending:
                 self.answer(earlier)
-        self._unlist(key, request)
-        request.askers.add(request.sender)
+        request.askers |= {request.sender}
         request.sender = sender
-        self._from.setdefault(sender, {})[key] = request
 
-    def _remember(self, memory: _Memory, key: _Key, problem: Problem, seconds: float) -> None:
-        memory[key] = (problem, self._link.now + seconds)
+    def _remember(self, memory: _Memory, key: _Key, problem: Problem, until: float) -> None:
+        memory[key] = (problem, until)
         if len(memory) > MAX_REMEMBERED:
             memory.popitem(last=False)
         self._arm()
@@ -417,25 +487,26 @@ class Requests:
             return Problem("expired")
         if op.epoch is not None and self._epoch is not None and op.epoch != self._epoch:
             return Problem("stale-epoch")
-        if (missing := op.missing()) is not None:
+        if op.must and (missing := op.missing(self._features)) is not None:
             return Problem("not-understood", f"'{missing}' is not understood here", missing)
         if self._handler is None:
             return Problem("unknown-op", "no operations are offered here")
         if self.full:
             return Problem("busy", "too many results wait for their callers", after=5.0)
-        if len(self._requests) >= MAX_REQUESTS:
+        if self._count >= MAX_REQUESTS:
             return Problem("busy", "too many requests are running here", after=1.0)
         return None
 
-    def take_cancel(self, sender: str, event: Cancel) -> Event:
+    def take_cancel(self, incoming: Incoming, event: Cancel) -> Event:
         """Stop a request; an unknown id is remembered, because its op may come after."""
-        key = self._key(sender, event.id, event.attempt)
-        request = self._requests.get(key)
+        request = self._find(incoming.space, event.exchange)
         if request is None:
-            over = self._done.get(key) or self._refused.get(key)
+            name = (incoming.space, *event.exchange)
+            over = self._done.get(name) or self._refused.get(name)
             if over is None:
                 over = (Problem("cancelled", "it was cancelled before it arrived"), 0.0)
-                self._remember(self._refused, key, over[0], event.left / 1000)
+                until = self._link.now + event.left / 1000
+                self._remember(self._refused, name, over[0], until)
             state = "unknown" if over[0].reason == "cancelled" else "late"
         elif request.final is not None:
             state = "late"
@@ -445,54 +516,43 @@ class Requests:
             state = "cancelled"
         return Cancelled(event.id, event.attempt, state=state)
 
-    def take_ack(self, sender: str, event: Ack) -> None:
-        """Keep a final no longer."""
-        key = self._key(sender, event.id, event.attempt)
-        request = self._requests.get(key)
-        if request is not None and request.final is not None:
-            request.exchange.hear("ack")
-            self._forget(key)
+    def take_ack(self, incoming: Incoming, event: Ack) -> None:
+        """Keep finals no longer."""
+        for key in event.exchanges:
+            request = self._find(incoming.space, key)
+            if request is not None and request.final is not None:
+                request.exchange.hear("ack")
+                self._forget(request)
 
-    def _drop(self, key: _Key) -> Request:
-        request = self._requests.pop(key)
-        own = self._spaces[key[0]]
-        del own[key]
+    def _drop(self, request: Request) -> None:
+        own = self._spaces[request.space]
+        del own[request.op.exchange]
         if not own:
-            del self._spaces[key[0]]
-        self._unlist(key, request)
-        return request
+            del self._spaces[request.space]
+        self._count -= 1
 
-    def _unlist(self, key: _Key, request: Request) -> None:
-        listed = self._from[request.sender]
-        del listed[key]
-        if not listed:
-            del self._from[request.sender]
-
-    def _forget(self, key: _Key) -> None:
+    def _forget(self, request: Request) -> None:
         """Drop a kept final; its id is remembered, so that a late resend does not run it again."""
-        request = self._drop(key)
+        self._drop(request)
         self._kept -= 1
         self._kept_bytes -= len(request.written)
         self._unkept.set()
-        left = max(0.0, request.deadline - self._link.now)
-        self._remember(self._done, key, Problem("already-done"), left)
+        self._remember(self._done, (request.space, *request.op.exchange), _DONE, request.deadline)
 
     # -- running
 
-    async def _run(self, key: _Key, request: Request) -> None:
+    async def _run(self, request: Request) -> None:
         assert self._handler is not None
-        request.began = began = self._link.now
+        request.began = self._link.now
         value: Json = None
         problem: Problem | None = None
         agent: str | None = None
-        limit = asyncio.timeout_at(request.deadline)
         try:
             if request.stopping is not None:
                 raise CallError.of(request.stopping)
-            async with limit:
-                value = await self._handler(request)
-                if request.untaken:
-                    await request.settled()
+            value = await self._handler(request)
+            if request.untaken:
+                await request.settled()
         except CallError as exc:
             problem, agent = exc.problem, exc.agent
         except ProtocolError as exc:
@@ -502,18 +562,16 @@ class Requests:
                 task = asyncio.current_task()
                 if task is not None and task.cancelling():
                     # Not one call is stopped but all of us: there is nobody left to answer.
-                    self._drop(key)
+                    self._drop(request)
                     raise
                 log.exception("handler_failed", op=request.op.op, id=request.op.id)
             problem = request.stopping or Problem("failed", "something in it was cancelled")
         except (Exception, SystemExit) as exc:
             # An operation that exits ends itself, and not the program that serves the others.
-            if isinstance(exc, TimeoutError) and limit.expired():
-                problem = Problem("deadline")
-            else:
-                log.exception("handler_failed", op=request.op.op, id=request.op.id)
-                problem = Problem("failed", _words(exc))
-        ran = int((self._link.now - began) * 1000)
+            log.exception("handler_failed", op=request.op.op, id=request.op.id)
+            problem = Problem("failed", _words(exc))
+        now = self._link.now
+        ran = int((now - request.began) * 1000)
         cpu = None if request.cpu is None else round(request.cpu * 1000)
         memory = request.memory
         if isinstance(value, Relayed):
@@ -522,7 +580,6 @@ class Requests:
             ran = ran if done.ran is None else done.ran
         op = request.op
         self._end(
-            key,
             request,
             Final(
                 op.id,
@@ -534,30 +591,31 @@ class Requests:
                 cpu=cpu,
                 memory=memory,
             ),
+            now,
         )
 
-    def _end(self, key: _Key, request: Request, final: Final) -> None:
+    def _end(self, request: Request, final: Final, now: float) -> None:
         """Say the end of a request, and keep it unless it was a refusal."""
         op, problem = request.op, final.problem
-        request.credit.set()
+        request.credit()
         if problem is not None and problem.meaning.ran is Ran.NO and not request.accepted:
             request.exchange.say("error")
-            self._drop(key)
-            self._remember(self._refused, key, problem, request.remaining)
+            self._drop(request)
+            self._remember(self._refused, (request.space, *op.exchange), problem, request.deadline)
             error = Error(op.id, op.attempt, problem=problem)
-            self._say(key, request, self._link.codec.write_event(error))
+            self._say(request, self._link.codec.write_event(error))
             return
         request.exchange.say("final")
-        if key[0] == _HOME and request.sender in self._absent:
+        if self._absent and request.space == _HOME and request.sender in self._absent:
             other = self._present_dispatcher()
             if other is not None:
-                self._turn_to(key, request, other)
+                self._turn_to(request, other)
         room = self._link.peer(request.sender).stanza - 2
         request.final, request.written = self._write_final(final, room)
-        request.due = self._link.now + request.pause
+        request.due = now + request.pause
         self._kept += 1
         self._kept_bytes += len(request.written)
-        self._say(key, request, request.written)
+        self._say(request, request.written)
         self._arm()
 
     def _write_final(self, final: Final, room: int) -> tuple[Final, bytes]:
@@ -599,14 +657,14 @@ class Requests:
             seconds, self._close_window, incoming
         )
 
-    def _say(self, key: _Key, request: Request, written: bytes) -> None:
+    def _say(self, request: Request, written: bytes) -> None:
         """Say the answer in the IQ result if its window is open, else in a stanza of its own."""
-        incoming = self._waiting.pop(key, None)
+        incoming, request.incoming = request.incoming, None
         if incoming is None or incoming.done:
             if self._link.connected:
                 self._link.post(self._link.peer(request.sender), written)
             return
-        incoming.pending.discard(key)
+        incoming.pending.discard(request)
         incoming.answers.append(written)
         if not incoming.pending:
             self.answer(incoming)
@@ -615,20 +673,18 @@ class Requests:
 
     def _close_window(self, incoming: Incoming) -> None:
         """Answer now: what is not ready is accepted."""
-        for key in list(incoming.pending):
-            self._waiting.pop(key, None)
-            request = self._requests.get(key)
-            if request is not None:
-                self._accept(key, request, incoming)
-        incoming.pending.clear()
+        # In the order in which they came.
+        for request in [one for one in self if one in incoming.pending]:
+            self._accept(request, incoming)
         self.answer(incoming)
 
-    def _accept(self, key: _Key, request: Request, incoming: Incoming) -> None:
+    def _accept(self, request: Request, incoming: Incoming) -> None:
         """Tell the sender of a stanza that we have its op, and that the end comes later."""
+        request.incoming = None
         request.accept()
         self._link.introduce(self._link.peer(incoming.sender))
         accepted = Accepted(request.op.id, request.op.attempt)
-        incoming.pending.discard(key)
+        incoming.pending.discard(request)
         incoming.answers.append(self._link.codec.write_event(accepted))
 
     def answer(self, incoming: Incoming) -> None:
@@ -652,11 +708,12 @@ class Requests:
 
     def void(self) -> None:
         """The stream is gone: no stanza that came on it can be answered any more."""
-        for incoming in self._waiting.values():
-            incoming.done = True
-            if incoming.timer is not None:
-                incoming.timer.cancel()
-        self._waiting.clear()
+        for request in self:
+            incoming, request.incoming = request.incoming, None
+            if incoming is not None:
+                incoming.done = True
+                if incoming.timer is not None:
+                    incoming.timer.cancel()
 
     # -- what comes before the end
 
@@ -672,17 +729,19 @@ class Requests:
         room = self._link.peer(request.sender).stanza - 2
         self._check_inline(written, event.value, "a piece of data", room)
         request.exchange.say("data")
+        if request.untaken is None:
+            request.untaken = {}
         request.untaken[event.seq] = written
         self.send_piece(request, event.seq)
 
     def _send_pieces(self, request: Request) -> None:
         """Send again what is in the reader's window and not taken."""
-        for seq in list(request.untaken)[: request.window]:
+        for seq in list(request.untaken or ())[: request.window]:
             self.send_piece(request, seq)
 
     def send_piece(self, request: Request, seq: int) -> None:
         """Send a piece that is not taken to the present reader; nothing while disconnected."""
-        if not self._link.connected:
+        if not self._link.connected or request.untaken is None:
             return
         reader = request.sender
 
@@ -702,7 +761,7 @@ class Requests:
 
     def opened(self) -> None:
         """A new stream: callers learn again when we go."""
-        for sender in list(self._from):
+        for sender in {request.sender for request in self}:
             if sender not in self.dispatchers:
                 self._link.introduce(self._link.peer(sender))
 
@@ -711,7 +770,7 @@ class Requests:
 
         Not to another one of its account, which would acknowledge what it does not know.
         """
-        for request in list(self._from.get(sender, {}).values()):
+        for request in self._from(sender):
             if request.final is not None:
                 self._link.post(self._link.peer(sender), request.written)
             else:
@@ -726,8 +785,8 @@ class Requests:
 
         Those of a dispatcher go on; another one gets their ends.
         """
-        for key, request in list(self._from.get(sender, {}).items()):
-            if key[0] != _HOME and request.running:
+        for request in self._from(sender):
+            if request.space != _HOME and request.running:
                 request.stop(Problem("cancelled", "its caller is gone"))
         if sender in self._home:
             self._absent.add(sender)
@@ -744,9 +803,9 @@ class Requests:
 
     def _hand_over(self, gone: str, other: str) -> None:
         """Say the ends that a dispatcher does not come for to another one."""
-        for key, request in list(self._from.get(gone, {}).items()):
-            if key[0] == _HOME and request.final is not None:
-                self._turn_to(key, request, other)
+        for request in self._from(gone):
+            if request.space == _HOME and request.final is not None:
+                self._turn_to(request, other)
                 request.pause = 1.0
                 request.due = self._link.now + request.pause
                 self._link.post(self._link.peer(other), request.written)
@@ -754,12 +813,12 @@ class Requests:
     def look(self, now: float) -> bool:
         """Say kept finals again that are due, and drop what is too old; true while any are left."""
         if self._kept:
-            for key, request in list(self._requests.items()):
+            for request in self:
                 if request.final is None:
                     continue
                 if now > request.deadline + KEEP:
-                    log.warning("final_given_up", id=key[1], caller=request.sender)
-                    self._forget(key)
+                    log.warning("final_given_up", id=request.op.id, caller=request.sender)
+                    self._forget(request)
                 elif request.due <= now:
                     self._repeat(request, now)
         for memory in (self._done, self._refused):
@@ -794,6 +853,14 @@ def _printable(problem: Problem) -> Problem:
     """Make sure that a problem can travel: file names may bring half characters into a text."""
     text = problem.text.encode("utf-8", "replace").decode()
     return problem if text == problem.text else replace(problem, text=text)
+
+
+def _over(request: Request) -> bool:
+    return not request.running
+
+
+def _out_of_time(request: Request) -> None:
+    request.stop(request.late)
 
 
 def _nothing() -> None:

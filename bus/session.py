@@ -100,6 +100,8 @@ class Session:
             our own domain and of the dispatchers.
         epoch: number of our present life, if we have one.
         codec: how events are read and written.
+        batching: ops may share a stanza.
+        features: what we understand beyond the core profile.
     """
 
     def __init__(
@@ -112,12 +114,17 @@ class Session:
         trust: Callable[[str], bool] | None = None,
         epoch: int | None = None,
         codec: Codec | None = None,
+        batching: bool = True,
+        features: frozenset[str] = FEATURES - {"group"},
     ) -> None:
         self.connection = connection
         self.codec = codec or Codec(dumps, loads)
         self.limits = self.codec.limits
         self.epoch = epoch
         self._role = role
+        self._features = features
+        #: Whether ops may share a stanza.
+        self.batching = batching
         self._trust = trust or self._own_domain
         #: Told of every presence: address, whether it is available, what it carried.
         self.on_presence: Callable[[str, bool, Sequence[Event]], None] = _ignore
@@ -139,9 +146,10 @@ class Session:
             self._unanswered,
             self._gone,
             self._arm,
+            batching,
         )
         self._calls = Calls(self._link, lambda to: to in self.dispatchers)
-        self._requests = Requests(self._link, handler, dispatchers, epoch, self._arm)
+        self._requests = Requests(self._link, handler, dispatchers, epoch, self._arm, features)
         self._tick: asyncio.TimerHandle | None = None
         self._look_at = 0.0
         self._open = False
@@ -150,6 +158,7 @@ class Session:
 
     async def __aenter__(self) -> Self:
         self._open = True
+        self._link.begin()
         try:
             await self.connection.open(self)
         except BaseException:
@@ -188,6 +197,11 @@ class Session:
     def address(self) -> str:
         """Our full address."""
         return self.connection.address
+
+    @property
+    def now(self) -> float:
+        """Time of the event loop."""
+        return self._link.now
 
     @property
     def connected(self) -> bool:
@@ -270,6 +284,7 @@ class Session:
         patience: float = PATIENCE,
         acknowledge: bool = True,
         again: bool = False,
+        each: Sequence[Mapping[str, Json]] | None = None,
     ) -> Call:
         """Send an op to one address and give the call.
 
@@ -293,6 +308,7 @@ class Session:
                 :meth:`acknowledge` has to be called once the final is safe.
             again: another life of ours may have sent it before, so that a bounce does not mean
                 that it never ran.
+            each: sets of arguments in place of ``args``, for an agent with ``group``.
 
         Raises:
             CallError: with reason ``bad-arguments`` or ``too-large``, when the arguments cannot
@@ -315,6 +331,8 @@ class Session:
             trace=trace,
             window=window,
             want=want,
+            each=each,
+            must=() if each is None else ("group",),
         )
         return self._calls.make(to, event, timeout, patience, acknowledge, again)
 
@@ -384,7 +402,7 @@ class Session:
         """What we say of ourselves."""
         return Hello(
             role=self._role,
-            features=sorted(FEATURES),
+            features=sorted(self._features),
             stanza=self.limits.receive // 4,
             dispatchers=sorted(self.dispatchers) if self._role == "dispatcher" else (),
             epoch=self.epoch,
@@ -466,7 +484,7 @@ class Session:
         peer = self.peers.get(stanza.sender)
         if peer is not None and not peer.present:
             self._present(stanza.sender, ())  # Whoever asks is here, also if it never said so.
-        incoming = Incoming(stanza.sender, stanza.id)
+        incoming = self._requests.incoming(stanza.sender, stanza.id)
         for event in events:
             answer = self._take(incoming, event)
             if answer is not None:
@@ -480,9 +498,9 @@ class Session:
             case Op():
                 return self._requests.take_op(incoming, event)
             case Cancel():
-                return self._requests.take_cancel(sender, event)
+                return self._requests.take_cancel(incoming, event)
             case Ack():
-                self._requests.take_ack(sender, event)
+                self._requests.take_ack(incoming, event)
             case Data():
                 incoming.untaken += 1
 

@@ -27,6 +27,7 @@ from .home import Credentials
 from .jobmap import JobMap
 from .jobs import Job, JobLog, JobUpdate, check_id
 from .line import Argument, Line
+from .loops import loop_factory
 from .maps import Mapped
 from .options import Options, Planned
 
@@ -38,7 +39,7 @@ class _Running:
 
     def __init__(self, client: Client) -> None:
         self.client = client
-        self.loop = asyncio.new_event_loop()
+        self.loop = (loop_factory() or asyncio.new_event_loop)()
         self.thread = threading.Thread(target=self.loop.run_forever, name="spinal", daemon=True)
         self.thread.start()
         try:

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib
 import os
 import resource
 import signal
 import sys
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from spinal.bus.client import connect
 from spinal.bus.connection import Connection
 from spinal.bus.errors import BusError
 from spinal.bus.home import Home, Roles
+from spinal.bus.loops import run
 from spinal.bus.server import add_account
 from spinal.protocols import SpinalError
 
@@ -119,14 +119,6 @@ async def main(place: Path | None, descriptor: int | None) -> int:
     return 0
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Give uvloop's if it is installed: it saves a third of the CPU."""
-    try:
-        return importlib.import_module("uvloop").new_event_loop  # type: ignore[no-any-return]
-    except ImportError:
-        return None
-
-
 def _raise_limits() -> None:
     """Take as many descriptors as we may: each agent is one."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -156,5 +148,4 @@ if __name__ == "__main__":
     logs.configure("info")
     _raise_limits()
     _share_fairly()
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        sys.exit(runner.run(main(given.home, given.supervisor)))
+    sys.exit(run(main(given.home, given.supervisor)))

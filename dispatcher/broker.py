@@ -663,9 +663,8 @@ class Broker:
         self._count(errand)
         attempt.begun = True
 
-        def ended() -> None:
-            assert attempt.call is not None
-            final = attempt.call.final
+        def ended(call: Call) -> None:
+            final = call.final
             if self._closed:
                 return  # It stays with its agent.
             if final is None or final.problem is not None:
@@ -680,7 +679,7 @@ class Broker:
             over(None)
             return
         try:
-            self._send(attempt, ended)
+            self._send(attempt).then(ended)
         except (CallError, BusError):
             over(None)  # It is raised once more, to somebody who can do something about it.
 
@@ -723,8 +722,7 @@ class Broker:
         self._heard(attempt, final)
         return final
 
-    def _send(self, attempt: Attempt, over: Callable[[], None] = lambda: None) -> None:
-        """Send an attempt; ``over`` is told of the end of one that has a book."""
+    def _send(self, attempt: Attempt) -> Call:
         errand, agent, op = attempt.errand, attempt.agent, attempt.errand.op
         book = errand.book
         now = asyncio.get_running_loop().time()
@@ -750,9 +748,10 @@ class Broker:
             again=attempt.resumed,
         )
         if book is not None:
-            call.attend(book.told, over)
+            call.attend(book.told)
         if self.watch is not None:
             self.watch(self._seen("op", attempt))
+        return call
 
     def _heard(self, attempt: Attempt, final: Final) -> None:
         agent, op = attempt.agent, attempt.errand.op

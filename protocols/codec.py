@@ -71,7 +71,9 @@ class Codec:
             LocalProtocolError: a value in it is not I-JSON or above the limits.
         """
         raw = event.to_json()
-        check(raw, self.limits)
+        for name in event.free:
+            if name in raw:
+                check(raw[name], self.limits, at=name, depth=1)
         return values.write(raw, self._dumps)
 
     def write(self, events: Iterable[Event]) -> bytes:
@@ -110,13 +112,15 @@ class Codec:
         if len(items) > self.limits.events:
             raise RemoteProtocolError(f"more than {self.limits.events} events", "too-large")
         for item in items:
-            check(item, self.limits, RemoteProtocolError, "event")
             members = mapping(item, "event")
             name: object = members.get("type")
             if type(name) is not str:
                 raise RemoteProtocolError("an event must have a type", "malformed", "type")
             cls = EVENTS.get(name)
             if cls is not None:
+                for free in cls.free:
+                    if free in members:
+                        check(members[free], self.limits, RemoteProtocolError, free, depth=1)
                 found.append(cls.parse(members))
         return found
 

@@ -8,9 +8,10 @@ receiver does not know are ignored, unless ``must`` names them.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, ClassVar, Self
+from dataclasses import MISSING, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from . import readers
 from .errors import Problem, RemoteProtocolError
@@ -20,8 +21,14 @@ from .values import Json
 #: Longest deadline that can be asked for, in milliseconds: 366 days.
 MAX_LEFT = 366 * 24 * 3600 * 1000
 
+#: Most sets of arguments in one op.
+MAX_EACH = 1000
+
+#: Most exchanges that one ``ack`` names besides its own.
+MAX_ALSO = 255
+
 #: Features of the protocol beyond its core profile; told in ``hello`` and the advertisement.
-FEATURES = frozenset({"batch", "cancel", "finals", "holds", "mirror", "stream"})
+FEATURES = frozenset({"batch", "cancel", "finals", "group", "holds", "mirror", "stream"})
 
 #: How candidates are ranked.
 POLICIES = (
@@ -41,6 +48,19 @@ AGENT_STATES = ("available", "draining", "unhealthy")
 CANCEL_STATES = ("cancelled", "late", "unknown")
 
 
+if TYPE_CHECKING:
+    from dataclasses import dataclass as value
+else:
+
+    def value(**options: bool) -> Any:
+        """Make a value of a class: frozen for the type checkers, and not again at run time.
+
+        To set members past a frozen ``__setattr__`` costs three times as much as to set them, and
+        every call has six values.
+        """
+        return dataclasses.dataclass(**options | {"frozen": False, "unsafe_hash": True})
+
+
 _DEFAULTS: dict[type[Event | Want], tuple[tuple[str, Any], ...]] = {}
 
 
@@ -55,18 +75,18 @@ def _defaults(cls: type[Event | Want]) -> tuple[tuple[str, Any], ...]:
     return found
 
 
-def _to_json(value: Event | Want, out: dict[str, Json]) -> dict[str, Json]:
-    for name, default in _defaults(type(value)):
-        item = getattr(value, name)
+def _to_json(one: Event | Want, out: dict[str, Json]) -> dict[str, Json]:
+    for name, default in _defaults(type(one)):
+        item = getattr(one, name)
         if item is default or item == default:
             continue
-        if isinstance(item, _NESTED):
+        if type(item) in _NESTED:
             item = item.to_json()
         out[name] = item
     return out
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Want:
     """What a caller asks of the dispatcher about the agent that is to do it."""
 
@@ -88,7 +108,7 @@ class Want:
         return cls(**readers.members(raw, name, _WANT))
 
 
-_NESTED = (Problem, Want)
+_NESTED = frozenset({Problem, Want})
 _TAGS = readers.list_of(readers.text(64), 64)
 _WANT: Mapping[str, Reader] = {
     "policy": readers.one_of(*POLICIES),
@@ -99,13 +119,15 @@ _WANT: Mapping[str, Reader] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Event:
     """One thing said; the subclasses are the language."""
 
     type: ClassVar[str] = ""
     #: Member -> reader.  What is not listed is ignored.
     reads: ClassVar[Mapping[str, Reader]] = {}
+    #: Members that hold any JSON value, which their readers do not look into.
+    free: ClassVar[tuple[str, ...]] = ()
 
     def to_json(self) -> dict[str, Json]:
         """Give the wire form."""
@@ -128,7 +150,7 @@ class Event:
             ) from exc
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class CallEvent(Event):
     """An event of one call: the id is the caller's, the attempt tells tries apart."""
 
@@ -141,19 +163,21 @@ class CallEvent(Event):
         return (self.id, self.attempt)
 
 
-_CALL: dict[str, Reader] = {"id": readers.identifier, "attempt": readers.integer(1, 10**6)}
+_CALL: dict[str, Reader] = {"id": readers.identifier, "attempt": readers.attempt}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Op(CallEvent):
     """Ask for an operation."""
 
     type: ClassVar[str] = "op"
+    free: ClassVar[tuple[str, ...]] = ("args", "each")
     reads: ClassVar[Mapping[str, Reader]] = {
         **_CALL,
         "op": readers.operation,
         "left": readers.integer(0, MAX_LEFT),
         "args": readers.mapping,
+        "each": readers.list_of(readers.mapping, MAX_EACH),
         "epoch": readers.integer(),
         "key": readers.text(256),
         "caller": readers.text(3071),
@@ -168,6 +192,8 @@ class Op(CallEvent):
     #: Milliseconds remaining until the caller gives up; recomputed at each hop.
     left: int
     args: Mapping[str, Json] = field(default_factory=dict[str, Json])
+    #: In place of ``args``, to an agent with ``group``: sets of arguments to do it with.
+    each: Sequence[Mapping[str, Json]] | None = None
     #: Epoch of the agent that it is meant for; another one refuses.
     epoch: int | None = None
     #: Idempotency key, unique under the caller's bare address.
@@ -192,7 +218,7 @@ class Op(CallEvent):
         return None
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Accepted(CallEvent):
     """The operation was taken; its final comes later, in a stanza of its own."""
 
@@ -203,7 +229,7 @@ class Accepted(CallEvent):
     seq: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Progress(CallEvent):
     """How far it is; may be lost, and a later one replaces it."""
 
@@ -220,11 +246,12 @@ class Progress(CallEvent):
     note: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Data(CallEvent):
     """One numbered piece of a stream; its stanza is answered once the reader has taken it."""
 
     type: ClassVar[str] = "data"
+    free: ClassVar[tuple[str, ...]] = ("value",)
     reads: ClassVar[Mapping[str, Reader]] = {
         **_CALL,
         "seq": readers.integer(),
@@ -235,7 +262,7 @@ class Data(CallEvent):
     value: Json = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Log(CallEvent):
     """A line that the operation logged; may be lost."""
 
@@ -250,7 +277,7 @@ class Log(CallEvent):
     level: str = "info"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Final(CallEvent):
     """The end of an operation that was started: a value, or a problem.
 
@@ -258,6 +285,7 @@ class Final(CallEvent):
     """
 
     type: ClassVar[str] = "final"
+    free: ClassVar[tuple[str, ...]] = ("value",)
     reads: ClassVar[Mapping[str, Reader]] = {
         **_CALL,
         "value": readers.value,
@@ -282,8 +310,22 @@ class Final(CallEvent):
     #: It had been done before: this answers a resent op, and nothing ran again.
     again: bool = False
 
+    def by(self, agent: str) -> Final:
+        """Give it with the agent that did it."""
+        return Final(
+            self.id,
+            self.attempt,
+            value=self.value,
+            problem=self.problem,
+            agent=agent,
+            ran=self.ran,
+            cpu=self.cpu,
+            memory=self.memory,
+            again=self.again,
+        )
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
+@value(frozen=True, slots=True, kw_only=True)
 class Error(CallEvent):
     """Refused: the operation was not started, or an event could not be taken."""
 
@@ -293,15 +335,26 @@ class Error(CallEvent):
     problem: Problem
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Ack(CallEvent):
     """The final was taken, and committed by whoever keeps jobs; it need not be kept."""
 
     type: ClassVar[str] = "ack"
-    reads: ClassVar[Mapping[str, Reader]] = _CALL
+    reads: ClassVar[Mapping[str, Reader]] = {
+        **_CALL,
+        "also": readers.list_of(readers.exchange, MAX_ALSO),
+    }
+
+    #: Id and attempt of others that are acknowledged with it, to whoever takes batches.
+    also: Sequence[tuple[str, int]] = ()
+
+    @property
+    def exchanges(self) -> list[tuple[str, int]]:
+        """All that are acknowledged."""
+        return [self.exchange, *self.also]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Cancel(CallEvent):
     """Stop it; always answered with ``cancelled``."""
 
@@ -313,7 +366,7 @@ class Cancel(CallEvent):
     left: int = 60_000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Cancelled(CallEvent):
     """The answer to a cancel; the final, if the operation had been started, still comes."""
 
@@ -323,7 +376,7 @@ class Cancelled(CallEvent):
     state: str
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Hello(Event):
     """Who is speaking and what it understands; directed presence or an IQ carries it."""
 
@@ -348,7 +401,7 @@ class Hello(Event):
     epoch: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Advertisement(Event):
     """What an agent offers, where it is and how busy; directed presence carries it.
 
@@ -356,6 +409,7 @@ class Advertisement(Event):
     """
 
     type: ClassVar[str] = "advertisement"
+    free: ClassVar[tuple[str, ...]] = ("holds",)
     reads: ClassVar[Mapping[str, Reader]] = {
         "hash": readers.text(64),
         "epoch": readers.integer(),
@@ -402,7 +456,7 @@ class Advertisement(Event):
         )
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Describe(Event):
     """Ask for the capability description with this hash."""
 
@@ -412,7 +466,7 @@ class Describe(Event):
     hash: str
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Description(Event):
     """A capability description, as the text that was hashed."""
 
@@ -426,7 +480,7 @@ class Description(Event):
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Mirror(Event):
     """From a dispatcher: tell me about your direct calls for so long, because a tap is open."""
 
@@ -437,7 +491,7 @@ class Mirror(Event):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Seen(Event):
     """What a tap shows: one event of a call between two others; carries no values."""
 

@@ -37,6 +37,9 @@ class Speaker(Enum):
     CALLER = "caller"
     AGENT = "agent"
 
+    # Members are one of a kind; Enum's own hash is that of the name, and in Python.
+    __hash__ = object.__hash__
+
 
 class State(Enum):
     """Where an exchange is, as one end sees it."""
@@ -47,6 +50,8 @@ class State(Enum):
     ENDED = "ended"
     CLOSED = "closed"
     REFUSED = "refused"
+
+    __hash__ = object.__hash__
 
     @property
     def over(self) -> bool:

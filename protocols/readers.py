@@ -61,6 +61,18 @@ def integer(low: int = 0, high: int = MAX_INTEGER) -> Reader:
     return read
 
 
+#: Reads the number of an attempt.
+attempt = integer(1, 10**6)
+
+
+def exchange(raw: Json, name: str) -> tuple[str, int]:
+    """Read the id and the attempt of an exchange, as a list of two."""
+    pair: list[Json] = raw if isinstance(raw, list) else []  # pyright: ignore[reportUnknownVariableType] - JSON items
+    if len(pair) != 2:
+        raise _wrong(name, "a list of an id and an attempt")
+    return (identifier(pair[0], name), attempt(pair[1], name))
+
+
 def number(low: float = -math.inf) -> Reader:
     """Give a reader of finite numbers of at least ``low``."""
 

@@ -51,22 +51,35 @@ def check(
     limits: Limits = LIMITS,
     error: type[ProtocolError] = LocalProtocolError,
     at: str = "value",
+    depth: int = 0,
 ) -> None:
     """Make sure that a value is I-JSON within the limits.
+
+    Args:
+        value: what is checked.
+        limits: bounds of its depth and size.
+        error: class of what is raised.
+        at: what to call it.
+        depth: how deep it lies in something else, of which it is a member.
 
     Raises:
         ProtocolError: of the class given, because whose fault it is depends on who made the value.
             It names the member of an outermost object that is at fault.
     """
-    wrong = _wrong(value, limits)
+    if type(value) in _ALWAYS:
+        return
+    wrong = _wrong(value, limits, depth)
     if wrong is None:
         return
     # Which member it was is found out again, so that only an error pays for knowing it.
-    if type(value) is dict:
+    if type(value) is dict and not depth:
         outermost = cast(dict[object, Json], value)
         at = next((str(k) for k, v in outermost.items() if _wrong(v, limits, 1)), at)
     raise error(f"{at[:60]}: {wrong}", "bad-arguments", at[:60])
 
+
+#: Types whose every value is good.
+_ALWAYS: Final = frozenset({bool, type(None)})
 
 #: ``type``, but giving an object that can only be compared: the type of a Json is unknown.
 _type: Callable[[Json], object] = type
@@ -78,6 +91,22 @@ def _wrong(value: Json, limits: Limits, depth: int = 0) -> str | None:
     Goes level by level, not by recursion, because the depth of a hostile value must not become the
     depth of our stack, and because a level needs no note of how deep each item is.
     """
+    if _type(value) is dict and len(value) <= 16 and depth < limits.depth:
+        # Arguments mostly are a few plain members, for which the way below is long.
+        for key, item in value.items():
+            kind = _type(item)
+            if not (
+                _type(key) is str
+                and key.isascii()
+                and (
+                    (kind is str and item.isascii())
+                    or (kind is int and -MAX_INTEGER <= item <= MAX_INTEGER)
+                    or kind in _ALWAYS
+                )
+            ):
+                break
+        else:
+            return None
     level: list[Any] = [value]
     room = limits.members
     while level:
@@ -137,6 +166,10 @@ _ENCODER: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), al
 _DECODER: Final = json.JSONDecoder(parse_constant=_no_constant)
 
 
+#: How the escape of one begins.
+_SURROGATE: Final = b"\\ud"
+
+
 def dumps(value: Json) -> bytes:
     """Write JSON text with the standard library; ``ValueError`` for what is not JSON."""
     return _ENCODER.encode(value).encode()
@@ -146,9 +179,12 @@ def loads(text: bytes) -> Json:
     """Read JSON text with the standard library; ``ValueError`` for what is not JSON."""
     try:
         # Decoded here, because json.loads takes UTF-16, a byte order mark and surrogates as well.
-        return _DECODER.decode(text.decode())
+        found = _DECODER.decode(text.decode())
+        if _SURROGATE in text.lower():
+            _ENCODER.encode(found).encode()  # Which a lone one cannot be.
     except RecursionError as exc:
         raise ValueError("nested too deeply") from exc
+    return found
 
 
 #: Characters of JSON text that XML would read as markup, or may not hold at all.  They stand in
@@ -171,8 +207,19 @@ def escape(text: bytes) -> bytes:
 
 
 def write(value: Json, dumps: Dumps = dumps) -> bytes:
-    """Write a value that was checked as JSON text that is safe inside XML."""
-    return escape(dumps(value))
+    """Write a value as JSON text that is safe inside XML.
+
+    What may hold any value in it was checked; what two libraries refuse alike they refuse here.
+
+    Raises:
+        LocalProtocolError: it is not JSON.
+    """
+    try:
+        return escape(dumps(value))
+    # The libraries differ: ValueError and TypeError mean the same here.
+    except (ValueError, TypeError) as exc:
+        check(value)
+        raise LocalProtocolError(f"not JSON: {exc}", "bad-arguments") from exc
 
 
 _EXACT: Final = loads

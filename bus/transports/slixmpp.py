@@ -52,6 +52,9 @@ LINGERING = 60.0
 #: What a reconnect does not mend.
 _FINAL = (LoginRefused, CertificateRefused, AddressTaken)
 
+#: Bytes of the stanzas of one turn of the event loop that are gathered before they leave.
+GATHERED = 16 * 1024
+
 #: Bytes that may wait for the network before :meth:`drain` waits.
 HIGH_WATER = 1024 * 1024
 
@@ -98,6 +101,11 @@ class _Stream:
             log.exception("stanza_handler_failed", address=self._owner.address_or_none)
             return
         super()._spawn_event(xml)  # type: ignore[misc]  # pyright: ignore
+
+    def connection_made(self, transport: Any, *given: Any, **more: Any) -> None:
+        if transport.get_extra_info("sslcontext") is None:
+            transport.set_write_buffer_limits(high=0)
+        super().connection_made(transport, *given, **more)  # type: ignore[misc]  # pyright: ignore
 
     def pause_writing(self) -> None:
         self._owner.writable.clear()
@@ -162,6 +170,10 @@ class _SlixmppConnection(Connection):
         self._look_up: Callable[[], tuple[str, int] | None] = lambda: None
         self.writable = asyncio.Event()
         self.writable.set()
+        #: What was written since the first stanza of this turn of the event loop, which has left.
+        self._gathered: list[bytes] = []
+        self._size = 0
+        self._gathers = False
 
     def _make(self) -> Any:
         raise NotImplementedError
@@ -342,6 +354,7 @@ class _SlixmppConnection(Connection):
             self._task.cancel()
             await asyncio.wait([self._task])
             self._task = None
+        self._release()
         stream, self._stream = self._stream, None
         was_ready, self._ready = self._ready, False
         if stream is not None:
@@ -364,7 +377,32 @@ class _SlixmppConnection(Connection):
             return  # A component has no initial presence (XEP-0114).
         if self._stamp and stanza.kind == "presence":
             (self._directed.discard if stanza.type else self._directed.add)(stanza.to)
-        self._stream.send_raw(Codec.encode(stanza, self._stamp))
+        self._write(Codec.encode(stanza, self._stamp))
+
+    def _write(self, data: bytes) -> None:
+        """Write at once what is the first in this turn, and all that follows it together.
+
+        Each write is a record of TLS and a call of the system, which cost more than the stanza.
+        """
+        if not self._gathers:
+            self._gathers = True
+            asyncio.get_running_loop().call_soon(self._turned)
+            self._stream.send_raw(data)
+            return
+        self._gathered.append(data)
+        self._size += len(data)
+        if self._size >= GATHERED:
+            self._release()
+
+    def _turned(self) -> None:
+        self._gathers = False
+        self._release()
+
+    def _release(self) -> None:
+        """Write what was gathered; it is lost with the stream, as what the network has."""
+        gathered, self._gathered, self._size = self._gathered, [], 0
+        if gathered and self._stream is not None and self._stream.transport is not None:
+            self._stream.send_raw(b"".join(gathered))
 
     async def drain(self) -> None:
         """Wait for a slow network; see the contract."""
@@ -381,7 +419,7 @@ class _SlixmppConnection(Connection):
         answer: asyncio.Future[Element | None] = asyncio.get_running_loop().create_future()
         self._asked[id] = (to, answer)
         head = Codec.encode(Stanza("iq", kind, to, id=id), self._stamp)
-        self._stream.send_raw(head[:-2] + b">" + tostring(payload) + b"</iq>")
+        self._write(head[:-2] + b">" + tostring(payload) + b"</iq>")
         try:
             async with asyncio.timeout(timeout):
                 return await answer

@@ -345,7 +345,9 @@ def test_jobs_of_dispatchers_that_come_and_go_over_a_bad_network_run_once(seed: 
                     if final.problem is None:
                         done[id] = final.value
                     else:
-                        assert final.problem.reason in ("already-done", "no-answer", "lost")
+                        # The last when a first sending came back, so that nothing ran.
+                        honest = ("already-done", "no-answer", "lost", "unreachable")
+                        assert final.problem.reason in honest
 
             async def trouble() -> None:
                 while True:

@@ -189,7 +189,7 @@ class Desk:
                 while live:
                     async with self.store.changed:
                         await self.store.changed.wait_for(ended)
-                    rows = ended()
+                    rows = ended()[:50]
                     await request.data([self.store.told(row, "value") for row in rows])
                     for row in rows:
                         del live[row["position"]]

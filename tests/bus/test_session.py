@@ -10,6 +10,7 @@ from spinal.bus.errors import BadCall, CallError, NotConnected, OperationFailed,
 from spinal.bus.session import Handler, Request, Session
 from spinal.protocols import (
     Accepted,
+    Ack,
     Advertisement,
     Codec,
     Data,
@@ -17,6 +18,7 @@ from spinal.protocols import (
     Description,
     Event,
     Final,
+    Hello,
     Json,
     Log,
     Op,
@@ -455,3 +457,70 @@ async def test_accepted_then_refused_ends_with_a_final() -> None:
             await caller.call(THUMBS, "/late").result()
         assert busy.value.reason == "busy"
         assert [events(s) for s in seen][1:3] == [[Accepted.type], [Final.type]]
+
+
+@virtual_time
+async def test_a_stanza_takes_half_of_the_calls_that_are_under_way_and_a_lone_one_is_not_held_up() -> (
+    None
+):
+    async with pair(echo) as (bus, caller, _):
+        await caller.call(THUMBS, "/echo").result()
+        seen = watch(bus)
+        calls = [caller.call(THUMBS, "/echo") for _ in range(64)]
+        await asyncio.gather(*(call.result() for call in calls))
+        shares = [events(s).count("op") for s in seen if s.type == "set"]
+        # The first leave while few are under way, the rest by halves.
+        assert sum(shares) == 64
+        assert 2 <= len(shares) <= 4
+        assert max(shares) <= 32
+        del seen[:]
+        began = asyncio.get_running_loop().time()
+        await caller.call(THUMBS, "/echo").result()
+        assert asyncio.get_running_loop().time() == began
+        assert [events(s)[-1] for s in seen] == ["op", "final"]
+
+
+@virtual_time
+async def test_finals_are_acknowledged_together() -> None:
+    async with pair(echo) as (bus, caller, agent):
+        seen = watch(bus)
+        await asyncio.gather(*(caller.call(THUMBS, "/echo").result() for _ in range(300)))
+        await asyncio.sleep(1)
+        acks = [
+            event
+            for s in seen
+            if s.body
+            for event in Codec().read(s.body)
+            if isinstance(event, Ack)
+        ]
+        assert sum(len(ack.exchanges) for ack in acks) == 300
+        assert len(acks) <= 12
+        assert agent.kept == 0
+
+
+@virtual_time
+async def test_an_agent_that_takes_no_batches_gets_an_ack_for_each_final() -> None:
+    async with pair(echo) as (bus, caller, agent):
+        agent.send_presence(ANN, Hello(role="agent", features=["finals"], epoch=1))
+        await eventually(lambda: not caller.peers[THUMBS].batch)
+        seen = watch(bus)
+        await asyncio.gather(*(caller.call(THUMBS, "/echo").result() for _ in range(3)))
+        await asyncio.sleep(1)
+        asked = [events(s) for s in seen if s.type == "set"]
+        assert [names.count("op") for names in asked] == [1, 1, 1, 0]
+        assert asked[-1] == ["ack", "ack", "ack"]
+        assert agent.kept == 0
+
+
+@virtual_time
+async def test_without_batching_each_op_has_a_stanza_of_its_own() -> None:
+    bus = MemoryBus()
+    async with (
+        Session(bus.connection(THUMBS), echo, role="agent", epoch=1),
+        Session(bus.connection(ANN), batching=False) as caller,
+    ):
+        caller.send_presence(THUMBS, caller.hello())
+        await eventually(lambda: THUMBS in caller.peers and caller.peers[THUMBS].batch)
+        seen = watch(bus)
+        await asyncio.gather(*(caller.call(THUMBS, "/echo").result() for _ in range(10)))
+        assert [events(s).count("op") for s in seen if s.type == "set"] == [1] * 10

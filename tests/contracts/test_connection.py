@@ -256,6 +256,18 @@ async def test_stanzas_arrive_in_the_order_in_which_they_were_sent(bus: Bus) -> 
             assert {s.sender for s in heard.of("message")} == {sender.address}
 
 
+async def test_what_was_sent_before_the_end_arrives(bus: Bus) -> None:
+    async with both(bus) as (one, ear, two, _):
+        for number in range(300):
+            two.send(
+                Stanza("message", "headline", one.address, body=body(Log(f"a-{number}", text="x")))
+            )
+        await two.close()
+        await eventually(lambda: len(ear.of("message")) == 300, SOON)
+        said = [Codec().read(stanza.body or b"")[0] for stanza in ear.of("message")]
+        assert said == [Log(f"a-{number}", text="x") for number in range(300)]
+
+
 async def test_a_question_is_answered_with_a_result_or_an_error(bus: Bus) -> None:
     async with both(bus) as (one, ear, two, other):
 

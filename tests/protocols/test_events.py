@@ -90,6 +90,17 @@ TABLE: list[tuple[Event, dict[str, Json]]] = [
         Op("c1", op="/a", left=1, want=Want()),
         {"type": "op", "id": "c1", "op": "/a", "left": 1, "want": {}},
     ),
+    (
+        Op("c1", op="/a", left=1, each=({"x": 1}, {}), must=("group",)),
+        {
+            "type": "op",
+            "id": "c1",
+            "op": "/a",
+            "left": 1,
+            "each": [{"x": 1}, {}],
+            "must": ["group"],
+        },
+    ),
     (Accepted("c1"), {"type": "accepted", "id": "c1"}),
     (
         Accepted("c1", 2, seq=57),
@@ -140,6 +151,10 @@ TABLE: list[tuple[Event, dict[str, Json]]] = [
         },
     ),
     (Ack("c1"), {"type": "ack", "id": "c1"}),
+    (
+        Ack("c1", also=(("c2", 1), ("c3", 4))),
+        {"type": "ack", "id": "c1", "also": [["c2", 1], ["c3", 4]]},
+    ),
     (Cancel("c1"), {"type": "cancel", "id": "c1"}),
     (Cancel("c1", 2, left=5), {"type": "cancel", "id": "c1", "attempt": 2, "left": 5}),
     (Cancelled("c1", state="late"), {"type": "cancelled", "id": "c1", "state": "late"}),

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import fcntl
-import importlib
 import json
 import logging
 import os
@@ -26,6 +25,7 @@ from typing import Any, Final
 
 import structlog
 
+from ...loops import run
 from ..contract import Ports, ServerConfig
 from ..errors import PortTaken, ServerError
 from .server import EmbeddedServer, place
@@ -115,14 +115,6 @@ def _tell(**event: object) -> None:
     print(json.dumps(event), flush=True)
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Give uvloop's if it is installed: it saves a third of the server's CPU."""
-    try:
-        return importlib.import_module("uvloop").new_event_loop  # type: ignore[no-any-return]
-    except ImportError:
-        return None
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run as a program; give the exit status."""
     parser = argparse.ArgumentParser(prog="python -m spinal.bus.server.embedded")
@@ -144,8 +136,8 @@ def main(arguments: list[str] | None = None) -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
         config = load(chosen.config)
-        with _alone(config), asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(serve(config, chosen.with_parent))
+        with _alone(config):
+            run(serve(config, chosen.with_parent))
     except PortTaken as error:
         _tell(event="failed", error=str(error), port=error.port)
         return ServerError.exit_code

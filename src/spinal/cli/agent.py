@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -70,6 +69,7 @@ def run_file(
     """
     start_logging("info")
     from spinal.agents import runner
+    from spinal.bus.loops import run
 
     wanted = read_places(place)
     found = runner.load_file(file)
@@ -97,4 +97,4 @@ def run_file(
             else:
                 say(f"{life.address} serves {' '.join(ops)} ({life.slots.size} slots)")
 
-    asyncio.run(runner.serve(found, log_in=log_in, ready=ready))
+    run(runner.serve(found, log_in=log_in, ready=ready))

@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+from spinal.agents import Agent, Job, Refused
+from spinal.agents.life import Life
+from spinal.bus import Client
+from spinal.bus.maps import Mapped
+from spinal.bus.session import Session
+from spinal.bus.transports.memory import Faults, MemoryBus
+from spinal.protocols import LIMITS, Codec, Data, Final, Op, Stanza
+from spinal.protocols.values import dumps, escape
+from spinal.testing import eventually, virtual_time
+
+ADDRESS = "quick@memory.test/agent"
+ran: Counter[int] = Counter()
+stopped: list[int] = []
+
+
+def quick(slots: int = 100) -> Agent:
+    agent = Agent("quick", slots=slots)
+
+    @agent.op("/double", effects="reads", timeout="2s")
+    async def double(x: int, wait: float = 0.0, fail: bool = False) -> int:
+        """Give twice as much, after a while."""
+        ran[x] += 1
+        try:
+            if wait:
+                await asyncio.sleep(wait)
+        except asyncio.CancelledError:
+            stopped.append(x)
+            raise
+        if fail:
+            raise Refused(f"{x} is not doubled")
+        return 2 * x
+
+    @agent.op("/long", effects="reads")
+    async def long(size: int) -> str:
+        """Give a text that grows when it is written."""
+        return "<" * size
+
+    @agent.op("/reporting", effects="reads")
+    async def reporting(job: Job, x: int) -> int:
+        """Say something, too."""
+        ran[x] += 1
+        job.progress(x)
+        return x
+
+    return agent
+
+
+class Place:
+    def __init__(self, bus: MemoryBus, life: Life, client: Client) -> None:
+        self.bus = bus
+        self.life = life
+        self.client = client
+        self.seen: list[Stanza] = []
+        bus.faults = Faults(applies=self._note)
+
+    def _note(self, stanza: Stanza) -> bool:
+        self.seen.append(stanza)
+        return False
+
+    def said(self, kind: type[Any]) -> list[Any]:
+        return [
+            event
+            for stanza in self.seen
+            if stanza.body and stanza.kind == "iq"
+            for event in Codec().read(stanza.body)
+            if isinstance(event, kind)
+        ]
+
+    @property
+    def groups(self) -> list[int]:
+        """Sizes of the groups that were asked for."""
+        return [len(op.each) for op in self.said(Op) if op.each is not None]
+
+    @property
+    def singles(self) -> int:
+        return sum(op.each is None for op in self.said(Op))
+
+    async def map(self, op: str, over: Iterable[dict[str, Any]], **how: Any) -> list[Mapped]:
+        return [mapped async for mapped in self.client.map(op, over, **how)]
+
+
+@asynccontextmanager
+async def place(slots: int = 100, **options: Any) -> AsyncGenerator[Place]:
+    ran.clear()
+    stopped.clear()
+    bus = MemoryBus()
+    async with (
+        Life(quick(slots), bus.connection(ADDRESS)) as life,
+        Client(connection=bus.connection("ann@memory.test/desk"), **options) as client,
+    ):
+        direct = client.options(to=ADDRESS)
+        await direct.call("/double", x=0)
+        ran.clear()
+        yield Place(bus, life, direct)
+
+
+@virtual_time
+async def test_quick_inputs_share_exchanges_and_each_gets_its_own_result() -> None:
+    async with place() as here:
+        found = await here.map("/double", ({"x": x} for x in range(1000)), window=400)
+        assert {mapped.index: mapped.value for mapped in found} == {x: 2 * x for x in range(1000)}
+        assert all(
+            mapped.agent == ADDRESS and mapped.arguments["x"] == mapped.index for mapped in found
+        )
+        assert set(ran.values()) == {1}
+        assert here.singles == 0
+        assert max(here.groups) == 100
+        assert sum(here.groups) == 1000
+
+
+@virtual_time
+async def test_results_come_in_the_order_of_the_inputs_if_asked_for() -> None:
+    async with place() as here:
+        waits = [0.3 if x % 7 == 0 else 0 for x in range(100)]
+        over = [{"x": x, "wait": wait} for x, wait in enumerate(waits)]
+        found = await here.map("/double", over, ordered=True)
+        assert [mapped.value for mapped in found] == [2 * x for x in range(100)]
+
+
+@virtual_time
+async def test_an_input_that_fails_or_does_not_fit_spoils_no_other() -> None:
+    async with place() as here:
+        over: list[dict[str, Any]] = [{"x": x} for x in range(10)]
+        over[3]["fail"] = True
+        over[5] = {"y": 5}
+        found = await here.map("/double", over, ordered=True)
+        assert here.groups
+        assert [mapped.value for mapped in found if mapped.error is None] == [
+            2 * x for x in range(10) if x not in (3, 5)
+        ]
+        assert found[3].error is not None and str(found[3].error) == "3 is not doubled"
+        assert found[5].error is not None and found[5].error.reason == "bad-arguments"
+        assert found[5].error.agent == ADDRESS
+
+
+@virtual_time
+async def test_nobody_waits_long_for_a_slow_neighbour() -> None:
+    async with place() as here:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        took: dict[int, float] = {}
+        over = [{"x": x, "wait": 1.5 if x == 0 else 0.0} for x in range(10)]
+        async for mapped in here.client.map("/double", over):
+            took[mapped.index] = loop.time() - began
+            assert mapped.value == 2 * mapped.index
+        assert 10 in here.groups
+        assert all(took[x] < 0.1 for x in range(1, 10))
+        assert 1.49 < took[0] < 1.6
+
+
+@virtual_time
+async def test_an_input_that_takes_too_long_is_stopped_and_the_others_are_done() -> None:
+    async with place(slots=1) as here:
+        over = [{"x": x, "wait": 60.0 if x == 2 else 0.0} for x in range(6)]
+        found = await here.map("/double", over, ordered=True)
+        assert [mapped.error is None for mapped in found] == [x != 2 for x in range(6)]
+        error = found[2].error
+        assert error is not None and error.reason == "deadline"
+        assert str(error) == "ran longer than its timeout of 2s"
+        assert stopped == [2]
+        assert here.life.slots.busy == 0
+
+
+@virtual_time
+async def test_an_operation_that_takes_longer_is_asked_for_one_by_one() -> None:
+    async with place() as here:
+        await here.map("/double", [{"x": x, "wait": 0.2} for x in range(200)])
+        assert set(ran.values()) == {1}
+        # What was on its way before the first had ended.
+        assert sum(here.groups) <= 64
+        assert here.singles >= 136
+
+
+@virtual_time
+async def test_an_operation_that_takes_a_job_is_asked_for_one_by_one_and_nothing_runs_twice() -> (
+    None
+):
+    async with place() as here:
+        found = await here.map("/reporting", [{"x": x} for x in range(200)], ordered=True)
+        assert [mapped.value for mapped in found] == list(range(200))
+        assert set(ran.values()) == {1}
+        assert here.singles == 200
+
+
+@virtual_time
+async def test_results_that_are_large_together_travel_in_pieces() -> None:
+    async with place() as here:
+        sizes = [1000, 2000, 5000] * 10
+        found = await here.map("/long", ({"size": size} for size in sizes), ordered=True)
+        assert [len(mapped.value) for mapped in found] == sizes
+        assert here.said(Data)
+        for said in here.said(Data) + here.said(Final):
+            assert len(escape(dumps(said.value))) <= LIMITS.inline
+
+
+@virtual_time
+async def test_leaving_early_stops_what_runs() -> None:
+    async with place() as here:
+        over = ({"x": x, "wait": 1.0 if x > 20 else 0.0} for x in range(1, 100_000))
+        async with aclosing(here.client.map("/double", over)) as found:
+            async for _ in found:
+                break
+        await eventually(lambda: here.life.slots.busy == 0)
+        assert sum(ran.values()) < 200
+        assert here.life.session.running == 0
+
+
+@virtual_time
+async def test_an_agent_that_is_gone_is_told_for_each_input() -> None:
+    async with place() as here:
+        over = ({"x": x, "wait": 1.0} for x in range(20))
+        mapping = asyncio.create_task(here.map("/double", over))
+        await eventually(lambda: ran)
+        here.bus.kill(ADDRESS)
+        found = await mapping
+        assert len(found) == 20
+        assert {mapped.error.reason for mapped in found if mapped.error} <= {"lost", "unreachable"}
+        assert all(mapped.error for mapped in found)
+
+
+@virtual_time
+async def test_without_batching_each_input_has_an_op_of_its_own() -> None:
+    async with place(batching=False) as here:
+        await here.map("/double", [{"x": x} for x in range(50)])
+        assert here.singles == 50 and not here.groups
+
+
+@virtual_time
+async def test_who_does_not_know_groups_refuses_them() -> None:
+    bus = MemoryBus()
+    handled: list[Op] = []
+
+    async def handler(request: Any) -> Any:
+        handled.append(request.op)
+
+    async with (
+        Session(bus.connection("d@memory.test/d"), handler, role="dispatcher", epoch=1),
+        Session(bus.connection("ann@memory.test/desk")) as caller,
+    ):
+        call = caller.call("d@memory.test/d", "/double", each=[{"x": 1}])
+        final = await call.wait()
+        assert final.problem is not None and final.problem.reason == "not-understood"
+        assert not handled

@@ -88,7 +88,7 @@ class Site:
                     self.jobs[id] |= {"state": "done", "value": args["args"]["value"]}
                 return self.jobs[id]
             case "map":
-                made = [
+                made: list[dict[str, Any]] = [
                     {"id": f"{args['parent']}-{position}", "position": position, "args": given}
                     for position, given in args["inputs"]
                 ]

@@ -96,8 +96,8 @@ class Site:
                     self.began.set()
                     await asyncio.sleep(args["wait"])
                     return {"jobs": made}
-                for job in made:
-                    job |= {"state": "done", "value": job.pop("args")["value"]}
+                for one in made:
+                    one |= {"state": "done", "value": one.pop("args")["value"]}
                 await request.data(made)
                 return {"jobs": []}
             case "submit-all":

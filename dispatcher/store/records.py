@@ -121,7 +121,10 @@ WHOLE: Final = [*LISTED, "args", "value"]
 _MARK: Final = f'"{MARK}"'.encode()
 
 
-@dataclass(frozen=True, slots=True)
+# None of these is frozen: some are made for every write, and would take three times as long.
+
+
+@dataclass(slots=True)
 class Standing:
     """Where a job stands, as far as it decides what may be done with it."""
 
@@ -131,7 +134,7 @@ class Standing:
     looked: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Fresh:
     """A new job, ready to be inserted."""
 
@@ -150,7 +153,7 @@ class Fresh:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Saved:
     """What became of a job, ready to be saved."""
 

@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 4
 
-.PHONY: help demo test test-deps check format bench faults clean
+.PHONY: help demo test test-deps check format bench bench-deps faults clean
 
 help:
 	@echo "make demo       see it work: a platform, three workers, one of them killed"
@@ -15,7 +15,9 @@ help:
 	@echo "make check      formatting, lint, types, direction of imports"
 	@echo "make format     mend what can be mended by a machine"
 	@echo "make faults     break everything that can break, and print what became of the jobs (15 minutes)"
-	@echo "make bench      figures of this machine, as in benchmarks/README.md"
+	@echo "make bench      measure Spinal beside its peers, into benchmarks/RESULTS.md (25 minutes);"
+	@echo "                a part of it: make bench BENCH='--part jobs'"
+	@echo "make bench-deps install the servers that the peers need (root or sudo)"
 
 # An editable install resolves imports through the links under src/spinal.
 links:
@@ -46,6 +48,9 @@ test: links $(VENV)/dev
 test-deps:
 	sh tests/deps.sh
 
+bench-deps:
+	sh tests/deps.sh prosody ejabberd redis-server nats-server curl
+
 check: links $(VENV)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -57,12 +62,26 @@ format: links $(VENV)/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The peers have an environment of their own, so that ours stays clean.
+PEERS := .venv-peers
+
+$(PEERS)/peers: benchmarks/peers.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --upgrade pip
+	@# One by one, so that one that cannot be had does not take the others with it.
+	@failed=; for package in $$(grep -v '^#' $<); do \
+		$(PEERS)/bin/python -m pip install --quiet -c $< $$package || failed="$$failed $$package"; \
+	done; test -z "$$failed" || { echo "not installed:$$failed" >&2; exit 1; }
+	@touch $@
+
+# What cannot be installed is named as missing in the report.
 bench: links $(VENV)/dev
-	$(BIN)/python benchmarks/run.py
+	-$(MAKE) $(PEERS)/peers
+	$(BIN)/python -m benchmarks.run $(BENCH)
 
 # With SERVERS="--server embedded" no other server is needed; see docs/guarantees.md
 faults: links $(VENV)/dev
 	$(BIN)/python -m tests.faults.run $(SERVERS)
 
 clean:
-	rm -rf $(VENV) dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis

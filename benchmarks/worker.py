@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from spinal.agents import Agent
 
-agent = Agent("bench", slots=1000)
+#: So many that they never bind.
+agent = Agent("bench", slots=4096)
 
 
 @agent.op("/bench/nothing", effects="reads")

@@ -1,13 +1,15 @@
 #!/bin/sh
-# Installs the servers, clients and compilers that the integration tests drive (make test-deps).
+# Installs the servers, clients and compilers that the integration tests drive (make test-deps), or
+# the packages that it is given (make bench-deps).
 # No service is started, and a second run is quick and changes nothing.
 set -eu
 
 packages="prosody ejabberd profanity go-sendxmpp libstrophe-dev libjansson-dev gcc libc6-dev pkg-config tmux postgresql strace"
 command -v node >/dev/null 2>&1 || packages="$packages nodejs npm"
+[ $# -eq 0 ] || packages="$*"
 
 if ! command -v dpkg-query >/dev/null 2>&1 || ! command -v apt-get >/dev/null 2>&1; then
-    echo "test-deps: needs Debian or Ubuntu; elsewhere install by hand: $packages" >&2
+    echo "deps: needs Debian or Ubuntu; elsewhere install by hand: $packages" >&2
     exit 1
 fi
 
@@ -17,7 +19,7 @@ for package in $packages; do
     [ "$status" = installed ] || missing="$missing $package"
 done
 if [ -z "$missing" ]; then
-    echo "test-deps: everything is there"
+    echo "deps: everything is there"
     exit 0
 fi
 
@@ -26,7 +28,7 @@ if [ "$(id -u)" -eq 0 ]; then
 elif command -v sudo >/dev/null 2>&1 && sudo -n true 2>/dev/null; then
     as_root=sudo
 else
-    echo "test-deps: run it as root or where sudo asks for no password; missing:$missing" >&2
+    echo "deps: run it as root or where sudo asks for no password; missing:$missing" >&2
     exit 1
 fi
 
@@ -46,14 +48,14 @@ if [ ! -e "$policy" ]; then
     $as_root chmod 755 "$policy"
 fi
 
-echo "test-deps: installing$missing"
+echo "deps: installing$missing"
 $as_root apt-get update -qq
 # shellcheck disable=SC2086  # a list of words
 $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
     -o Dpkg::Use-Pty=0 $missing
 
 # Only what was just installed: a daemon that was there before is somebody's.
-for daemon in prosody ejabberd postgresql; do
+for daemon in prosody ejabberd postgresql redis-server nats-server; do
     case " $missing " in *" $daemon "*) ;; *) continue ;; esac
     if [ -d /run/systemd/system ]; then
         $as_root systemctl disable --quiet --now "$daemon" 2>/dev/null || :
@@ -65,4 +67,4 @@ done
 case " $missing " in
 *" ejabberd "*) command -v epmd >/dev/null 2>&1 && epmd -kill >/dev/null 2>&1 || : ;;
 esac
-echo "test-deps: done"
+echo "deps: done"

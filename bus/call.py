@@ -27,6 +27,7 @@ class Call:
 
     __slots__ = (
         "_inbox",
+        "_news",
         "_table",
         "_told",
         "_waiting",
@@ -82,6 +83,7 @@ class Call:
         self._inbox = Inbox(op.window, peer.address) if op.window else None
         self._waiting: list[asyncio.Future[None]] = []
         self._told: Callable[[Call], None] | None = None
+        self._news: Callable[[Item], None] | None = None
 
     def __repr__(self) -> str:
         return f"<Call {self.op.op} {self.op.id} to {self.to} {self.exchange.state.value}>"
@@ -171,6 +173,10 @@ class Call:
         else:
             self._told = told
 
+    def attend(self, news: Callable[[Item], None]) -> None:
+        """Have one be told of progress and log lines as they come, who takes no data."""
+        self._inbox, self._news = None, news
+
     # -- for the session
 
     def sent(self, epoch: int | None) -> None:
@@ -188,8 +194,11 @@ class Call:
         """
         if self._inbox is not None:
             self._inbox.offer(item, taken or _nothing)
-        elif isinstance(item, Data) and taken is not None:
-            taken()
+        elif isinstance(item, Data):
+            if taken is not None:
+                taken()
+        elif self._news is not None:
+            self._news(item)
 
     def skip(self, seq: int) -> None:
         """Begin with this piece of data, because a former life of ours has had those before it."""

@@ -15,6 +15,7 @@ from spinal.protocols import (
     Problem,
 )
 
+from . import jobmap
 from .asking import Asking
 from .blob import Blob
 from .blobs import Blobs
@@ -277,7 +278,7 @@ class Client:
         /,
         over: Iterable[Mapping[str, Argument]],
         *,
-        window: int = WINDOW,
+        window: int | None = None,
         ordered: bool = False,
     ) -> AsyncGenerator[Mapped]:
         """Ask for an operation once for each set of arguments.
@@ -290,12 +291,13 @@ class Client:
         Args:
             op: exact path.
             over: sets of arguments.
-            window: calls under way at once.
+            window: calls under way at once: 64, and of jobs 512, if nobody says otherwise.
             ordered: give results in the order of the inputs instead of as they come.
         """
         if self._options.durable:
             mapped = aiter(await self.start_map(op, over, window=window, ordered=ordered))
         else:
+            window = WINDOW if window is None else window
             mapped = self._asking().map(op, over, window, ordered)
         async with aclosing(mapped):
             async for item in mapped:
@@ -374,7 +376,7 @@ class Client:
         /,
         over: Iterable[Mapping[str, Argument]],
         *,
-        window: int = WINDOW,
+        window: int | None = None,
         ordered: bool = False,
     ) -> JobMap:
         """Begin a durable map: a job whose children are the inputs; iterate over it for them.
@@ -387,13 +389,14 @@ class Client:
         Args:
             op: exact path.
             over: sets of arguments; taken as there is room for them.
-            window: inputs under way at once.
+            window: inputs under way at once; 512 if nobody says otherwise.
             ordered: give results in the order of the inputs instead of as they come.
 
         Raises:
             CallError: as for :meth:`submit`; also if the map of that key was cancelled.
             ValueError: the window is below 1.
         """
+        window = jobmap.WINDOW if window is None else window
         if window < 1:
             raise ValueError("window must be at least 1")
         said = await self._submission(op, {})

@@ -123,7 +123,7 @@ class Job:
     async def info(self) -> dict[str, Any]:
         """Ask what it is and what became of it; see docs/protocol.md for the members."""
         self._told(await self._ask("get"))
-        return await self._whole()
+        return await self.whole()
 
     async def wait(self, timeout: float | str | None = None) -> dict[str, Any]:
         """Wait until it ends, or for so many seconds, and give what is known of it then.
@@ -150,7 +150,7 @@ class Job:
             if loop.time() - began < left / 2:
                 # It may answer early when it stops; but not in a circle.
                 await asyncio.sleep(backoff.pause())
-        return await self._whole()
+        return await self.whole()
 
     async def result(self, timeout: float | str | None = None) -> Any:
         """Wait until it ends, and give its value; blobs in it are :class:`~spinal.bus.Blob`.
@@ -218,7 +218,7 @@ class Job:
                     line.passed_over(call.to)
                     await asyncio.sleep(backoff.pause())
                 continue
-            final = await self._whole()
+            final = await self.whole()
             for missed in (await self.log(seen)).lines:
                 yield JobUpdate(final["state"], log=missed)
             yield JobUpdate(final["state"], row=final)
@@ -242,7 +242,7 @@ class Job:
             for row in page["items"]:
                 after = row["position"]
                 child = Job(self._line, row["id"], self._line().incoming(row))
-                yield await child._whole()
+                yield await child.whole()
             if not page.get("more") or not page["items"]:
                 return
 
@@ -305,7 +305,7 @@ class Job:
         self._row = self._line().incoming(row)
         return dict(self._row)
 
-    async def _whole(self) -> dict[str, Any]:
+    async def whole(self) -> dict[str, Any]:
         """Give the row with the members that were too large to travel in it."""
         for part in self._row.get("large", ()):
             self._row[part] = self._line().incoming(await self._ask("part", part=part))

@@ -28,7 +28,7 @@ from .jobmap import JobMap
 from .jobs import Job, JobLog, JobUpdate, check_id
 from .line import Argument, Line
 from .loops import loop_factory
-from .maps import WINDOW, Mapped
+from .maps import Mapped
 from .options import Options, Planned
 
 _T = TypeVar("_T")
@@ -280,7 +280,7 @@ class SyncClient:
         /,
         over: Iterable[Mapping[str, Argument]],
         *,
-        window: int = WINDOW,
+        window: int | None = None,
         ordered: bool = False,
     ) -> Iterator[Mapped]:
         """Ask once for each set of arguments; see ``Client.map``."""
@@ -306,7 +306,7 @@ class SyncClient:
         /,
         over: Iterable[Mapping[str, Argument]],
         *,
-        window: int = WINDOW,
+        window: int | None = None,
         ordered: bool = False,
     ) -> SyncJobMap:
         """Begin a durable map; see ``Client.start_map``."""

@@ -128,6 +128,12 @@ def _raise_limits() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
+def _share_fairly() -> None:
+    """Suit the interpreter to an event loop that is busy beside threads of the store."""
+    # A thread of the store waits so long for the interpreter's lock, at each step of a transaction.
+    sys.setswitchinterval(0.0005)
+
+
 def _read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m spinal.dispatcher", description=__doc__)
     parser.add_argument("--home", type=Path, help="the home folder")
@@ -143,4 +149,5 @@ if __name__ == "__main__":
         die_with_parent(os.getppid())
     logs.configure("info")
     _raise_limits()
+    _share_fairly()
     sys.exit(run(main(given.home, given.supervisor)))

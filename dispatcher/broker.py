@@ -10,7 +10,9 @@ loop is idle, nothing waits that could run.
 A waiting errand is woken with an attempt, or with nothing, which means "look again": what it waits
 for has changed so that waiting may be wrong.
 
-An errand may have a book (a job has one).  Then each attempt is written down before it is sent, and
+An errand may have a book (a job has one).  Where an agent has room for it at once, its first attempt
+is written down together with it, and then nobody waits for it: it needs a task only once something
+else than a value becomes of it (*reserve*, *begin*); nor while it waits in the queue (*wait*).  In any case each attempt is written down before it is sent, and
 its final is acknowledged by whoever keeps the book, once it is safe.  An attempt that a former life
 of ours began is *resumed*: once its agent is there in the same life, the same op is sent again, and
 an agent that has it does not run it twice.
@@ -31,7 +33,7 @@ from typing import Protocol
 import structlog
 
 from spinal.bus.call import Call
-from spinal.bus.errors import CallError
+from spinal.bus.errors import BusError, CallError
 from spinal.bus.requests import Request
 from spinal.bus.session import Session
 from spinal.protocols import Data, Final, Log, Op, Problem, Progress, Seen, State
@@ -144,6 +146,10 @@ class Errand:
     begun: Begun | None = None
     #: The one that is under way, or was the last.
     attempt: Attempt | None = None
+    #: It has been counted.
+    counted: bool = False
+    #: Its place in the queue, while it waits there and no task waits for it.
+    place: _Place | None = None
 
     @property
     def next_key(self) -> AttemptKey:
@@ -165,7 +171,9 @@ class Attempt:
     #: Since when reports leave it out.
     missing_since: float | None = None
     why: Why | None = None
-    #: It was begun before, and is asked for again.
+    #: Its book has written it down.
+    begun: bool = False
+    #: It was begun by a former life, and is asked for again.
     resumed: bool = False
 
 
@@ -183,7 +191,32 @@ class Counts:
 @dataclass(slots=True, eq=False)
 class _Waiter:
     errand: Errand
-    placed: asyncio.Future[Attempt | None] = field(repr=False)
+    placed: asyncio.Future[Attempt | None] | _Place = field(repr=False)
+
+
+@dataclass(slots=True, eq=False)
+class _Place:
+    """A place in the queue for which no task waits: in place of a future."""
+
+    told: Callable[[Attempt | None], None]
+    entry: Entry[_Waiter] | None = None
+    timer: asyncio.TimerHandle | None = None
+    left: bool = False
+
+    def done(self) -> bool:
+        """Tell whether it was given up, for an attempt or for nothing."""
+        return self.left
+
+    def set_result(self, attempt: Attempt | None) -> None:
+        """Give an attempt, or nothing: look again."""
+        self.leave()
+        self.told(attempt)
+
+    def leave(self) -> None:
+        """Give it up."""
+        self.left = True
+        if self.timer is not None:
+            self.timer.cancel()
 
 
 class Broker:
@@ -270,12 +303,15 @@ class Broker:
     async def run(self, errand: Errand) -> Final:
         """See an errand through and give the final that has its value.
 
+        If an attempt was begun (:meth:`begin`), it goes on with that.
+
         Raises:
             CallError: it ended without one.
 
         Cancelling it cancels the attempt at the agent.
         """
-        self.counts.calls += 1
+        self._count(errand)
+        self.recall(errand)
         try:
             final = await self._run(errand)
         except CallError as exc:
@@ -298,7 +334,9 @@ class Broker:
         )
 
     async def _run(self, errand: Errand) -> Final:
-        attempt = None if errand.begun is None else await self._resume(errand, errand.begun)
+        attempt = errand.attempt
+        if attempt is None and errand.begun is not None:
+            attempt = await self._resume(errand, errand.begun)
         while True:
             if attempt is None:
                 attempt = await self._place(errand)
@@ -375,7 +413,12 @@ class Broker:
         agent = await self._reported(begun)
         if agent is not None and agent.epoch == begun.epoch:
             attempt = Attempt(
-                errand, agent, (errand.id, begun.number), begun.may_rerun, resumed=True
+                errand,
+                agent,
+                (errand.id, begun.number),
+                begun.may_rerun,
+                begun=True,
+                resumed=True,
             )
             now = asyncio.get_running_loop().time()
             self._registry.start(agent, attempt.key, errand.op.op, now)
@@ -442,47 +485,26 @@ class Broker:
         """Take a slot at an agent, waiting for one if there may be one later."""
         loop = asyncio.get_running_loop()
         began = loop.time()
-        end = errand.deadline - min(MAX_MARGIN, MARGIN * (errand.deadline - began))
+        end = _patience(errand, began)
         while True:
-            demand = errand.demand
-            if self._queue.has(demand):
-                # Those who wait already would have been started if anybody were free.
-                choice = Choice(None, later=True)
-            else:
-                choice = choose(
-                    self._registry,
-                    demand,
-                    self.context(errand.caller),
-                    frozenset(errand.lost),
-                )
+            choice = self._choice(errand)
             if choice.agent is not None:
                 return self._reserve(errand, choice.agent)
             if not choice.later and not errand.patient and not self._expecting():
                 raise CallError.of(self._nobody(errand))
-            if choice.only:
-                demand = replace(demand, only=choice.only)
-            waiter = _Waiter(errand, loop.create_future())
-            entry = Entry(
-                demand,
-                bare(errand.caller),
-                errand.deadline,
-                waiter,
-                # What was lost has waited its turn already.
-                priority=errand.priority + (1 if errand.lost else 0),
-                size=_size(errand.op),
-            )
+            placed: asyncio.Future[Attempt | None] = loop.create_future()
             try:
-                self._queue.add(entry, loop.time())
+                entry = self._line_up(errand, choice, placed)
             except QueueFull as exc:
                 raise CallError.of(exc.problem) from exc
             try:
                 async with asyncio.timeout_at(end):
-                    attempt = await waiter.placed
+                    attempt = await placed
             except (TimeoutError, asyncio.CancelledError) as exc:
                 self._queue.remove(entry)
-                if waiter.placed.done() and not waiter.placed.cancelled():
+                if placed.done() and not placed.cancelled():
                     # Stopped in the very moment in which it was given a slot.
-                    given = waiter.placed.result()
+                    given = placed.result()
                     if given is not None:
                         self._release(given)
                 if isinstance(exc, TimeoutError):
@@ -490,6 +512,31 @@ class Broker:
                 raise
             if attempt is not None:
                 return attempt
+
+    def _line_up(
+        self, errand: Errand, choice: Choice, placed: asyncio.Future[Attempt | None] | _Place
+    ) -> Entry[_Waiter]:
+        demand = errand.demand
+        if choice.only:
+            demand = replace(demand, only=choice.only)
+        entry = Entry(
+            demand,
+            bare(errand.caller),
+            errand.deadline,
+            _Waiter(errand, placed),
+            # What was lost has waited its turn already.
+            priority=errand.priority + (1 if errand.lost else 0),
+            size=_size(errand.op),
+        )
+        self._queue.add(entry, asyncio.get_running_loop().time())
+        return entry
+
+    def _choice(self, errand: Errand) -> Choice:
+        demand = errand.demand
+        if self._queue.has(demand):
+            # Those who wait already would have been started if anybody were free.
+            return Choice(None, later=True)
+        return choose(self._registry, demand, self.context(errand.caller), frozenset(errand.lost))
 
     def _nobody(self, errand: Errand) -> Problem:
         demand = errand.demand
@@ -544,6 +591,102 @@ class Broker:
         others = [runner for runner in runners if runner[0] != agent.address]
         return Why(chosen, tuple(others[:RUNNERS_UP]), passed)
 
+    def reserve(self, errand: Errand) -> bool:
+        """Take a slot for an errand with a book at an agent that has room now; false if none has.
+
+        Its attempt then has to be written down and begun, or given up (:meth:`release`).
+        """
+        agent = self._choice(errand).agent
+        if agent is None:
+            return False
+        errand.attempt = self._reserve(errand, agent)
+        return True
+
+    def wait(self, errand: Errand, placed: Callable[[], None]) -> None:
+        """Let an errand with a book wait for an agent, if none has room now; no task waits for it.
+
+        ``placed`` is called when something is reserved for it, or else when :meth:`run` has to see
+        to it: its time is over, or what it waits for may not come.
+        """
+        choice = self._choice(errand)
+        if choice.agent is not None:
+            errand.attempt = self._reserve(errand, choice.agent)
+            placed()
+            return
+        loop = asyncio.get_running_loop()
+
+        def told(attempt: Attempt | None) -> None:
+            errand.place = None
+            errand.attempt = attempt
+            if not self._closed:
+                placed()
+
+        place = _Place(told)
+        try:
+            place.entry = self._line_up(errand, choice, place)
+        except QueueFull:
+            loop.call_soon(told, None)
+            return
+        errand.place = place
+        place.timer = loop.call_at(_patience(errand, loop.time()), self._overdue, place)
+
+    def _overdue(self, place: _Place) -> None:
+        if place.entry is not None and not place.done():
+            self._queue.remove(place.entry)
+            place.set_result(None)
+
+    def recall(self, errand: Errand) -> None:
+        """Take an errand out of the queue, if it waits there."""
+        place, errand.place = errand.place, None
+        if place is not None and place.entry is not None:
+            place.leave()
+            self._queue.remove(place.entry)
+
+    def _count(self, errand: Errand) -> None:
+        if not errand.counted:
+            errand.counted = True
+            self.counts.calls += 1
+
+    def release(self, errand: Errand) -> None:
+        """Give up what was reserved for an errand: nothing was sent."""
+        attempt, errand.attempt = errand.attempt, None
+        if attempt is not None:
+            errand.attempts -= 1
+            self._release(attempt)
+
+    def begin(self, errand: Errand, over: Callable[[Final | None], None]) -> None:
+        """Send the attempt of an errand, which was reserved and written down; nobody waits for it.
+
+        Args:
+            errand: has a book, which is told what the agent says meanwhile.
+            over: told the final that has a value; or nothing where more is to be done than that,
+                which :meth:`run` then does.
+        """
+        attempt = errand.attempt
+        assert attempt is not None, "nothing was reserved"
+        self._count(errand)
+        attempt.begun = True
+
+        def ended(call: Call) -> None:
+            final = call.final
+            if self._closed:
+                return  # It stays with its agent.
+            if final is None or final.problem is not None:
+                over(None)
+                return
+            self.counts.done += 1
+            self._heard(attempt, final)
+            self._release(attempt)
+            over(final)
+
+        if attempt.loss is not None or self._closed:
+            over(None)
+            return
+        try:
+            self._send(attempt).then(ended)
+        except (CallError, BusError):
+            over(None)  # It is raised once more, to somebody who can do something about it.
+
     def _release(self, attempt: Attempt) -> None:
         """Give the slot back, and let the next one have it."""
         if self._attempts.pop(attempt.key, None) is None:
@@ -555,19 +698,43 @@ class Broker:
     # -- attempt
 
     async def _try(self, attempt: Attempt) -> Final:
+        errand, book = attempt.errand, attempt.errand.book
+        if book is not None and not attempt.begun:
+            await book.begin(attempt)
+            attempt.begun = True
+        if attempt.call is None:
+            if attempt.loss is not None:
+                # Lost between the moment in which it was placed and this one: nothing was sent.
+                return Final(*attempt.key, problem=Problem("unreachable"))
+            self._send(attempt)
+        call = attempt.call
+        assert call is not None
+        try:
+            if errand.request is not None and errand.op.window:
+                await self._pass_on(call, errand, errand.request)
+            final = await call.wait()
+        except asyncio.CancelledError:
+            if self.watch is not None:
+                self.watch(self._seen("final", attempt, "cancelled"))
+            raise
+        finally:
+            if not call.done:
+                if self._closed and book is not None:
+                    self._session.leave(call)
+                else:
+                    self._session.abandon(call)
+        self._heard(attempt, final)
+        return final
+
+    def _send(self, attempt: Attempt) -> Call:
         errand, agent, op = attempt.errand, attempt.agent, attempt.errand.op
         book = errand.book
-        if book is not None and not attempt.resumed:
-            await book.begin(attempt)
         now = asyncio.get_running_loop().time()
         remaining = max(0.0, errand.deadline - now)
         if errand.max_run is not None:
             remaining = min(remaining, errand.max_run)
         if attempt.resumed:
             remaining = max(remaining, RESUME_GRACE)
-        if attempt.loss is not None:
-            # Lost between the moment in which it was placed and this one: nothing was sent.
-            return Final(*attempt.key, problem=Problem("unreachable"))
         call = attempt.call = self._session.call(
             agent.address,
             op.op,
@@ -584,31 +751,19 @@ class Broker:
             acknowledge=book is None,
             again=attempt.resumed,
         )
+        if book is not None:
+            call.attend(book.told)
         if self.watch is not None:
             self.watch(self._seen("op", attempt))
-        try:
-            if book is not None:
-                async for item in call:
-                    book.told(item)
-            elif errand.request is not None and op.window:
-                await self._pass_on(call, errand, errand.request)
-            final = await call.wait()
-        except asyncio.CancelledError:
-            if self.watch is not None:
-                self.watch(self._seen("final", attempt, "cancelled"))
-            raise
-        finally:
-            if not call.done:
-                if self._closed and book is not None:
-                    self._session.leave(call)
-                else:
-                    self._session.abandon(call)
+        return call
+
+    def _heard(self, attempt: Attempt, final: Final) -> None:
+        agent, op = attempt.agent, attempt.errand.op
         if final.agent is not None and final.ran is not None:
             agent.ran(op.op, final.ran / 1000)
         if self.watch is not None:
             state = "done" if final.problem is None else final.problem.reason
             self.watch(self._seen("final", attempt, state, final.ran))
-        return final
 
     async def _pass_on(self, call: Call, errand: Errand, request: Request) -> None:
         async for item in call:
@@ -777,6 +932,11 @@ class Broker:
             self._queue.remove(entry)
             if not entry.item.placed.done():
                 entry.item.placed.set_result(None)
+
+
+def _patience(errand: Errand, now: float) -> float:
+    """Give the time until which an errand waits for an agent, so that its caller hears it."""
+    return errand.deadline - min(MAX_MARGIN, MARGIN * (errand.deadline - now))
 
 
 def _size(op: Op) -> int:

@@ -23,6 +23,9 @@ PAGE: Final = 200
 #: Seconds after which a store that could not be read is asked again.
 PAUSE: Final = 1.0
 
+#: Seconds between two looks, so that what ends in a burst is looked at together.
+REST: Final = 0.01
+
 #: Bytes of JSON text that the list of results of an ``all`` may take.
 ROOM: Final = 28 * 1024
 
@@ -128,6 +131,7 @@ class Family:
                     await self._reconsider(held.pop())
                 while parents:
                     await self._settle(parents.pop())
+                await asyncio.sleep(REST)
             except StoreError as exc:
                 log.warning("relatives_not_read", error=str(exc))
                 self._ended |= ended

@@ -208,6 +208,10 @@ class Job:
 
 
 _ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"
+#: Two characters at a time.
+_PAIRS: Final = [first + second for first in _ALPHABET for second in _ALPHABET]
+#: Bits of chance in an id.
+_CHANCE: Final = 50
 
 
 def mint(now: int | None = None) -> str:
@@ -215,5 +219,29 @@ def mint(now: int | None = None) -> str:
 
     Ids sort by the time of their making, so a table that is ordered by them grows at its end.
     """
-    number = (time.time_ns() // 1_000_000 if now is None else now) << 50 | secrets.randbits(50)
-    return "".join(_ALPHABET[number >> shift & 31] for shift in range(95, -1, -5))
+    return mint_many(time.time_ns() // 1_000_000 if now is None else now, 1)[0]
+
+
+def mint_many(now: int, count: int) -> list[str]:
+    """Give so many ids in strictly increasing order: they have the time and one draw in common."""
+    first = now << _CHANCE | secrets.randbelow((1 << _CHANCE) - count)
+    return [_written(number) for number in range(first, first + count)]
+
+
+def _written(number: int) -> str:
+    low = number & 0xFFFFFFFFFF
+    high = number >> 40
+    mid = high & 0xFFFFFFFFFF
+    top = high >> 40
+    return (
+        _PAIRS[top >> 10]
+        + _PAIRS[top & 1023]
+        + _PAIRS[mid >> 30]
+        + _PAIRS[mid >> 20 & 1023]
+        + _PAIRS[mid >> 10 & 1023]
+        + _PAIRS[mid & 1023]
+        + _PAIRS[low >> 30]
+        + _PAIRS[low >> 20 & 1023]
+        + _PAIRS[low >> 10 & 1023]
+        + _PAIRS[low & 1023]
+    )

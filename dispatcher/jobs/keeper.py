@@ -1,8 +1,10 @@
 """Sees jobs through: from the disk to the broker, and from there to an end that is on disk.
 
 Theory of operation.  The store has every job; the keeper has those that are under way in this life
-(:class:`Live`), each carried by a task: it runs an errand of the broker, whose book is the live job,
-and then ends the job, or hands it back to the disk until it may be tried again.  Jobs without an
+(:class:`Live`).  A new job for which an agent has room is written down with its first attempt; when
+that brings a value, the end is written down, and nobody waited meanwhile.  Every other job is carried
+by a task: it runs an errand of the broker, whose book is the live job, and then ends the job, or hands
+it back to the disk until it may be tried again.  Jobs without an
 owner stand on disk alone.  Three loops bring them back: *promote* claims those whose time has come,
 as far as there is room; *relate* looks after jobs that come after, or are parents of, what has ended;
 *renew* keeps our lease, and takes over what dead dispatchers left.
@@ -16,8 +18,18 @@ agent keeps the final.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from random import Random
 from typing import Any, Final, TypeVar
 
@@ -28,12 +40,13 @@ from spinal.bus.jsontext import dumps
 from spinal.bus.session import Session
 from spinal.bus.tasks import Tasks
 from spinal.protocols import Final as FinalEvent
-from spinal.protocols import Json, Op, Operation, Problem, SpinalError, Want
+from spinal.protocols import Json, LocalProtocolError, Op, Operation, Problem, SpinalError, Want
 
 from ..broker import Begun, Broker, Errand
 from ..registry import Registry
 from ..resolver import Demand
 from ..store.contract import (
+    Change,
     Filter,
     Forget,
     LifeOver,
@@ -43,9 +56,11 @@ from ..store.contract import (
     Look,
     New,
     Peers,
+    Result,
     Save,
     Store,
     StoreError,
+    Told,
     Wait,
 )
 from . import retries
@@ -154,8 +169,8 @@ class Keeper:
         self._tasks = Tasks("keeper")
         self._live: dict[str, Live] = {}
         self._family = Family(self)
-        #: Who waits for the end of a job, by its id.
-        self._waiting: dict[str, set[asyncio.Future[None]]] = {}
+        #: Who is told of the end of a job, by its id.
+        self._waiting: dict[str, list[Callable[[Job], None]]] = {}
         self._wake = asyncio.Event()
         #: Something may stand on disk whose time has come.
         self._backlog = True
@@ -326,7 +341,8 @@ class Keeper:
     async def submit(self, *jobs: Job) -> list[str]:
         """Accept jobs together: on disk when this returns; gives their ids.
 
-        Cancelling the wait does not take them back.
+        Cancelling the wait does not take them back.  Where an agent has room for a job at once, its
+        first attempt is written down with it.
 
         A job whose caller's key is known already is not accepted again: its id is the known one's.
 
@@ -336,34 +352,75 @@ class Keeper:
         """
         if self.draining:
             raise CallError.of(_ENDING)
-        return await self._whole(self._submit(jobs))
+        return await self._submit(jobs) if jobs else []
 
     async def _submit(self, jobs: Sequence[Job]) -> list[str]:
         if self._unfinished + len(jobs) > MAX_UNFINISHED:
             raise CallError.of(
                 Problem("full", f"{self._unfinished} jobs have not ended: try again later", after=5)
             )
-        fresh = {job.id for job in jobs}
-        if len(jobs) > 1:
+        if any(job.after for job in jobs):
             await self._refer_to_known(jobs)
-        for job in jobs:
-            await self._check_dependencies(job, fresh)
+            fresh = {job.id for job in jobs}
+            for job in jobs:
+                await self._check_dependencies(job, fresh)
+        done: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
         for job in jobs:
             self.take(job)
-        try:
-            results = await self.store.write(*map(New, jobs))
-        except StoreError as exc:
-            raise CallError.of(Problem("full", str(exc), after=PAUSE)) from exc
-        ids = [str(result) for result in results]
-        for job, id in zip(jobs, ids, strict=True):
-            if id == job.id:
-                self.accepted(job)
-        return ids
+        self._accept(jobs, {job.id: live for job in jobs if (live := self._entered(job))}, done)
+        return await done
 
     def take(self, job: Job) -> None:
         """Make a new job ours, if there is room and its time has come."""
         if job.state is JobState.QUEUED and len(self._live) < MAX_LIVE:
             job.owner = self._life
+
+    def _entered(self, job: Job) -> Live | None:
+        """Give a new job of ours with its first attempt, if there is an agent that has room."""
+        if job.owner is None or job.op in self.gates:
+            return None
+        live = Live(job, self)
+        live.errand = self._errand(live)
+        if self._broker.reserve(live.errand):
+            assert live.errand.attempt is not None
+            live.enter(live.errand.attempt)
+        return live
+
+    def _accept(
+        self, jobs: Sequence[Job], lives: Mapping[str, Live], done: asyncio.Future[list[str]]
+    ) -> None:
+        """Write new jobs down, some of them with an attempt; goes on whether anybody waits or not."""
+        begins = {id for id, live in lives.items() if live.entered}
+
+        def written(found: Sequence[Result] | Exception) -> None:
+            if isinstance(found, Exception) or isinstance(found[0], Wait):
+                for live in lives.values():
+                    self._not_started(live)
+            if isinstance(found, Exception):
+                if isinstance(found, StoreError):
+                    found = CallError.of(Problem("full", str(found), after=PAUSE))
+                if not done.done():
+                    done.set_exception(found)
+            elif isinstance(found[0], Wait):
+                # Limits that we had not heard of.  They let it begin later.
+                self._accept(jobs, {}, done)
+            else:
+                ids = list(map(str, found))
+                for job, id in zip(jobs, ids, strict=True):
+                    if id == job.id:
+                        self.accepted(job, lives.get(id))
+                    elif job.id in lives:
+                        self._not_started(lives[job.id])
+                if not done.done():
+                    done.set_result(ids)
+
+        self._post([New(job, job.id in begins) for job in jobs], written)
+
+    def _not_started(self, live: Live) -> None:
+        if live.entered and live.errand is not None:
+            live.take_back()
+            self._broker.release(live.errand)
+        live.errand = None
 
     async def _refer_to_known(self, jobs: Sequence[Job]) -> None:
         """Let jobs of one batch come after the known job of a key instead of its new twin."""
@@ -392,14 +449,14 @@ class Keeper:
         if any(state.final for state in states.values()):
             self._family.look_at(job.id)
 
-    def accepted(self, job: Job) -> None:
-        """See a new job through: it is on disk."""
+    def accepted(self, job: Job, live: Live | None = None) -> None:
+        """See a new job through: it is on disk, and so is its attempt, if it has one."""
         self._unfinished += 1
         if self._closed:
             return  # It is on disk, and whoever comes next goes on with it.
         self._family.born(job)
         if job.owner == self._life:
-            self._carry(job)
+            self._carry(job, live)
         elif job.held:
             self.spawn("held", self._look_at_held, job)
         else:
@@ -436,17 +493,98 @@ class Keeper:
         await self._insist(Save(job))
         self._look_on_disk()
 
-    def _carry(self, job: Job) -> None:
-        live = self._live[job.id] = Live(job, self)
+    def _carry(self, job: Job, live: Live | None = None) -> None:
+        live = self._live[job.id] = live or Live(job, self)
         self._family.carried(job)
-        live.task = self._tasks.spawn(self._see_through(live), f"job {job.id}")
+        if live.entered and live.errand is not None:
+            live.begun()
+            self._broker.begin(live.errand, partial(self._heard_of, live))
+        elif job.op in self.gates or job.tries:
+            self._attend(live)
+        else:
+            live.errand = live.errand or self._errand(live)
+            self._broker.wait(live.errand, partial(self._placed, live))
+
+    def _placed(self, live: Live) -> None:
+        """An agent has room for a job that waited in the queue; or it waits no longer."""
+        errand = live.errand
+        assert errand is not None
+        if errand.attempt is None:
+            self._attend(live)
+            return
+        live.enter(errand.attempt)
+        live.job.owner = self._life
+        live.writing = True
+
+        def written(found: Sequence[Result] | Exception) -> None:
+            live.settle()
+            if self._closed:
+                return
+            if isinstance(found, Exception) or found[0] is not True:
+                # Its task tries it once more, and learns why it cannot be.
+                self._not_started(live)
+                self._attend(live)
+            else:
+                live.begun()
+                self._broker.begin(errand, partial(self._heard_of, live))
+
+        self._post([Save(live.job, begins=True)], written)
+
+    def _post(self, changes: Sequence[Change], told: Told) -> None:
+        """Write without waiting; what the store says at once is told a turn later as well."""
+        try:
+            self.store.post(changes, told)
+        except (StoreError, LifeOver, LocalProtocolError) as exc:
+            asyncio.get_running_loop().call_soon(told, exc)
+
+    def _attend(self, live: Live) -> None:
+        """Carry a job by a task from now on, which can wait for things and be cancelled."""
+        if live.errand is not None:
+            self._broker.recall(live.errand)
+        live.task = self._tasks.spawn(self._see_through(live), f"job {live.job.id}")
+
+    def _heard_of(self, live: Live, final: FinalEvent | None) -> None:
+        """Something became of an attempt for which no task waits: it has a value, or it is not done."""
+        if live.task is not None or self._closed:
+            return
+        if final is None:
+            self._attend(live)
+            return
+        self._account(live.job, final)
+        live.close_try("done")
+        told = self._finish(live.job, Happening.DONE, final.value, None)
+        changes = self._ending(live, told)
+        live.writing = True
+
+        def written(found: Sequence[Result] | Exception) -> None:
+            if self._closed:
+                return  # Its agent keeps the final until somebody acknowledges it.
+            if isinstance(found, Exception):
+                log.warning("end_not_written", job=live.job.id, error=str(found))
+                self.spawn("end", self._end_insisting, live, changes, told)
+            elif found[0]:
+                self._ended(live, told)
+            else:
+                self._let_go(live)
+
+        self._post(changes, written)
+
+    async def _end_insisting(self, live: Live, changes: Sequence[Change], told: list[Job]) -> None:
+        if await self._insist(*changes):
+            self._ended(live, told)
+        else:
+            self._let_go(live)
 
     async def _see_through(self, live: Live) -> None:
         job = live.job
+        begun = live.errand is not None
         try:
             while job.id in self._live and await self._take_turn(live):
                 try:
-                    live.errand = self._errand(live)
+                    if not begun:
+                        live.errand = self._errand(live)
+                    begun = False
+                    assert live.errand is not None
                     final = await self._broker.run(live.errand)
                 except Limited as limited:
                     await self.gates.await_room(job.op, limited.after, self._left(job))
@@ -487,7 +625,7 @@ class Keeper:
             job.id,
             loop.time(),
             attempts=job.attempt,
-            lost=tuple(item.agent for item in job.tries if item.end == "lost"),
+            lost=tuple([item.agent for item in job.tries if item.end == "lost"]),
             book=live,
             patient=True,
             priority=job.priority,
@@ -499,6 +637,8 @@ class Keeper:
 
     def _avoided(self, job: Job) -> frozenset[str]:
         """Agents that a retry must not go to, as long as there is another one."""
+        if not job.tries:
+            return frozenset()
         failed = frozenset(item.agent for item in job.tries if item.end and not item.uncounted)
         if not failed or not self._policy(job).elsewhere:
             return frozenset()
@@ -611,17 +751,29 @@ class Keeper:
         """Write an end down, then acknowledge it and tell everybody."""
         job = live.job
         live.close_try("" if problem is None else problem.reason)
-        children = self._finish(job, happening, value, problem)
-        # Its last lines may have come with its end, and who reads the log then is to find them.
+        told = self._finish(job, happening, value, problem)
+        if not await self._insist(*self._ending(live, told)):
+            raise Fenced
+        self._ended(live, told)
+
+    def _ending(self, live: Live, told: Iterable[Job]) -> list[Change]:
+        """Give what is written at an end: the job, those that are told of it, and its last lines.
+
+        They may have come with its end, and who reads the log then is to find them.
+        """
+        job = live.job
         lines = [line for line in self._lines if line.job == job.id]
         if lines:
             self._lines = [line for line in self._lines if line.job != job.id]
-        if not await self._insist(Save(job), *map(New, children), *lines):
-            raise Fenced
+        return [Save(job), *map(New, told), *lines]
+
+    def _ended(self, live: Live, told: Iterable[Job]) -> None:
+        """An end is on disk: acknowledge it and tell everybody."""
         if live.errand is not None:
             self._broker.acknowledge(live.errand)
+            self.strays.over(live.job.id)
         self._forget(live)
-        self._over(job, children)
+        self._over(live.job, told)
 
     def _finish(
         self, job: Job, happening: Happening, value: Json, problem: Problem | None
@@ -631,16 +783,17 @@ class Keeper:
         job.owner = self._life
         job.ended = self.now()
         job.value, job.problem = value, problem
-        log.info(
-            "job_ended",
-            job=job.id,
-            op=job.op,
-            caller=job.caller,
-            state=job.state.value,
-            problem=None if problem is None else problem.reason,
-            attempts=job.attempt,
-            ran=job.ran,
-        )
+        if problem is not None:
+            log.info(
+                "job_ended",
+                job=job.id,
+                op=job.op,
+                caller=job.caller,
+                state=job.state.value,
+                problem=problem.reason,
+                attempts=job.attempt,
+                ran=job.ran,
+            )
         told = job.on_done if job.state is JobState.DONE else job.on_error
         return [] if told is None else [self._callback(job, told)]
 
@@ -682,9 +835,8 @@ class Keeper:
     def _over(self, job: Job, told: Iterable[Job]) -> None:
         """A job has ended, and that is on disk, with the jobs that are told of it."""
         self._unfinished -= 1
-        for future in self._waiting.pop(job.id, ()):
-            if not future.done():
-                future.set_result(None)
+        for tell in self._waiting.pop(job.id, ()):
+            tell(job)
         self.gates.freed(job.op)
         self._family.ended(job)
         if self._backlog and len(self._live) < MAX_LIVE:
@@ -698,6 +850,7 @@ class Keeper:
         live.tell(("state", live.job))
         for watcher in live.watchers:
             watcher.end()
+        live.settle()
 
     def _let_go(self, live: Live) -> None:
         """The job is another dispatcher's, or over: its attempt stays with its agent."""
@@ -928,23 +1081,76 @@ class Keeper:
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
         while True:
-            over: asyncio.Future[None] = loop.create_future()
-            waiting = self._waiting.setdefault(id, set())
-            waiting.add(over)
+            over: asyncio.Future[Job] = loop.create_future()
+
+            def tell(job: Job, over: asyncio.Future[Job] = over) -> None:
+                if not over.done():
+                    over.set_result(job)
+
+            self._waiting.setdefault(id, []).append(tell)
             try:
-                job = await self.get(id)
                 left = end - loop.time()
-                if job is None or job.final or left <= 0:
-                    return job
+                if id not in self._live or left <= 0:
+                    job = await self.get(id)
+                    if job is None or job.final or left <= 0:
+                        return job
+                    left = end - loop.time()
                 # One that is not live here may be ended by another dispatcher, who does not tell.
                 async with asyncio.timeout(left if id in self._live else min(left, POLL)):
-                    await over
+                    return await over
             except TimeoutError:
                 pass
             finally:
-                waiting.discard(over)
-                if not waiting:
-                    self._waiting.pop(id, None)
+                self._tell_no_more(id, tell)
+
+    async def ends(self, ids: Iterable[str], seconds: float) -> AsyncGenerator[list[Job]]:
+        """Give jobs as they end, those together that end together; stops when all have, or in time."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        left = set(ids)
+        ended: list[Job] = []
+        wake = asyncio.Event()
+
+        def tell(job: Job) -> None:
+            ended.append(job)
+            wake.set()
+
+        for id in left:
+            self._waiting.setdefault(id, []).append(tell)
+        try:
+            while True:
+                # Those that are not live here end on disk alone, or another dispatcher ends them.
+                found = await self._ended_elsewhere(
+                    left - self._live.keys() - {j.id for j in ended}
+                )
+                wake.clear()
+                news = {job.id: job for job in (*ended, *found) if job.id in left}
+                ended.clear()
+                left -= news.keys()
+                if news:
+                    yield list(news.values())
+                if not left or loop.time() >= end:
+                    return
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(min(POLL, end - loop.time())):
+                        await wake.wait()
+        finally:
+            for id in left:
+                self._tell_no_more(id, tell)
+
+    async def _ended_elsewhere(self, ids: Collection[str]) -> list[Job]:
+        if not ids:
+            return []
+        states = await self.store.states(sorted(ids))
+        found = [await self.store.get(id) for id, state in states.items() if state.final]
+        return [job for job in found if job is not None]
+
+    def _tell_no_more(self, id: str, tell: Callable[[Job], None]) -> None:
+        waiting = self._waiting.get(id)
+        if waiting is not None and tell in waiting:
+            waiting.remove(tell)
+            if not waiting:
+                del self._waiting[id]
 
     async def watch(self, id: str) -> AsyncGenerator[News]:
         """Give what happens to a job until it ends; begins with its state, ends with the last."""
@@ -1016,9 +1222,18 @@ class Keeper:
             self._let_go(live)
 
     async def _cancel_live(self, live: Live) -> None:
-        job, task = live.job, live.task
-        assert task is not None
+        job = live.job
         live.cancelling = True
+        if live.task is None:
+            await live.settled()
+            if job.id not in self._live:
+                return
+        if live.task is None:
+            self._attend(live)
+        task = live.task
+        assert task is not None
+        # One that is cancelled before its first step never takes it.
+        await asyncio.sleep(0)
         attempt = None if live.errand is None else live.errand.attempt
         call = None if attempt is None else attempt.call
         current = job.current
@@ -1112,12 +1327,17 @@ def _op_of(job: Job) -> Op:
         args=job.args,
         key=job.key,
         trace=job.trace,
-        want=Want(rerun=bool(job.want.get("rerun"))),
+        want=_RERUN if job.want.get("rerun") else None,
     )
+
+
+_RERUN: Final = Want(rerun=True)
 
 
 def want_of(job: Job) -> Want | None:
     """Give what a job asks of its agent, as a call would."""
+    if not job.want:
+        return None
     want = {name: value for name, value in job.want.items() if name != "to"}
     return Want(**want) if want else None
 

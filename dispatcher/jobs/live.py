@@ -66,6 +66,11 @@ class Live:
     lines: int = 0
     #: Lets the next job of a limited operation go ahead; set while we are the one whose turn it is.
     step_aside: Callable[[], None] | None = None
+    #: What the job was before the attempt that is being written down.
+    before: tuple[int, str | None, int | None, JobState] | None = None
+    #: What it is about to be is being written, and no task waits for that; who does is told.
+    writing: bool = False
+    written: asyncio.Event | None = None
     watchers: list[Watcher] = field(default_factory=list["Watcher"])
 
     # -- the book
@@ -78,8 +83,23 @@ class Live:
             Fenced: the job is not ours any more.
             StoreError: the store cannot do it now; nothing was written.
         """
+        self.enter(attempt)
+        result: bool | Wait = False
+        try:
+            result = await self.ledger.begin(self.job)
+        finally:
+            if result is not True:
+                self.take_back()
+        if isinstance(result, Wait):
+            raise Limited(result.after)
+        if not result:
+            raise Fenced
+        self.begun()
+
+    def enter(self, attempt: Attempt) -> None:
+        """Enter an attempt that is about to be written down."""
         job, why = self.job, attempt.why
-        before = (job.attempt, job.agent, job.started, job.state)
+        self.before = (job.attempt, job.agent, job.started, job.state)
         job.attempt = attempt.key[1]
         job.agent = attempt.agent.address
         now = self.ledger.now()
@@ -99,21 +119,40 @@ class Live:
             )
         )
         job.move(Happening.BEGUN)
-        result: bool | Wait = False
-        try:
-            result = await self.ledger.begin(job)
-        finally:
-            if result is not True:
-                job.tries.pop()
-                job.attempt, job.agent, job.started, job.state = before
-        if isinstance(result, Wait):
-            raise Limited(result.after)
-        if not result:
-            raise Fenced
+
+    @property
+    def entered(self) -> bool:
+        """Whether an attempt is entered that may not be on disk yet."""
+        return self.before is not None
+
+    def take_back(self) -> None:
+        """Take back what was entered: nothing was written."""
+        job = self.job
+        assert self.before is not None, "nothing was entered"
+        job.tries.pop()
+        job.attempt, job.agent, job.started, job.state = self.before
+        self.before = None
+
+    def begun(self) -> None:
+        """What was entered is on disk."""
+        self.before = None
         self.pass_on_turn()
         self._forget_tries()
         self.lines = 0
-        self.tell(("state", job))
+        self.tell(("state", self.job))
+
+    async def settled(self) -> None:
+        """Wait while something of it is being written for which no task waits."""
+        while self.writing:
+            self.written = self.written or asyncio.Event()
+            await self.written.wait()
+
+    def settle(self) -> None:
+        """What was being written is."""
+        self.writing = False
+        if self.written is not None:
+            self.written.set()
+            self.written = None
 
     def pass_on_turn(self) -> None:
         """Let the next job of a limited operation go ahead, if it is our turn."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Final
 
@@ -27,9 +28,9 @@ from ..resolver import Demand
 from ..roles import Right, RoleTable
 from ..store.contract import Filter, Limit, Schedule
 from . import cron, submission, why
-from .job import LIVE, Job, JobState
+from .job import LIVE, Job, JobState, mint_many
 from .keeper import Keeper, want_of
-from .rows import row, stamp
+from .rows import end_row, row, stamp
 
 #: Members of a row that may be large, and bytes that all the others take together at most.
 PARTS: Final = frozenset({"args", "value", "attempts"})
@@ -77,7 +78,9 @@ class JobOperations:
         if seconds > 0:
             found = await keeper.wait(ids[0], seconds)
         else:
-            found = job if ids[0] == job.id else await keeper.get(ids[0])
+            # It may have ended by now, and nobody is told of an end that is not on disk.
+            mine = ids[0] == job.id and not job.final
+            found = job if mine else await keeper.get(ids[0])
         if found is None:
             raise _unknown(ids[0])
         return await self._row(found, "value")
@@ -94,6 +97,27 @@ class JobOperations:
         ids = await keeper.submit(*jobs)
         names = [item["name"] for item in args["jobs"]]
         return {"jobs": [{"name": n, "id": id} for n, id in zip(names, ids, strict=True)]}
+
+    async def map(self, request: Request, args: Arguments) -> Json:
+        """Accept inputs of a map, stream what becomes of them, and give those that have not ended."""
+        keeper = self._keeper
+        caller = bare(request.caller)
+        jobs = submission.read_inputs(request.op.args, caller, keeper.clock.wall(), keeper.now())
+        if jobs:
+            await self._check_parent(jobs[0], caller)
+        ids = await keeper.submit(*jobs)
+        positions = {id: job.position for id, job in zip(ids, jobs, strict=True)}
+        seconds = min(float(args.get("wait", 30.0)), max(0.0, request.remaining - 0.5))
+        async with aclosing(keeper.ends(ids, seconds)) as ends:
+            async for ended in ends:
+                rows: Sequence[Mapping[str, Json]] = [_fitting(end_row(job)) for job in ended]
+                while rows:
+                    piece = fitting(rows)
+                    await request.data(piece)
+                    rows = rows[len(piece) :]
+                for job in ended:
+                    del positions[job.id]
+        return {"jobs": [{"id": id, "position": at} for id, at in positions.items()]}
 
     async def _check_parent(self, job: Job, caller: str) -> None:
         assert job.parent is not None
@@ -131,7 +155,7 @@ class JobOperations:
             targets = first_of(self._registry, demand, context)
             # If nobody is free, the children wait, each for one of those that are there.
             targets = targets or present(self._registry, demand, context)[:RUNNERS]
-        ids = submission.minted(self._keeper.clock.wall(), len(targets))
+        ids = mint_many(self._keeper.clock.wall(), len(targets))
         children = [
             replace(
                 job,
@@ -259,7 +283,11 @@ class JobOperations:
         """Submit an ended job again."""
         job = await self._own(request, args)
         self._check_ended(job)
-        return await self._row(await self._keeper.retry(await self._whole(job)))
+        again = await self._keeper.retry(await self._whole(job))
+        found = await self._keeper.get(again.id)
+        if found is None:
+            raise _unknown(again.id)
+        return await self._row(found, "value")
 
     def _check_ended(self, job: Job) -> None:
         if not job.final:
@@ -540,6 +568,7 @@ JOB_OPERATIONS: Mapping[str, Own[JobOperations]] = {
     "/spinal/jobs/submit-all": Own(
         Right.CALL, {"jobs": readers.list_of(readers.mapping, 1000)}, _Ops.submit_all
     ),
+    "/spinal/jobs/map": Own(Right.CALL, {"wait": readers.number(0)}, _Ops.map),
     "/spinal/jobs/close": Own(Right.CALL, _ID, _Ops.close),
     "/spinal/jobs/get": Own(Right.CALL, _ID, _Ops.get),
     "/spinal/jobs/part": Own(

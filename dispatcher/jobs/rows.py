@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any, Final
 
 from spinal.protocols import Json
 
 from .job import Job, JobState, Try
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_EPOCH: Final = datetime(1970, 1, 1)  # In UTC, without saying so.
 
 
 def stamp(ms: int) -> str:
     """Give milliseconds since 1970 as text: ``2026-11-21T05:00:00.000Z``."""
-    # Not by way of a float, which cannot hold every millisecond's neighbours apart.
-    moment = _EPOCH + timedelta(milliseconds=ms)
-    return moment.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
+    second, rest = divmod(ms, 1000)
+    return f"{_second(second)}.{rest:03}Z"
+
+
+@lru_cache(1024)
+def _second(second: int) -> str:
+    # Jobs of one moment have their times in common.
+    return (_EPOCH + timedelta(seconds=second)).isoformat()
 
 
 def row(
@@ -79,6 +85,20 @@ def row(
         out["args"] = dict(job.args) or None
         out["value"] = job.value
         out["attempts"] = [_attempt(attempt) for attempt in job.tries] or None
+    return {name: item for name, item in out.items() if item is not None}
+
+
+def end_row(job: Job) -> dict[str, Json]:
+    """Give what the caller of a map has to know of an input that has ended."""
+    out: dict[str, Any] = {
+        "id": job.id,
+        "position": job.position,
+        "state": job.state.value,
+        "agent": job.agent,
+        "run": _seconds(job.ran),
+        "problem": None if job.problem is None else job.problem.to_json(),
+        "value": job.value,
+    }
     return {name: item for name, item in out.items() if item is not None}
 
 

@@ -22,6 +22,9 @@ log = structlog.get_logger()
 #: Things that are looked up at once.
 MOST: Final = 1000
 
+#: Most jobs that are remembered as just over.
+MOST_OVER: Final = 100_000
+
 #: Seconds after which an agent that still has what it should not have is told again.
 AGAIN: Final = 10.0
 
@@ -67,6 +70,15 @@ class Strays:
         self._lookups: set[str] = set()
         #: What agents have that they should not have -> when that was looked at.
         self._looked: OrderedDict[tuple[str, Key], float] = OrderedDict()
+        #: Jobs whose finals were acknowledged just now: agents may have them until they hear it.
+        self._over: OrderedDict[str, float] = OrderedDict()
+
+    def over(self, id: str) -> None:
+        """A job has ended, and its agent is being told that its final is not needed any more."""
+        now = asyncio.get_running_loop().time()
+        self._over[id] = now
+        while len(self._over) > MOST_OVER or next(iter(self._over.values())) <= now - AGAIN:
+            self._over.popitem(last=False)
 
     def late(self, sender: str, final: FinalEvent) -> bool:
         """Take a final that belongs to no open call; gives whether to acknowledge it now."""
@@ -104,7 +116,11 @@ class Strays:
         strange: list[Key] = []
         for key in attempts:
             live = self._home.live.get(key[0])
-            if not of_job(key[0]) or (live is not None and live.job.attempt <= key[1]):
+            if (
+                not of_job(key[0])
+                or key[0] in self._over
+                or (live is not None and live.job.attempt <= key[1])
+            ):
                 continue
             if (agent, key) not in self._looked and len(self._looked) < MOST:
                 self._looked[agent, key] = now

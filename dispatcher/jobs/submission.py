@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -15,7 +16,7 @@ from spinal.protocols.readers import Reader
 from spinal.protocols.retry import RetryPolicy
 
 from .dependencies import WHEN, cycle
-from .job import DEADLINE, Job, JobState, mint
+from .job import DEADLINE, Job, JobState, mint, mint_many
 
 #: Most jobs in one batch, jobs that one comes after, labels, and longest texts in characters.
 MAX_BATCH: Final = 1000
@@ -23,6 +24,8 @@ MAX_AFTER: Final = 1000
 MAX_LABELS: Final = 16
 MAX_LABEL: Final = 128
 MAX_KEY: Final = 256
+#: And the longest one of a map, to which the children add their positions.
+MAX_MAP_KEY: Final = 240
 
 #: Shortest deadline and run time in seconds.
 MIN_SECONDS: Final = 0.1
@@ -262,12 +265,54 @@ def _bad(text: str, argument: str | None) -> CallError:
 # -- many
 
 
-def minted(now: int, count: int) -> list[str]:
-    """Give so many new ids in strictly increasing order."""
-    ids: set[str] = set()
-    while len(ids) < count:
-        ids.add(mint(now))
-    return sorted(ids)
+def read_inputs(args: Mapping[str, Json], caller: str, now: int, steady: int) -> list[Job]:
+    """Make the children of a map of the arguments of ``/spinal/jobs/map``, in their order.
+
+    What is asked of all of them is read once.  Each has the key of all, ``/`` and its position.
+
+    Raises:
+        CallError: reason ``bad-arguments``; the text names the argument.
+    """
+    try:
+        inputs = _INPUTS(args.get("inputs"), "inputs")
+    except RemoteProtocolError as exc:
+        raise _bad(exc.problem.text, exc.problem.argument) from exc
+    all_of_them = read({**args, "args": None, "position": 0}, caller, now, steady)
+    if all_of_them.parent is None or all_of_them.kind or all_of_them.after:
+        raise _bad("the inputs of a map have a 'parent', and no 'kind' or 'after'", "parent")
+    key = all_of_them.key
+    if key is not None and len(key) > MAX_MAP_KEY:
+        raise _bad(f"the key of a map has at most {MAX_MAP_KEY} characters", "key")
+    common = {
+        one.name: value
+        for one in fields(Job)
+        if one.name not in _OF_AN_INPUT
+        and (value := getattr(all_of_them, one.name)) is not one.default
+    }
+    ids = mint_many(now, len(inputs))
+    return [
+        Job(
+            id=id,
+            args=given,
+            key=None if key is None else f"{key}/{position}",
+            position=position,
+            **common,
+        )
+        for id, (position, given) in zip(ids, inputs, strict=True)
+    ]
+
+
+def _input(raw: Json, name: str) -> tuple[int, dict[str, Json]]:
+    pair: list[Json] = raw if isinstance(raw, list) else []  # pyright: ignore[reportUnknownVariableType] - JSON items
+    if len(pair) != 2:
+        raise _wrong(name, "pairs of a position and arguments")
+    return _POSITION(pair[0], name), readers.mapping(pair[1], name)
+
+
+#: What each input of a map has for itself.
+_OF_AN_INPUT: Final = frozenset({"id", "args", "key", "position", "tries"})
+_POSITION: Final = readers.integer()
+_INPUTS: Final = readers.list_of(_input, MAX_BATCH)
 
 
 def read_all(args: Mapping[str, Json], caller: str, now: int, steady: int) -> list[Job]:
@@ -285,7 +330,7 @@ def read_all(args: Mapping[str, Json], caller: str, now: int, steady: int) -> li
     except RemoteProtocolError as exc:
         raise _bad(exc.problem.text, exc.problem.argument) from exc
     _distinct(names, "name", "jobs[{}].name")
-    ids = dict(zip(names, minted(now, len(names)), strict=True))
+    ids = dict(zip(names, mint_many(now, len(names)), strict=True))
     jobs: list[Job] = []
     for at, (name, item) in enumerate(zip(names, items, strict=True)):
         item = {**item, "after": _resolved(item.get("after"), ids)}

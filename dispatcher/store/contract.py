@@ -13,7 +13,7 @@ alone; :meth:`Store.claim` takes them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -40,9 +40,14 @@ class LifeOver(SpinalError):
 
 @dataclass(frozen=True, slots=True)
 class New:
-    """Insert a job; the result is its id, or the id of the job that has its caller's key already."""
+    """Insert a job; the result is its id, or the id of the job that has its caller's key already.
+
+    With ``begins`` its first attempt begins with it: as for :class:`Save`, the result may be
+    :class:`Wait`, and nothing of this write happened then.
+    """
 
     job: Job
+    begins: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +217,10 @@ class Overview:
     dead: int = 0
 
 
+#: Is told what came of a write: the results, or the error that :meth:`Store.write` would raise.
+Told = Callable[[Sequence[Result] | Exception], None]
+
+
 class Store(Protocol):
     """One store, held by one life of one dispatcher.
 
@@ -248,6 +257,14 @@ class Store(Protocol):
         ...
 
     # -- writing
+
+    def post(self, changes: Sequence[Change], told: Told) -> None:
+        """Make changes together as :meth:`write` does, without waiting.
+
+        ``told`` is called once, later and in the event loop, with their results or the error.
+        What cannot even be taken down raises at once, and then it is not called.
+        """
+        ...
 
     async def write(self, *changes: Change) -> Sequence[Result]:
         """Make the changes together; see the module."""

@@ -39,9 +39,10 @@ from .contract import (
     Save,
     Schedule,
     StoreError,
+    Told,
 )
 from .dialect import Dialect
-from .lane import Lane
+from .lane import Lane, Statement
 from .listing import wanted
 from .plan import Prepared, decide, weigh
 from .schema import upgrade
@@ -80,6 +81,8 @@ MAX_WAITING_SIZE: Final = 64 * 1024 * 1024
 
 _LISTED: Final = [jobs.c[name] for name in records.LISTED]
 _WHOLE: Final = [jobs.c[name] for name in records.WHOLE]
+#: Held jobs with what they come after.
+_HELD: Final = sa.select(jobs.c.id).distinct().where(LIVE, jobs.c.held, jobs.c.id == edges.c.job)
 _URGENT: Final = (jobs.c.priority.desc(), jobs.c.id)
 
 
@@ -89,7 +92,7 @@ class _Write:
 
     changes: Sequence[Prepared]
     size: int
-    done: asyncio.Future[Sequence[Result]]
+    told: Told
 
 
 class Database:
@@ -117,6 +120,8 @@ class Database:
             await asyncio.to_thread(self._dialect.check)
             engine = self._dialect.engine()
             self._transaction = Transaction(engine, self._dialect)
+            self._get = Statement(engine, sa.select(*_WHOLE).where(jobs.c.id == parameter("id")))
+            self._dependents = Statement(engine, _HELD.where(Among(edges.c.before, parameter())))
             self._writer = Lane(engine, self._dialect, "writer", writes=True)
             self._reader = Lane(engine, self._dialect, "reader", writes=False)
         self._lease = int(lease * 1000)
@@ -233,9 +238,25 @@ class Database:
 
     async def write(self, *changes: Change) -> Sequence[Result]:
         """See the contract."""
-        self._check()
         if not changes:
+            self._check()
             return []
+        done: asyncio.Future[Sequence[Result]] = asyncio.get_running_loop().create_future()
+
+        def told(found: Sequence[Result] | Exception) -> None:
+            if done.done():
+                return  # Whoever waited was cancelled.
+            if isinstance(found, Exception):
+                done.set_exception(found)
+            else:
+                done.set_result(found)
+
+        self.post(changes, told)
+        return await done
+
+    def post(self, changes: Sequence[Change], told: Told) -> None:
+        """See the contract."""
+        self._check()
         prepared = [self._prepared(change) for change in changes]
         size = sum(map(weigh, prepared))
         if (
@@ -246,21 +267,19 @@ class Database:
                 f"the store {self._dialect.name} is behind by {self._waiting_changes} changes: "
                 "try again later"
             )
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[Sequence[Result]] = loop.create_future()
-        self._waiting.append(_Write(prepared, size, done))
+        self._waiting.append(_Write(prepared, size, told))
         self._waiting_changes += len(prepared)
         self._waiting_size += size
         if self._flushing is None:
             # Its first step comes after whatever else runs in this turn.
+            loop = asyncio.get_running_loop()
             self._flushing = loop.create_task(self._flush(), name="store flush")
-        return await done
 
     def _prepared(self, change: Change) -> Prepared:
         if isinstance(change, Save):
             return records.saved(change.job, change.begins, self._retention)
         if isinstance(change, New):
-            return records.fresh(change.job, self._retention)
+            return records.fresh(change.job, change.begins, self._retention)
         return change
 
     async def _flush(self) -> None:
@@ -271,15 +290,14 @@ class Database:
                     results = await self._written(batch)
                 except asyncio.CancelledError:
                     for write in batch:
-                        write.done.cancel()
+                        write.told(StoreError(f"the store {self._dialect.name} was stopped"))
                     raise
                 for write, result in zip(batch, results, strict=True):
-                    if write.done.done():
-                        continue  # Whoever waited was cancelled.
-                    if isinstance(result, Exception):
-                        write.done.set_exception(result)
-                    else:
-                        write.done.set_result(result)
+                    try:
+                        write.told(result)
+                    except Exception:
+                        # A mistake of ours in one of them must not keep the others waiting.
+                        log.exception("write_not_told")
         finally:
             self._flushing = None
 
@@ -394,8 +412,9 @@ class Database:
 
     async def get(self, id: str) -> Job | None:
         """See the contract."""
-        found = await self._rows(sa.select(*_WHOLE).where(jobs.c.id == id))
-        return found[0] if found else None
+        self._check()
+        found = await self._reader.run(lambda connection: self._get.all(connection, id))
+        return records.job(found[0]) if found else None
 
     async def find(self, which: Filter, limit: int) -> list[Job]:
         """See the contract."""
@@ -435,17 +454,15 @@ class Database:
 
     async def dependents(self, ids: Sequence[str]) -> list[str]:
         """See the contract."""
-        later = sa.select(jobs.c.id).distinct().where(LIVE, jobs.c.held, jobs.c.id == edges.c.job)
         if ids:
-            found = await self._read(
-                later.where(Among(edges.c.before, parameter())),
-                {"values": self._dialect.several(ids)},
-            )
+            self._check()
+            before = self._dialect.several(ids)
+            found = await self._reader.run(lambda c: self._dependents.all(c, before))
         else:
-            before = jobs.alias("earlier")
+            earlier = jobs.alias("earlier")
             # One that is not kept any more had ended.
-            waits = sa.exists().where(before.c.id == edges.c.before, before.c.ended.is_(None))
-            found = await self._read(later.where(sa.not_(waits)))
+            waits = sa.exists().where(earlier.c.id == edges.c.before, earlier.c.ended.is_(None))
+            found = await self._read(_HELD.where(sa.not_(waits)))
         return sorted(id for (id,) in found)
 
     async def next_due(self) -> tuple[int, int] | None:

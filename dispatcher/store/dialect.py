@@ -13,7 +13,7 @@ class Dialect(Protocol):
 
     #: Who it is, for people: without a password.
     name: str
-    #: Gives caller, key and id of the jobs that have the keys of :meth:`pairs`.
+    #: Gives caller, key and id of the jobs that have the keys of :meth:`pairs`, for :meth:`rows`.
     keyed: str
 
     def check(self) -> None:
@@ -30,6 +30,14 @@ class Dialect(Protocol):
 
     def several(self, values: Sequence[str | int]) -> Any:
         """Give the parameter of :class:`~.tables.Among`."""
+        ...
+
+    def at_once(self, query: sa.Select[*tuple[Any, ...]]) -> sa.Select[*tuple[Any, ...]]:
+        """Give a query that is answered in as few steps as can be; :meth:`rows` reads the answer."""
+        ...
+
+    def rows(self, answer: Sequence[Any]) -> Sequence[Sequence[Any]]:
+        """Give the rows of a query of :meth:`at_once`."""
         ...
 
     def pairs(self, keys: Sequence[tuple[str, str]]) -> tuple[Any, ...]:

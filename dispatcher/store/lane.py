@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
@@ -24,9 +25,20 @@ PATIENCE: Final = 45.0
 #: Times that a transaction is tried.
 TRIES: Final = 4
 
+#: Rows that a statement with a table of values has.
+_ROWS: Final = (128, 32, 8, 2, 1)
+
 
 class Statement:
-    """SQL text that was made once and goes to the driver as it is, with rows in the right order."""
+    """SQL text that was made once and goes to the driver as it is, with values in the right order.
+
+    Past SQLAlchemy, whose account of each statement costs more than most statements do.
+
+    Args:
+        engine: whose connections it runs on.
+        clause: what to run.
+        names: the parameters in their order, where their number decides what the text is.
+    """
 
     def __init__(
         self, engine: sa.Engine, clause: sa.ClauseElement, names: Sequence[str] | None = None
@@ -37,16 +49,48 @@ class Statement:
         assert isinstance(compiled, SQLCompiler)
         if names is not None:
             assert compiled.positiontup == list(names), compiled.positiontup
-        self._text = str(compiled)
+        self.text = str(compiled)
 
     def all(self, connection: sa.Connection, *parameters: Any) -> Sequence[Any]:
         """Run it once."""
-        return connection.exec_driver_sql(self._text, parameters).fetchall()
+        found: Sequence[Any] = driver_of(connection).execute(self.text, parameters).fetchall()
+        return found
 
     def many(self, connection: sa.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
         """Run it for each row."""
         if rows:
-            connection.exec_driver_sql(self._text, list(rows))
+            driver_of(connection).cursor().executemany(self.text, rows)
+
+
+class Table:
+    """SQL text with a table of values in it, which is run once for many rows.
+
+    A driver lets go of the interpreter's lock for each step of a statement and then waits until it
+    gets it back; with one statement for many rows the database works while the event loop does.
+
+    Args:
+        text: with ``{}`` where the rows go.
+        row: one row.
+    """
+
+    def __init__(self, text: str, row: str) -> None:
+        self._row = row
+        #: By their numbers of rows, largest first: few, because drivers keep what they prepared.
+        self._texts = [(count, text.format(", ".join([row] * count))) for count in _ROWS]
+
+    def many(self, connection: sa.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Run it for all rows."""
+        driver = driver_of(connection)
+        at = 0
+        for count, text in self._texts:
+            while len(rows) - at >= count:
+                driver.execute(text, [*chain.from_iterable(rows[at : at + count])])
+                at += count
+
+
+def driver_of(connection: sa.Connection) -> Any:
+    """Give the driver's own connection."""
+    return connection.connection.driver_connection
 
 
 class Lane:
@@ -59,6 +103,8 @@ class Lane:
     def __init__(self, engine: sa.Engine, dialect: Dialect, name: str, *, writes: bool) -> None:
         self._engine = engine.execution_options(writes=writes)
         self._dialect = dialect
+        #: What the driver raises, where nothing translates it.
+        self._errors: Any = engine.dialect.loaded_dbapi
         self._thread = ThreadPoolExecutor(1, f"store {name}")
         self._connection: sa.Connection | None = None
         self._driver: Any = None
@@ -86,14 +132,18 @@ class Lane:
                 connection = self._connect()
                 with connection.begin():
                     return work(connection)
-            except errors.DBAPIError as exc:
-                lost = exc.connection_invalidated
+            except (errors.DBAPIError, self._errors.Error) as exc:
+                cause = exc
+                lost = self._lost(exc)
+                if isinstance(exc, errors.DBAPIError):
+                    cause, lost = exc.orig or exc, exc.connection_invalidated
                 if self._connection is not None and (lost or self._connection.in_transaction()):
                     self._disconnect()
-                cause = exc.orig or exc
                 unfit = not lost and self._dialect.unfit(cause)
                 # Two dispatchers may insert the same key at once: the second one has to look again.
-                passing = isinstance(exc, errors.IntegrityError) or self._dialect.passing(cause)
+                passing = isinstance(cause, self._errors.IntegrityError) or self._dialect.passing(
+                    cause
+                )
                 if (lost and tries == 1) or (passing and tries < TRIES):
                     continue
                 if unfit:
@@ -102,6 +152,9 @@ class Lane:
             # What the drivers say of numbers and characters that no column can hold.
             except (OverflowError, UnicodeError) as exc:
                 raise _unfit(exc) from exc
+
+    def _lost(self, error: Any) -> bool:
+        return self._engine.dialect.is_disconnect(error, self._driver, None)
 
     def _connect(self) -> sa.Connection:
         if self._connection is None:

@@ -122,7 +122,7 @@ def decide(
 
 def _allowed(write: Sequence[Prepared], seen: Seen, life: int) -> Result | None:
     """Say why a write must not happen, or nothing."""
-    if len(write) == 1 and not isinstance(write[0], Saved | Fire):
+    if len(write) == 1 and not isinstance(write[0], Fresh | Saved | Fire):
         return None
     jobs: dict[str, Standing] = {}
     limits: dict[str, Bucket] = {}
@@ -133,26 +133,36 @@ def _allowed(write: Sequence[Prepared], seen: Seen, life: int) -> Result | None:
                 one.key is None or (one.caller, one.key) not in seen.keys
             ):
                 jobs[one.id] = one.standing
+                wait = _take(None, one, limits, seen) or wait
         elif isinstance(one, Saved):
             before = jobs.get(one.id) or seen.jobs.get(one.id)
             if before is None or not _ours(before, one, life):
                 return FENCED
             jobs[one.id] = one.standing
-            bucket = limits.get(one.op) or seen.limits.get(one.op)
-            if bucket is not None:
-                after = _use(bucket, before, one)
-                if isinstance(after, Wait):
-                    wait = wait or after
-                else:
-                    limits[one.op] = after
+            wait = _take(before, one, limits, seen) or wait
         elif isinstance(one, Fire) and seen.schedules.get(one.id) != one.due:
             return FENCED
     return wait
 
 
-def _use(bucket: Bucket, before: Standing, one: Saved) -> Bucket | Wait:
-    """Give what a save leaves of a limit."""
-    was, is_ = before.state in _RUNNING, one.standing.state in _RUNNING
+def _take(
+    before: Standing | None, one: Fresh | Saved, limits: dict[str, Bucket], seen: Seen
+) -> Wait | None:
+    """Take what a change needs of a limit, if there is so much; else say to wait."""
+    bucket = limits.get(one.op) or seen.limits.get(one.op)
+    if bucket is None:
+        return None
+    after = _use(bucket, before, one)
+    if isinstance(after, Wait):
+        return after
+    limits[one.op] = after
+    return None
+
+
+def _use(bucket: Bucket, before: Standing | None, one: Fresh | Saved) -> Bucket | Wait:
+    """Give what a change leaves of a limit."""
+    was = before is not None and before.state in _RUNNING
+    is_ = one.standing.state in _RUNNING
     if not one.counted or was is is_:
         return bucket
     if one.begins:
@@ -207,6 +217,7 @@ def _insert(one: Fresh, seen: Seen, plan: Plan) -> str:
     plan.inserts.append(one.row)
     plan.labels.extend(one.labels)
     plan.edges.extend(one.edges)
+    _spend(None, one, seen, plan)
     return one.id
 
 
@@ -216,6 +227,11 @@ def _save(one: Saved, seen: Seen, plan: Plan) -> bool:
         return SAVED
     seen.jobs[one.id] = one.standing
     plan.saves.append(one.row)
+    _spend(before, one, seen, plan)
+    return SAVED
+
+
+def _spend(before: Standing | None, one: Fresh | Saved, seen: Seen, plan: Plan) -> None:
     bucket = seen.limits.get(one.op)
     if bucket is not None:
         after = _use(bucket, before, one)
@@ -223,7 +239,6 @@ def _save(one: Saved, seen: Seen, plan: Plan) -> bool:
         if after.tokens != bucket.tokens:
             plan.limits[one.op] = after
         seen.limits[one.op] = after
-    return SAVED
 
 
 def _keep(one: Line, seen: Seen, plan: Plan, retention: Retention) -> int:

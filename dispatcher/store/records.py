@@ -24,7 +24,7 @@ Row = tuple[Any, ...]
 
 
 class _Members:
-    """Members of a dataclass that go into one JSON object, unless they have their default."""
+    """Members of a dataclass that go into one JSON object, unless nothing was put in for them."""
 
     def __init__(self, defaults: Mapping[str, Any]) -> None:
         self._names = tuple(defaults)
@@ -33,8 +33,11 @@ class _Members:
 
     def of(self, one: Job | Try) -> dict[str, Json]:
         """Take them down."""
-        found = zip(self._names, self._get(one), self._defaults, strict=True)
-        return {name: value for name, value, default in found if value != default}
+        values = self._get(one)
+        if values == self._defaults:
+            return {}
+        found = zip(self._names, values, self._defaults, strict=False)
+        return {name: value for name, value, default in found if value is not default}
 
 
 def _defaults(kind: type[Job | Try]) -> dict[str, Any]:
@@ -73,8 +76,9 @@ _FATE: Final = _Members(
 )
 _TRY: Final = _Members({one.name: MISSING for one in fields(Try)} | _defaults(Try))
 
-#: Columns that a save writes, in the order of the table, but for ``size``.
-SAVED: Final = [
+#: What a row of a save has: columns that it writes, what is ``added`` to the weight for the size,
+#: and the id of the job.
+SAVED_ROW: Final = [
     "state",
     "owner",
     "due",
@@ -85,8 +89,10 @@ SAVED: Final = [
     "ended",
     "expires",
     "looked",
+    "added",
     "fate",
     "value",
+    "job",
 ]
 #: Columns of a listed job, and of a whole one.
 LISTED: Final = [
@@ -115,7 +121,10 @@ WHOLE: Final = [*LISTED, "args", "value"]
 _MARK: Final = f'"{MARK}"'.encode()
 
 
-@dataclass(frozen=True, slots=True)
+# None of these is frozen: some are made for every write, and would take three times as long.
+
+
+@dataclass(slots=True)
 class Standing:
     """Where a job stands, as far as it decides what may be done with it."""
 
@@ -125,13 +134,18 @@ class Standing:
     looked: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Fresh:
     """A new job, ready to be inserted."""
 
     id: str
     caller: str
     key: str | None
+    op: str
+    #: Its first attempt begins with it, and heeds the limits of its operation.
+    begins: bool
+    #: Limits count it.  A parent only waits for its children, which take the room.
+    counted: bool
     standing: Standing
     row: Row
     labels: Sequence[tuple[str, str]]
@@ -139,7 +153,7 @@ class Fresh:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Saved:
     """What became of a job, ready to be saved."""
 
@@ -154,13 +168,13 @@ class Saved:
     size: int
 
 
-def fresh(job: Job, retention: Retention) -> Fresh:
+def fresh(job: Job, begins: bool, retention: Retention) -> Fresh:
     """Take down a new job.
 
     Raises:
         LocalProtocolError: it cannot be kept.
     """
-    asked, args = _text(job, _ASKED.of(job)), _text(job, dict(job.args))
+    asked, args = _text(job, _ASKED.of(job)), _text(job, job.args)
     standing, moving, fate, value, size = _fate(job, retention)
     weight = len(asked) + len(args)
     row = (
@@ -185,6 +199,9 @@ def fresh(job: Job, retention: Retention) -> Fresh:
         job.id,
         job.caller,
         job.key,
+        job.op,
+        begins,
+        not job.kind,
         standing,
         row,
         [(job.id, label) for label in dict.fromkeys(job.labels)],
@@ -237,7 +254,9 @@ def _fate(job: Job, retention: Retention) -> tuple[Standing, Row, str, str | Non
     return standing, moving, fate.decode(), None if value is None else value.decode(), size
 
 
-def _text(job: Job, value: Json) -> bytes:
+def _text(job: Job, value: Json | Mapping[str, Json]) -> bytes:
+    if not value and type(value) is dict:
+        return b"{}"
     try:
         return dumps(value)
     # The libraries differ: ValueError and TypeError mean the same here.

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.dialects.sqlite import insert
 
-from spinal.bus.jsontext import dumps
+from spinal.bus.jsontext import dumps, loads
 
 from .contract import NotAStore, StoreError
 from .dialect import first_line
@@ -44,7 +44,8 @@ class Sqlite:
     """A store in a file."""
 
     keyed = (
-        "SELECT jobs.caller, jobs.key, jobs.id FROM json_each(?) AS pair CROSS JOIN jobs"
+        "SELECT json_group_array(json_array(jobs.caller, jobs.key, jobs.id))"
+        " FROM json_each(?) AS pair CROSS JOIN jobs"
         " ON jobs.caller = json_extract(pair.value, '$[0]')"
         " AND jobs.key = json_extract(pair.value, '$[1]')"
     )
@@ -127,6 +128,17 @@ class Sqlite:
     def several(self, values: Sequence[str | int]) -> Any:
         """See the contract."""
         return dumps(values).decode()
+
+    def at_once(self, query: sa.Select[*tuple[Any, ...]]) -> sa.Select[*tuple[Any, ...]]:
+        """See the contract."""
+        # Each row is a step of its own, and each step may have to wait for the interpreter's lock.
+        found = query.subquery("found")
+        return sa.select(sa.func.json_group_array(sa.func.json_array(*found.columns)))
+
+    def rows(self, answer: Sequence[Any]) -> Sequence[Sequence[Any]]:
+        """See the contract."""
+        found: Sequence[Sequence[Any]] = loads(answer[0][0].encode())
+        return found
 
     def pairs(self, keys: Sequence[tuple[str, str]]) -> tuple[Any, ...]:
         """See the contract."""

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from . import records
 from .contract import Fire, LifeOver, Line
 from .dialect import Dialect
-from .lane import Statement
+from .lane import Statement, Table, driver_of
 from .plan import Bucket, Kept, Plan, Prepared, Seen
 from .records import Fresh, Saved, Standing
 from .tables import (
@@ -36,8 +36,10 @@ class Transaction:
         self._dialect = dialect
         some = parameter()
 
-        def put(table: sa.Table) -> Statement:
-            return Statement(engine, sa.insert(table), [column.name for column in table.columns])
+        def put(table: sa.Table) -> Table:
+            names = [column.name for column in table.columns]
+            head, values, row = Statement(engine, sa.insert(table), names).text.partition("VALUES ")
+            return Table(f"{head}{values}{{}}", row)
 
         self._alive = Statement(
             engine,
@@ -47,11 +49,13 @@ class Transaction:
         )
         self._standings = Statement(
             engine,
-            sa.select(jobs.c.id, jobs.c.state, jobs.c.owner, jobs.c.ended, jobs.c.looked)
-            .where(Among(jobs.c.id, some))
-            # In one order, so that two dispatchers do not wait for each other.
-            .order_by(jobs.c.id)
-            .with_for_update(),
+            dialect.at_once(
+                sa.select(jobs.c.id, jobs.c.state, jobs.c.owner, jobs.c.ended, jobs.c.looked)
+                .where(Among(jobs.c.id, some))
+                # In one order, so that two dispatchers do not wait for each other.
+                .order_by(jobs.c.id)
+                .with_for_update()
+            ),
         )
         self._logs = Statement(engine, sa.select(logs).where(Among(logs.c.job, some)))
         self._schedules = Statement(
@@ -89,13 +93,7 @@ class Transaction:
         self._insert_label = put(labels)
         self._insert_edge = put(edges)
         self._insert_line = put(lines)
-        fate: dict[str, Any] = {name: sa.bindparam(name) for name in records.SAVED}
-        self._save_job = Statement(
-            engine,
-            sa.update(jobs)
-            .where(jobs.c.id == parameter("job"))
-            .values(fate | {"size": jobs.c.weight + parameter("added")}),
-        )
+        self._save_job = _saving(engine)
         self._look = Statement(
             engine, sa.update(jobs).where(jobs.c.id == parameter("job")).values(looked=sa.true())
         )
@@ -147,25 +145,26 @@ class Transaction:
                     fired.add(one.id)
                 else:
                     ids.add(one.id)
-                    if isinstance(one, Fresh):
-                        if one.key is not None:
-                            keys.add((one.caller, one.key))
-                    elif isinstance(one, Saved) and one.begins:
+                    if isinstance(one, Fresh) and one.key is not None:
+                        keys.add((one.caller, one.key))
+                    if isinstance(one, Fresh | Saved) and one.begins:
                         limited.add(one.op)
         seen = Seen()
         several = self._dialect.several
         if ids:
             seen.jobs = {
                 id: Standing(state, owner, ended, bool(looked))
-                for id, state, owner, ended, looked in self._standings.all(
-                    connection, several(sorted(ids))
+                for id, state, owner, ended, looked in self._dialect.rows(
+                    self._standings.all(connection, several(sorted(ids)))
                 )
             }
         if keys:
-            found = connection.exec_driver_sql(
+            found = driver_of(connection).execute(
                 self._dialect.keyed, self._dialect.pairs(sorted(keys))
             )
-            seen.keys = {(caller, key): id for caller, key, id in found}
+            seen.keys = {
+                (caller, key): id for caller, key, id in self._dialect.rows(found.fetchall())
+            }
         if logged:
             seen.logs = {
                 job: Kept(*kept)
@@ -208,6 +207,25 @@ class Transaction:
         self._spend.many(connection, [(bucket.tokens, op) for op, bucket in plan.limits.items()])
         self._fire.many(connection, plan.fires)
         self._forget.many(connection, plan.forgets)
+
+
+def _saving(engine: sa.Engine) -> Table:
+    """Make the statement that saves rows of :func:`.records.saved`."""
+
+    def cast(name: str) -> str:
+        kind = sa.BigInteger() if name not in jobs.c else jobs.c[name].type
+        # The collation of a column is no part of the type of a value.
+        kind = sa.Text() if isinstance(kind, sa.Text) else kind
+        return str(sa.cast(parameter(), kind).compile(dialect=engine.dialect))
+
+    *names, _ = records.SAVED_ROW
+    columns = ", ".join(f"{name} = moved.{name}" for name in names if name != "added")
+    return Table(
+        f"WITH moved ({', '.join(records.SAVED_ROW)}) AS (VALUES {{}}) "
+        f"UPDATE jobs SET {columns}, size = jobs.weight + moved.added "
+        "FROM moved WHERE jobs.id = moved.job",
+        f"({', '.join(map(cast, names))}, {cast('id')})",
+    )
 
 
 _CALLER, _KEY = jobs.columns.keys().index("caller"), jobs.columns.keys().index("key")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from itertools import count
 from typing import Any
 
@@ -88,6 +88,8 @@ class Store:
         await asyncio.sleep(row["args"].get("wait", 0))
         if row["op"] == "/square":
             await self.change(row, state="done", value=row["args"]["n"] ** 2, run=0.5)
+        elif row["op"] == "/echo":
+            await self.change(row, state="done", value=row["args"]["text"])
         elif row["op"] == "/fail":
             problem = Problem(row["args"].get("reason", "failed"), "as asked").to_json()
             await self.change(row, state="error", problem=problem)
@@ -143,6 +145,8 @@ class Desk:
         args: Row = dict(request.op.args)
         if what == "submit":
             return await self.submit(args)
+        if what == "map":
+            return await self.map(args, request)
         if what == "submit-all":
             return self.submit_all(args["jobs"])
         if what == "list":
@@ -156,12 +160,40 @@ class Desk:
         return {"desk": self.address, **args}
 
     async def submit(self, said: Row) -> Row:
+        row = self.begun(said)
+        await self.over(row, said.get("wait", 0.0))
+        return self.store.told(row, "value")
+
+    def begun(self, said: Row) -> Row:
         before = len(self.store.rows)
         row = self.store.add(said)
         if len(self.store.rows) > before and not said.get("kind"):
             self.tasks.append(asyncio.create_task(self.store.work(row)))
-        await self.over(row, said.get("wait", 0.0))
-        return self.store.told(row, "value")
+        return row
+
+    async def map(self, said: Row, request: Request) -> Row:
+        """Tell of those that end together in one piece."""
+        common = {name: said[name] for name in said.keys() - {"inputs", "wait"}}
+        live = {
+            position: self.begun(
+                {**common, "key": f"{said['key']}/{position}", "position": position, "args": args}
+            )
+            for position, args in said["inputs"]
+        }
+
+        def ended() -> list[Row]:
+            return [row for row in live.values() if row["state"] in FINAL]
+
+        with suppress(TimeoutError):
+            async with asyncio.timeout(said["wait"]):
+                while live:
+                    async with self.store.changed:
+                        await self.store.changed.wait_for(ended)
+                    rows = ended()[:50]
+                    await request.data([self.store.told(row, "value") for row in rows])
+                    for row in rows:
+                        del live[row["position"]]
+        return {"jobs": [{"position": at, "id": row["id"]} for at, row in live.items()]}
 
     tasks: list[asyncio.Task[None]]
 
@@ -842,14 +874,14 @@ async def test_a_map_whose_caller_died_is_gone_on_with_by_its_key() -> None:
         here.bus.faults = Faults()
         known = len(here.store.rows) - 1
         assert known >= 12
-        before = here.store.asked["submit"]
+        before = len(here.store.submissions)
         durable = client.options(durable=True, key="k")
         again = [m async for m in durable.map("/square", inputs(40, wait=1), ordered=True)]
         assert [m.value for m in again] == [n**2 for n in range(40)]
         assert again[3].job == early[3].job
         assert set(here.store.ran.values()) == {1} and here.store.ran.total() == 40
         # Those that were there are not even submitted.
-        assert here.store.asked["submit"] == before + 1 + 40 - known
+        assert len(here.store.submissions) == before + 1 + 40 - known
 
 
 @virtual_time
@@ -869,6 +901,76 @@ async def test_a_map_survives_a_restart_and_a_full_store() -> None:
 async def _collected(client: Client, number: int) -> list[Any]:
     mapped = client.map("/square", inputs(number, wait=2), window=8, ordered=True)
     return [m.value async for m in mapped]
+
+
+@virtual_time
+async def test_inputs_travel_together_and_one_that_cannot_travel_fails_alone() -> None:
+    async with site() as (here, client):
+        odd: list[dict[str, Any]] = [
+            {"n": 1},
+            {"n": float("nan")},
+            {"n": 2, "pad": "x" * 40_000},
+            {"n": 3},
+        ]
+        found = {m.index: m async for m in client.options(durable=True).map("/square", odd)}
+        assert [found[0].value, found[3].value] == [1, 9]
+        assert [getattr(found[n].error, "reason", "") for n in (1, 2)] == [
+            "bad-arguments",
+            "too-large",
+        ]
+
+        here.store.asked.clear()
+        many = [m async for m in client.options(durable=True).map("/square", inputs(400))]
+        assert len(many) == 400 and here.store.asked["map"] <= 4
+
+
+@virtual_time
+async def test_a_batch_that_is_refused_for_one_of_its_inputs_is_submitted_one_by_one() -> None:
+    async with site() as (here, client):
+
+        def before(request: Request) -> None:
+            if request.op.op.endswith("map") and len(request.op.args["inputs"]) > 1:
+                raise CallError.of(Problem("bad-arguments", "one of them is odd"))
+
+        here.desk.before = before
+        found = [m async for m in client.options(durable=True).map("/square", inputs(20))]
+        assert {m.index: m.value for m in found} == {n: n**2 for n in range(20)}
+
+
+@virtual_time
+async def test_inputs_that_are_not_done_in_time_go_on_and_say_so() -> None:
+    async with site() as (_, client):
+        durable = client.options(durable=True, timeout=15)
+        slow = [{"n": n, "wait": 60 if n == 3 else 0} for n in range(5)]
+        found = {m.index: m async for m in durable.map("/square", slow)}
+        assert {m.index: m.value for m in found.values() if m.error is None} == {
+            n: n**2 for n in (0, 1, 2, 4)
+        }
+        late = found[3]
+        assert isinstance(late.error, NotEnded) and late.job is not None
+        assert "within 15s" in str(late.error) and late.job in str(late.error)
+
+
+@virtual_time
+async def test_a_result_of_an_input_that_is_too_large_for_a_piece_is_asked_for() -> None:
+    async with site() as (here, client):
+        # In this store texts are too large.
+        durable = client.options(durable=True)
+        begun = await durable.start_map("/echo", [{"text": "long"}])
+        (mapped,) = [m async for m in begun]
+        assert mapped.value == "long" and here.store.asked["part"] == 1
+
+
+@virtual_time
+async def test_what_an_input_raises_ends_the_map() -> None:
+    def failing() -> Iterator[dict[str, Any]]:
+        yield {"n": 1}
+        raise RuntimeError("no more")
+
+    async with site() as (here, client):
+        with pytest.raises(RuntimeError, match="no more"):
+            _ = [m async for m in client.options(durable=True).map("/square", failing())]
+        await eventually(lambda: here.store.rows["j0001"]["state"] == "killed")
 
 
 @virtual_time

@@ -87,6 +87,19 @@ class Site:
                 if "position" in args and args["op"] != "/forever":
                     self.jobs[id] |= {"state": "done", "value": args["args"]["value"]}
                 return self.jobs[id]
+            case "map":
+                made: list[dict[str, Any]] = [
+                    {"id": f"{args['parent']}-{position}", "position": position, "args": given}
+                    for position, given in args["inputs"]
+                ]
+                if args["op"] == "/forever":
+                    self.began.set()
+                    await asyncio.sleep(args["wait"])
+                    return {"jobs": made}
+                for one in made:
+                    one |= {"state": "done", "value": one.pop("args")["value"]}
+                await request.data(made)
+                return {"jobs": []}
             case "submit-all":
                 return {
                     "jobs": [{"name": job["name"], "id": job["after"][0]} for job in args["jobs"]]

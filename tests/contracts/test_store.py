@@ -33,6 +33,7 @@ from spinal.dispatcher.store.contract import (
     Save,
     Schedule,
     Store,
+    StoreError,
     Wait,
 )
 from spinal.protocols import LocalProtocolError, Problem
@@ -660,6 +661,57 @@ async def test_a_write_that_must_wait_does_nothing_at_all(url: str) -> None:
         assert await store.write(Save(one, True), Save(two, True), New(new)) == [Wait(0.0)] * 3
         assert await store.get(new.id) is None
         assert await store.write(Save(one, True)) == [SAVED]
+
+
+async def test_a_new_job_that_begins_at_once_is_bound_by_limits_like_any_other(url: str) -> None:
+    async with opened(url) as (store, life):
+        await store.set_limit(Limit("/image/resize", concurrent=2))
+        first, second, third, fourth = (a_job(owner=life, key=f"k{n}") for n in range(4))
+        for job in (first, second, third, fourth):
+            job.move(Happening.BEGUN)
+        # Together one more than there is room for: none of them.
+        together = [New(first, True), New(second, True), New(third, True)]
+        assert await store.write(*together) == [Wait(0.0)] * 3
+        assert await store.get(first.id) is None
+        assert await store.write(New(first, True), New(second, True)) == [first.id, second.id]
+        there = await store.get(first.id)
+        assert there is not None and there.state is JobState.PROCESSING
+        assert await store.write(New(third, True)) == [Wait(0.0)]
+        # One that is known takes no room.
+        assert await store.write(New(replace(third, key="k0"), True)) == [first.id]
+        assert await store.write(Save(finish(first))) == [SAVED]
+        results = await asyncio.gather(*(store.write(New(job, True)) for job in (third, fourth)))
+        assert results == [[third.id], [Wait(0.0)]]
+
+
+async def test_what_is_posted_is_told_of_later_and_once(url: str) -> None:
+    async with opened(url) as (store, life):
+        told: list[Any] = []
+        job, bad = a_job(owner=life), a_job(priority=2**70)
+        store.post([New(job)], told.append)
+        assert told == []
+        store.post([New(bad)], told.append)
+        store.post([Save(finish(job))], told.append)
+        await eventually(lambda: len(told) == 3)
+        assert told[0] == [job.id] and told[2] == [SAVED]
+        assert isinstance(told[1], LocalProtocolError)
+        with pytest.raises(LocalProtocolError):
+            store.post([New(a_job(args={"x": object()}))], told.append)
+    with pytest.raises(StoreError):
+        store.post([New(a_job())], told.append)
+    assert len(told) == 3
+
+
+async def test_any_number_of_rows_is_written_and_found(url: str) -> None:
+    async with opened(url) as (store, life):
+        jobs = [a_job(owner=life, key=f"k{n}", labels=("x",), args={"n": n}) for n in range(300)]
+        await add(store, *jobs)
+        assert await store.write(*map(New, jobs)) == [job.id for job in jobs]
+        ended = [finish(job, value=job.args["n"]) for job in jobs[:299]]
+        assert await store.write(*map(Save, ended)) == [SAVED] * 299
+        for job in (ended[0], ended[150], ended[298], jobs[299]):
+            assert same(await store.get(job.id), job)
+        assert len(await store.find(Filter(label="x"), 1000)) == 300
 
 
 async def test_limits_are_kept_replaced_and_removed(url: str) -> None:

@@ -74,6 +74,19 @@ class Switched:
         self._store = store
         self.on = asyncio.Event()
         self.on.set()
+        self._late: set[asyncio.Task[None]] = set()
+
+    def post(self, changes: Any, told: Any) -> None:
+        async def late() -> None:
+            await self.on.wait()
+            self._store.post(changes, told)
+
+        if self.on.is_set():
+            self._store.post(changes, told)
+        else:
+            task = asyncio.create_task(late())
+            self._late.add(task)
+            task.add_done_callback(self._late.discard)
 
     def __getattr__(self, name: str) -> Any:
         async def method(*args: Any, **kwargs: Any) -> Any:

@@ -12,9 +12,9 @@ import pytest
 
 from spinal.agents import Agent, Job, Refused
 from spinal.agents.life import Life
-from spinal.bus import BadCall, JobUpdate, NotEnded, OperationFailed
+from spinal.bus import BadCall, CallError, JobUpdate, NotEnded, OperationFailed
 from spinal.bus.call import Item
-from spinal.protocols import Log, Progress
+from spinal.protocols import Data, Log, Progress
 from spinal.testing import eventually
 
 from .conftest import DISPATCHER, World, world
@@ -222,6 +222,81 @@ async def test_a_durable_map_gives_every_value(tmp_path: Path, ordered: bool) ->
         row = await begun.job.wait(10)
         assert row["state"] == "done"
         assert (await begun.job.info())["children"] == {"done": 200}
+
+
+async def test_the_ends_of_inputs_are_told_in_pieces_and_those_that_have_not_ended_at_last(
+    tmp_path: Path,
+) -> None:
+    async with site(tmp_path) as (here, sums):
+        begun = await here.client.options(durable=True).start_map("/sum/hold", [])
+        sums.go.set()
+        first = await pieces(here, begun.id, [[n, {"n": n}] for n in range(40)], wait=10)
+        assert {row["position"]: row["value"] for row in first[:-1]} == {n: n**2 for n in range(40)}
+        assert first[-1] == {"jobs": []}
+
+        sums.go.clear()
+        both = [[7, {"n": 7}], [40, {"n": 40}]]
+        rows = await pieces(here, begun.id, both, wait=0.5)
+        # The one that was there before is told again, and is not run again.
+        assert [row["position"] for row in rows[:-1]] == [7]
+        assert [job["position"] for job in rows[-1]["jobs"]] == [40]
+        sums.go.set()
+        assert (await here.client.job(rows[-1]["jobs"][0]["id"]).result(10)) == 1600
+        assert sorted(sums.done) == list(range(41))
+
+
+async def pieces(here: World, parent: str, inputs: list[Any], **more: Any) -> list[dict[str, Any]]:
+    """Ask for a map's inputs; gives the rows of all pieces, and what the op gave."""
+    call = here.client.line.begin(
+        "/spinal/jobs/map",
+        {"op": "/sum/hold", "parent": parent, "key": "k", "inputs": inputs, **more},
+        20.0,
+        4,
+    )
+    rows = [row async for item in call if isinstance(item, Data) for row in as_list(item.value)]
+    return [*rows, as_list([await call.result()])[0]]
+
+
+def as_list(value: Any) -> list[dict[str, Any]]:
+    assert isinstance(value, list)
+    found: list[dict[str, Any]] = value  # pyright: ignore[reportUnknownVariableType] - of Json
+    return found
+
+
+ODD: list[tuple[dict[str, Any], str]] = [
+    ({"inputs": [[0]]}, "inputs"),
+    ({"inputs": [["a", {}]]}, "inputs"),
+    ({"inputs": [[0, {}]] * 1001}, "inputs"),
+    ({"parent": None}, "parent"),
+    ({"key": "k" * 250}, "key"),
+    ({"retry": -1}, "retry.count"),
+]
+
+
+@pytest.mark.parametrize(("said", "argument"), ODD)
+async def test_inputs_that_cannot_be_are_refused(
+    tmp_path: Path, said: dict[str, Any], argument: str
+) -> None:
+    async with site(tmp_path) as (here, _):
+        begun = await here.client.options(durable=True).start_map("/sum/square", [])
+        asked = {"op": "/sum/square", "parent": begun.id, "inputs": [[0, {"n": 1}]], **said}
+        with pytest.raises(CallError) as caught:
+            await here.client.ask_dispatcher("/spinal/jobs/map", **asked)
+        assert (caught.value.reason, caught.value.problem.argument) == ("bad-arguments", argument)
+
+
+async def test_a_map_that_was_closed_or_is_another_ones_takes_no_inputs(tmp_path: Path) -> None:
+    async with site(tmp_path) as (here, _):
+        begun = await here.client.options(durable=True).start_map("/sum/square", [])
+        asked: dict[str, Any] = {"op": "/sum/square", "parent": begun.id, "inputs": [[0, {"n": 1}]]}
+        other = await here.caller("owner")
+        with pytest.raises(CallError) as caught:
+            await other.ask_dispatcher("/spinal/jobs/map", **asked)
+        assert caught.value.reason == "unknown-job"
+        assert [mapped async for mapped in begun] == []
+        with pytest.raises(CallError) as caught:
+            await here.client.ask_dispatcher("/spinal/jobs/map", **asked)
+        assert caught.value.reason == "refused"
 
 
 async def test_leaving_a_map_cancels_it(tmp_path: Path) -> None:

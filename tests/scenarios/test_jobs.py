@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+import sqlite3
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,6 +22,8 @@ from spinal.bus.errors import CallError
 from spinal.bus.jobs import Job
 from spinal.dispatcher.agent import LEASE
 from spinal.dispatcher.jobs.keeper import CANCEL
+from spinal.dispatcher.store.contract import Change, New, Save, Told
+from spinal.dispatcher.store.database import Database
 from spinal.protocols import Final
 from spinal.testing import Faults, eventually, virtual_time
 
@@ -53,6 +56,92 @@ def runs(home: World, op: str) -> int:
 
 async def begun(worker: Worker, count: int = 1) -> None:
     await eventually(lambda: len(worker.running) == count, what=f"{count} run")
+
+
+# -- what is written
+
+
+@virtual_time
+async def test_a_job_whose_agent_is_free_is_written_twice_and_no_task_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with jobs(tmp_path) as home:
+        worker = await home.worker()
+        written = writes(monkeypatch)
+
+        submitted = [await home.client.submit(READ, n=n) for n in range(2)]
+        await begun(worker, 2)
+
+        tasks = {task.get_name() for task in asyncio.all_tasks()}
+        assert not tasks & {f"job {job.id}" for job in submitted}
+        worker.free.set()
+        assert [await job.result() for job in submitted] == [[worker.name, 0], [worker.name, 1]]
+        assert written == {job.id: ["New", "Save"] for job in submitted}
+
+
+def writes(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
+    """What is written of each job from now on."""
+    found: dict[str, list[str]] = {}
+    post = Database.post
+
+    def noted(store: Database, changes: Sequence[Change], told: Told) -> None:
+        for change in changes:
+            if isinstance(change, New | Save):
+                found.setdefault(change.job.id, []).append(type(change).__name__)
+        post(store, changes, told)
+
+    monkeypatch.setattr(Database, "post", noted)
+    return found
+
+
+@virtual_time
+async def test_a_known_key_begins_nothing_and_takes_no_slot(tmp_path: Path) -> None:
+    async with jobs(tmp_path) as home:
+        worker = await home.worker(slots=2)
+        keyed = home.client.options(key="once")
+
+        first, second, third = await asyncio.gather(*(keyed.submit(READ, n=n) for n in range(3)))
+        await begun(worker)
+        assert first.id == second.id == third.id
+        other = await home.client.submit(READ, n=9)
+        await begun(worker, 2)
+
+        worker.free.set()
+        assert await other.result() == [worker.name, 9]
+        assert runs(home, READ) == 2
+
+
+@virtual_time
+async def test_a_job_that_begins_at_once_heeds_a_limit_that_its_dispatcher_has_not_heard_of(
+    tmp_path: Path,
+) -> None:
+    async with jobs(tmp_path) as home:
+        worker = await home.worker(slots=8)
+        with closing(sqlite3.connect(tmp_path / "jobs.db")) as file, file:
+            file.execute("INSERT INTO limits VALUES (?, NULL, 1.0, 1, 1.0, 0)", [READ])
+
+        submitted = [await home.client.submit(READ, n=n) for n in range(3)]
+        await begun(worker)
+        await asyncio.sleep(30)
+        assert len(worker.running) == 1
+
+        worker.free.set()
+        assert len([await job.result() for job in submitted]) == 3
+        assert runs(home, READ) == 3
+
+
+@virtual_time
+async def test_a_job_that_is_cancelled_while_its_end_is_written_stays_done(tmp_path: Path) -> None:
+    async with jobs(tmp_path) as home:
+        worker = await home.worker()
+        job = await home.client.submit(READ, n=1)
+        await begun(worker)
+        cancelled = asyncio.ensure_future(job.cancel())
+        worker.free.set()
+
+        assert await cancelled in ("done", "killed")
+        assert (await job.info())["state"] == await cancelled
+        assert await home.client.job(job.id).cancel() == await cancelled
 
 
 # -- an end, whoever dies

@@ -60,7 +60,9 @@ SAVING: Final = 8
     help="An argument that is always the same.",
 )
 @click.option(
-    "--window", type=click.IntRange(1, 10_000), default=64, help="Calls under way at once."
+    "--window",
+    type=click.IntRange(1, 10_000),
+    help="Calls under way at once: 64, with --durable 512, if it is left out.",
 )
 @click.option(
     "--out",
@@ -94,7 +96,7 @@ def map_command(
     op: str,
     over: str,
     fixed: tuple[str, ...],
-    window: int,
+    window: int | None,
     out: Path | None,
     durable: bool,
     key: str | None,

@@ -21,6 +21,7 @@ from spinal.dispatcher.jobs.job import (
     JobState,
     Try,
     mint,
+    mint_many,
 )
 from spinal.dispatcher.jobs.submission import is_id
 
@@ -187,6 +188,14 @@ def test_an_id_of_an_earlier_moment_is_smaller(moments: list[int]) -> None:
 
 def test_ids_of_one_moment_differ() -> None:
     assert len({mint(7) for _ in range(10_000)}) == 10_000
+
+
+def test_many_ids_of_one_moment_increase_strictly() -> None:
+    ids = mint_many(1_700_000_000_000, 1000)
+
+    assert all(a < b for a, b in pairwise(ids))
+    assert len(ids) == 1000
+    assert mint_many(1_700_000_000_000, 0) == []
 
 
 def test_an_id_without_a_moment_is_of_now() -> None:

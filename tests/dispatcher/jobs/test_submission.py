@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ from hypothesis import strategies as st
 
 from spinal.bus.errors import BadCall, CallError
 from spinal.dispatcher.jobs.job import DEADLINE, Job, JobState, mint
-from spinal.dispatcher.jobs.submission import is_id, minted, read, read_all
+from spinal.dispatcher.jobs.submission import is_id, read, read_all
 from spinal.protocols import Json
 
 NOW = 1_795_237_200_000  # 2026-11-21T05:00:00Z
@@ -234,14 +233,6 @@ def test_whatever_is_sent_gives_a_job_or_an_error_of_the_caller(args: dict[str, 
             assert exc.reason == "bad-arguments"
         else:
             assert not any(job.final for job in jobs)
-
-
-def test_many_ids_of_one_moment_increase_strictly() -> None:
-    ids = minted(NOW, 1000)
-
-    assert all(a < b for a, b in pairwise(ids))
-    assert len(ids) == 1000
-    assert minted(NOW, 0) == []
 
 
 def test_names_of_a_batch_become_ids_in_its_order() -> None:

@@ -378,9 +378,7 @@ async def test_of_many_accounts_only_the_new_ones_cost_anything(
             pass
 
 
-async def test_the_first_account_of_many_that_is_refused_ends_it(
-    server: Server, kind: str
-) -> None:
+async def test_the_first_account_of_many_that_is_refused_ends_it(server: Server, kind: str) -> None:
     with pytest.raises(ServerError):
         await add_accounts(kind, server.config, {"a b": PASSWORD, "fine": PASSWORD})
 

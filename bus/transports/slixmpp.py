@@ -86,6 +86,14 @@ class _Stream:
         self.xml_root = None
         self.parser = _Parser(("start", "end"))
 
+    def begin(self, transport: Any) -> None:
+        """Do what ``connect`` does, on a connection that there is."""
+        base: Any = super()
+        base.init_plugins()
+        self._run_out_filters = asyncio.ensure_future(base.run_filters())
+        transport.set_protocol(self)
+        base.connection_made(transport)
+
     def _spawn_event(self, xml: Element) -> None:
         try:
             if self._owner.take(xml):
@@ -202,7 +210,14 @@ class _SlixmppConnection(Connection):
         """
         assert self._listener is not None
         loop = asyncio.get_running_loop()
-        stream = self._make()
+        # Ours and not slixmpp's, so that nothing is made while nobody listens: thousands who look
+        # out for a server that is starting leave the processor to it.
+        transport = await self._dial()
+        try:
+            stream = self._make()
+        except BaseException:
+            transport.abort()
+            raise
         ready: asyncio.Future[None] = loop.create_future()
         ended: asyncio.Future[Exception | str] = loop.create_future()
         trouble: list[Exception] = []
@@ -222,13 +237,6 @@ class _SlixmppConnection(Connection):
 
         def on_refused(_: object) -> None:
             refuse(LoginRefused(f"{self._who()} was refused: unknown account or wrong password"))
-
-        def on_nobody(error: object) -> None:
-            refuse(
-                BusError(
-                    f"nobody answers at {self._host}:{self._port} ({error}): is `spinal up` running?"
-                )
-            )
 
         def on_start(_: object) -> None:
             if not ready.done():
@@ -259,10 +267,9 @@ class _SlixmppConnection(Connection):
             ("disconnected", on_end),
             ("failed_all_auth", on_refused),
             ("ssl_invalid_chain", refuse_certificate),
-            ("connection_failed", on_nobody),
         ):
             stream.add_event_handler(event, handler)
-        stream.connect(self._host, self._port)
+        stream.begin(transport)
         self._stream = stream
         try:
             async with asyncio.timeout(LOGIN_TIMEOUT):
@@ -282,6 +289,23 @@ class _SlixmppConnection(Connection):
         self._ready = True
         self._listener.opened()
         return ended
+
+    async def _dial(self) -> asyncio.Transport:
+        """Connect to the server; raises :class:`BusError`."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(LOGIN_TIMEOUT):
+                transport, _ = await loop.create_connection(
+                    asyncio.Protocol, self._host, self._port
+                )
+        except OSError as exc:
+            raise BusError(
+                f"nobody answers at {self._host}:{self._port} ({exc or 'silence'}): "
+                f"is `spinal up` running?"
+            ) from exc
+        if transport.is_closing():
+            raise BusError(f"{self._host}:{self._port} closed the connection at once")
+        return transport
 
     async def _keep(self, ended: asyncio.Future[Exception | str]) -> None:
         """Replace the stream whenever it breaks, until closed or refused."""

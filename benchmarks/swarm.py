@@ -5,7 +5,7 @@
 Each is a real agent, with an account, a TLS stream, a session and heartbeats of its own; what they
 share is the process, because 5,000 interpreters do not fit into a small machine.  Each offers
 ``/swarm/name``, which gives its name.  Prints one JSON line when all are on the bus, and whenever
-the streams are lost and are all back; ends when its standard input does.
+the streams are lost and are all back; ends with SIGTERM.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import asyncio
 import gc
 import json
 import resource
-import sys
+import signal
 import time
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
@@ -26,8 +26,9 @@ import psutil
 from spinal import logs
 from spinal.agents import Agent
 from spinal.agents.life import Life
-from spinal.bus import Home, loop
+from spinal.bus import Home
 from spinal.bus.client import connect
+from spinal.bus.loops import run
 
 #: Log-ins at once; after a restart each agent comes when its own back-off says so.
 LANES = 16
@@ -72,7 +73,9 @@ async def watch(lives: list[Life]) -> None:
 
 
 async def swarm(home: Home, numbers: Iterable[int]) -> None:
-    """Be these agents until standard input ends."""
+    """Be these agents until SIGTERM."""
+    over = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, over.set)
     async with AsyncExitStack() as stack:
         lives: list[Life] = []
 
@@ -91,7 +94,7 @@ async def swarm(home: Home, numbers: Iterable[int]) -> None:
         gc.freeze()
         tell("up", agents=len(lives), bytes=after - before)
         watching = asyncio.create_task(watch(lives))
-        await asyncio.to_thread(sys.stdin.read)
+        await over.wait()
         watching.cancel()
 
 
@@ -106,7 +109,7 @@ def main() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     numbers = range(options.first, options.first + options.count)
-    loop.run(swarm(Home.find(options.home), numbers))
+    run(swarm(Home.find(options.home), numbers))
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ class Stream(asyncio.Protocol):
         self._deaf = False
         # Back-pressure: those who wait for us, those we wait for.
         self._held: set[Stream] = set()
-        self._holders: set[Stream] = set()
+        self._holders: set[object] = set()
         self._slow: asyncio.TimerHandle | None = None
         # TLS
         self._tls: ssl.SSLObject | None = None
@@ -281,7 +281,7 @@ class Stream(asyncio.Protocol):
         sender = self._turn.stream
         if sender is not None and sender not in self._held and not sender.ended:
             self._held.add(sender)
-            sender._hold(self)
+            sender.hold(self)
 
     def _judge(self) -> None:
         if self.waiting > self._limits.backlog:
@@ -301,15 +301,19 @@ class Stream(asyncio.Protocol):
             self._slow = None
         held, self._held = self._held, set()
         for sender in held:
-            sender._unhold(self)
+            sender.unhold(self)
 
-    def _hold(self, receiver: Stream) -> None:
+    def hold(self, holder: object) -> None:
+        """Stop reading until all who hold us let go."""
         if not self._holders and self._transport is not None:
             self._transport.pause_reading()
-        self._holders.add(receiver)
+        self._holders.add(holder)
 
-    def _unhold(self, receiver: Stream) -> None:
-        self._holders.discard(receiver)
+    def unhold(self, holder: object) -> None:
+        """Let go; does nothing if the holder does not hold us."""
+        if holder not in self._holders:
+            return
+        self._holders.discard(holder)
         if not self._holders and self._transport is not None:
             if not self._transport.is_closing():
                 self._transport.resume_reading()

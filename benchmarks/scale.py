@@ -54,7 +54,10 @@ class Parts:
     def find(self) -> dict[str, list[psutil.Process]]:
         """Name those that run; the embedded server and its dispatcher are one."""
         found: dict[str, list[psutil.Process]] = {"server": [], "dispatcher": []}
-        for child in self.up.children(recursive=True):
+        children: list[psutil.Process] = []
+        with suppress(psutil.Error):
+            children = self.up.children(recursive=True)
+        for child in children:
             with suppress(psutil.Error):
                 own = "spinal.dispatcher" in child.cmdline()
                 found["dispatcher" if own else "server"].append(child)
@@ -200,8 +203,12 @@ async def measure(server: str, agents: int) -> dict[str, Any]:
         await listed(here, agents)
         took = time.monotonic() - began
         drawing.cancel()
+        spent = {part: sum(each.get(part, 0.0) for each in curve.seconds) for part in full}
         return {
             **result,
+            "cpu_ms_per_return": {
+                part: round(value * 1000 / agents, 2) for part, value in spent.items()
+            },
             "streams_back_s": round(max(each["at"] for each in backs) - killed, 1),
             "back_s": round(took, 1),
             "answered_after": await answered(here, agents),

@@ -64,7 +64,7 @@ async def watch(lives: list[Life]) -> None:
     while True:
         await asyncio.sleep(LOOK)
         connected = sum(life.session.connected for life in lives)
-        if whole and not connected:
+        if whole and connected < len(lives):
             whole = False
             tell("lost")
         elif not whole and connected == len(lives):

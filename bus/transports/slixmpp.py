@@ -19,7 +19,7 @@ import ssl
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from xml.etree.ElementTree import Element, XMLPullParser, tostring
 
 import structlog
@@ -48,6 +48,9 @@ logging.getLogger("slixmpp").setLevel(logging.CRITICAL)
 #: Seconds for a stream from the first packet to the bound address.
 LOGIN_TIMEOUT = 20.0
 
+#: Seconds that a server which had us before may be busy with others before it answers.
+QUEUE_TIMEOUT = 60.0
+
 #: Seconds for which a server may take our last stream, which broke, for one that lives.
 LINGERING = 60.0
 
@@ -56,6 +59,11 @@ _FINAL = (LoginRefused, CertificateRefused, AddressTaken)
 
 #: Bytes that may wait for the network before :meth:`drain` waits.
 HIGH_WATER = 1024 * 1024
+
+
+CLIENT = "jabber:client"
+COMPONENT = "jabber:component:accept"
+_NAMESPACES = "xmlns='%s' xmlns:stream='http://etherx.jabber.org/streams'"
 
 
 class _Parser(XMLPullParser):  # type: ignore[type-arg]  # generic in the stubs only
@@ -86,13 +94,18 @@ class _Stream:
         self.xml_root = None
         self.parser = _Parser(("start", "end"))
 
-    def begin(self, transport: Any) -> None:
-        """Do what ``connect`` does, on a connection that there is."""
-        base: Any = super()
-        base.init_plugins()
-        self._run_out_filters = asyncio.ensure_future(base.run_filters())
-        transport.set_protocol(self)
-        base.connection_made(transport)
+    def begin(self, transport: asyncio.Transport, answer: bytes) -> None:
+        """Go on with a stream whose header is sent and whose first answer is this."""
+        stream: Any = self
+        stream.init_plugins()
+        self._run_out_filters = asyncio.ensure_future(stream.run_filters())
+        self.transport = transport
+        stream.socket = transport.get_extra_info("socket")
+        stream.event("connected")
+        self.init_parser()
+        transport.set_protocol(stream)
+        stream.data_received(answer)
+        transport.resume_reading()
 
     def _spawn_event(self, xml: Element) -> None:
         try:
@@ -137,6 +150,34 @@ class _ComponentStream(_Stream, ComponentXMPP):
         _answer_others(self)
 
 
+class _Knock(asyncio.Protocol):
+    """Sends the header of a stream, and waits for the answer at the price of a socket."""
+
+    def __init__(self, header: str) -> None:
+        self._header = header
+        self.transport: asyncio.Transport | None = None
+        #: What the server says first; none if it closes the connection.
+        self.answer: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.write(self._header.encode())
+
+    def data_received(self, data: bytes) -> None:
+        assert self.transport is not None
+        self.transport.pause_reading()
+        if not self.answer.done():
+            self.answer.set_result(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.answer.done():
+            self.answer.set_result(None)
+
+    def abort(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
+
+
 def _answer_others(stream: Any) -> None:
     """Have slixmpp answer what ordinary tools ask: service discovery and pings."""
     stream.register_plugin("xep_0030")
@@ -169,6 +210,10 @@ class _SlixmppConnection(Connection):
         self.writable.set()
 
     def _make(self) -> Any:
+        raise NotImplementedError
+
+    def _header(self) -> str:
+        """The first words of a stream."""
         raise NotImplementedError
 
     @property
@@ -210,9 +255,9 @@ class _SlixmppConnection(Connection):
         """
         assert self._listener is not None
         loop = asyncio.get_running_loop()
-        # Ours and not slixmpp's, so that nothing is made while nobody listens: thousands who look
-        # out for a server that is starting leave the processor to it.
-        transport = await self._dial()
+        # Ours and not slixmpp's, so that next to nothing is made before the server has a word for
+        # us: thousands who wait for one that is starting leave the processor to it.
+        transport, answer = await self._knock()
         try:
             stream = self._make()
         except BaseException:
@@ -269,7 +314,7 @@ class _SlixmppConnection(Connection):
             ("ssl_invalid_chain", refuse_certificate),
         ):
             stream.add_event_handler(event, handler)
-        stream.begin(transport)
+        stream.begin(transport, answer)
         self._stream = stream
         try:
             async with asyncio.timeout(LOGIN_TIMEOUT):
@@ -290,22 +335,32 @@ class _SlixmppConnection(Connection):
         self._listener.opened()
         return ended
 
-    async def _dial(self) -> asyncio.Transport:
-        """Connect to the server; raises :class:`BusError`."""
+    async def _knock(self) -> tuple[asyncio.Transport, bytes]:
+        """Connect, begin a stream, and give what the server says first; reading is paused then.
+
+        Raises :class:`BusError`.
+        """
         loop = asyncio.get_running_loop()
+        knock = _Knock(self._header())
+        # Once we were in, a server that says nothing has others to let in before us.
+        patience = LOGIN_TIMEOUT if self._task is None else QUEUE_TIMEOUT
         try:
-            async with asyncio.timeout(LOGIN_TIMEOUT):
-                transport, _ = await loop.create_connection(
-                    asyncio.Protocol, self._host, self._port
-                )
+            async with asyncio.timeout(patience):
+                await loop.create_connection(lambda: knock, self._host, self._port)
+                answer = await knock.answer
         except OSError as exc:
+            knock.abort()
             raise BusError(
                 f"nobody answers at {self._host}:{self._port} ({exc or 'silence'}): "
                 f"is `spinal up` running?"
             ) from exc
-        if transport.is_closing():
+        except BaseException:
+            knock.abort()
+            raise
+        assert knock.transport is not None
+        if answer is None:
             raise BusError(f"{self._host}:{self._port} closed the connection at once")
-        return transport
+        return knock.transport, answer
 
     async def _keep(self, ended: asyncio.Future[Exception | str]) -> None:
         """Replace the stream whenever it breaks, until closed or refused."""
@@ -515,6 +570,10 @@ class ClientConnection(_SlixmppConnection):
     def _make(self) -> Any:
         return _ClientStream(self, self._address or self._login, self._password, self._context())
 
+    def _header(self) -> str:
+        domain = addresses.domain(self._login)
+        return f"<stream:stream to='{domain}' xml:lang='en' version='1.0' {_NAMESPACES % CLIENT}>"
+
     def _who(self) -> str:
         return addresses.bare(self._login)
 
@@ -535,6 +594,9 @@ class ComponentConnection(_SlixmppConnection):
 
     def _make(self) -> Any:
         return _ComponentStream(self, self._domain, self._secret)
+
+    def _header(self) -> str:
+        return f"<stream:stream to='{self._domain}' {_NAMESPACES % COMPONENT}>"
 
     def _who(self) -> str:
         return self._domain

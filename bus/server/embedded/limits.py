@@ -14,7 +14,7 @@ class Limits:
     #: Time from the turn to log in to a bound resource.
     login_time: float = 10.0
     #: Clients that log in at a time; further ones wait, unread.
-    logins: int = 256
+    logins: int = 128
     #: Connections that are not logged in; further ones are closed at once.
     login_connections: int = 8192
     #: Failed logins on one stream.

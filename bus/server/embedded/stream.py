@@ -25,6 +25,9 @@ log = structlog.get_logger(__name__)
 
 STREAM_ERRORS: Final = "urn:ietf:params:xml:ns:xmpp-streams"
 
+#: Who sends as much as this at a time lets the others have their turn before more is read.
+_SHARE: Final = 64 * 1024
+
 #: What is handed to the transport at a time; it stops us at 64 kB more.
 _CHUNK: Final = 256 * 1024
 
@@ -125,6 +128,10 @@ class Stream(asyncio.Protocol):
         else:
             self._incoming.write(data)
             self._decrypt(self._tls)
+        if len(data) >= _SHARE and not self.ended:
+            # uvloop would go on reading while there is something to read.
+            self.hold(self._loop)
+            self._loop.call_soon(self.unhold, self._loop)
 
     def _decrypt(self, tls: ssl.SSLObject) -> None:
         try:

@@ -12,7 +12,6 @@ import secrets
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Final
-from urllib.parse import quote
 
 _SALT: Final = 16
 
@@ -58,7 +57,8 @@ class Told:
         self._file(name).unlink(missing_ok=True)
 
     def _file(self, name: str) -> Path:
-        return self._folder / quote(name, safe="")
+        # A name may be longer than a file's.
+        return self._folder / hashlib.sha256(name.encode()).hexdigest()
 
 
 def _digest(salt: bytes, password: str) -> bytes:

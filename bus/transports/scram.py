@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import lru_cache
+from typing import Any
 
 from slixmpp.util.sasl import sasl_mech
 from slixmpp.util.sasl.mechanisms import SCRAM
@@ -25,12 +26,13 @@ _KEPT = 8192
 
 
 @sasl_mech(60)  # The score of slixmpp's own.
-class Scram(SCRAM):  # type: ignore[misc]  # slixmpp's decorator has no types
+class Scram(SCRAM):
     """SCRAM-SHA-* (RFC 5802)."""
 
-    def Hi(self, text: bytes, salt: bytes, iterations: int) -> bytes:
+    def Hi(self, text: Any, salt: bytes, iterations: int) -> bytes:
         """Salt a password."""
-        return _salted(self.hash().name, text, salt, iterations)
+        hash: Any = self.hash
+        return _salted(hash().name, text, salt, iterations)
 
 
 @lru_cache(maxsize=_KEPT)

@@ -28,6 +28,7 @@ from spinal.agents import Agent
 from spinal.agents.life import Life
 from spinal.bus import Home
 from spinal.bus.client import connect
+from spinal.bus.errors import BusError
 from spinal.bus.loops import run
 
 #: Log-ins at once; after a restart each agent comes when its own back-off says so.
@@ -83,8 +84,14 @@ async def swarm(home: Home, numbers: Iterable[int]) -> None:
             for number in numbers:
                 name = name_of(number)
                 found = home.credentials(name, "agent")
-                life = Life(make(name), connect(found), dispatchers=found.dispatchers)
-                lives.append(await stack.enter_async_context(life))
+                while True:
+                    life = Life(make(name), connect(found), dispatchers=found.dispatchers)
+                    try:
+                        lives.append(await stack.enter_async_context(life))
+                        break
+                    except BusError as error:
+                        # A machine that is too busy; the next try is what a supervisor would do.
+                        tell("late", agent=name, problem=str(error))
 
         before = psutil.Process().memory_info().rss
         numbers = iter(numbers)

@@ -35,6 +35,8 @@ class EjabberdServer(ManagedServer):
     name: ClassVar[str] = "ejabberd"
     start_within: ClassVar[float] = 60.0
     stop_within: ClassVar[float] = 15.0
+    # Of several connections at once to its admin socket it closes some (seen with 23.01).
+    lanes: ClassVar[int] = 1
 
     @classmethod
     def find(cls) -> Path | None:
@@ -183,7 +185,7 @@ def configuration(config: ServerConfig, base: str) -> dict[str, Any]:
             "starttls": True,
             "starttls_required": True,
             "protocol_options": tls,
-            "backlog": 1024,
+            "backlog": 4096,
         },
         {
             "port": config.ports.upload,

@@ -7,15 +7,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar, Final, Self
+from typing import ClassVar, Self
 
 from . import ports
 from .contract import ServerConfig
 from .probe import probe
 from .told import Told
-
-#: Accounts of many that a server is told of at once.
-_LANES: Final = 8
 
 
 class Launched(ABC):
@@ -30,6 +27,8 @@ class Launched(ABC):
     #: How long it may take until it answers, and to end in good order, in seconds.
     start_within: ClassVar[float]
     stop_within: ClassVar[float]
+    #: Accounts of many that it is told of at once.
+    lanes: ClassVar[int] = 8
 
     config: ServerConfig
 
@@ -87,7 +86,7 @@ class Launched(ABC):
                 await cls._set(config, name, password)
                 told.note(name, password)
 
-        lanes = [asyncio.ensure_future(lane()) for _ in range(_LANES)]
+        lanes = [asyncio.ensure_future(lane()) for _ in range(cls.lanes)]
         try:
             await asyncio.gather(*lanes)
         finally:

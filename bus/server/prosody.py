@@ -142,7 +142,7 @@ def configuration(config: ServerConfig, base: str) -> str:
             # As shipped (1 ms) it pauses that long for each TLS record: 6 MB/s for an upload
             # instead of 90.
             "min_wait": 0,
-            "tcp_backlog": 1024,
+            "tcp_backlog": 4096,
             # With stream management: notice a silent cut after this and the ack time-out.
             "read_timeout": 10,
         },

@@ -31,10 +31,11 @@ class Scram(SCRAM):
 
     def Hi(self, text: Any, salt: bytes, iterations: int) -> bytes:
         """Salt a password."""
-        hash: Any = self.hash
-        return _salted(hash().name, text, salt, iterations)
+        mechanism: Any = self
+        return salted(mechanism.hash().name, text, salt, iterations)
 
 
 @lru_cache(maxsize=_KEPT)
-def _salted(hash: str, password: bytes, salt: bytes, iterations: int) -> bytes:
+def salted(hash: str, password: bytes, salt: bytes, iterations: int) -> bytes:
+    """Give the salted password (``Hi`` of the RFC), from memory if it was made before."""
     return hashlib.pbkdf2_hmac(hash, password, salt, iterations)

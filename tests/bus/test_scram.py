@@ -59,7 +59,7 @@ def test_a_password_is_salted_once_and_anew_for_another_salt(
         salted.append(salt)
         return real(name, password, salt, iterations)
 
-    scram._salted.cache_clear()
+    scram.salted.cache_clear()
     monkeypatch.setattr(hashlib, "pbkdf2_hmac", note)
     for _ in range(3):
         assert login().process(SERVER_FIRST) == CLIENT_FINAL

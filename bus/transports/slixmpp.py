@@ -351,7 +351,7 @@ class _SlixmppConnection(Connection):
         except OSError as exc:
             knock.abort()
             raise BusError(
-                f"nobody answers at {self._host}:{self._port} ({exc or 'silence'}): "
+                f"nobody answers at {self._host}:{self._port} ({str(exc) or 'silence'}): "
                 f"is `spinal up` running?"
             ) from exc
         except BaseException:

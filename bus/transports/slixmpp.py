@@ -61,8 +61,8 @@ _FINAL = (LoginRefused, CertificateRefused, AddressTaken)
 HIGH_WATER = 1024 * 1024
 
 
-CLIENT = "jabber:client"
-COMPONENT = "jabber:component:accept"
+_CLIENT = "jabber:client"
+_COMPONENT = "jabber:component:accept"
 _NAMESPACES = "xmlns='%s' xmlns:stream='http://etherx.jabber.org/streams'"
 
 
@@ -105,7 +105,8 @@ class _Stream:
         self.init_parser()
         transport.set_protocol(stream)
         stream.data_received(answer)
-        transport.resume_reading()
+        if not transport.is_closing():
+            transport.resume_reading()
 
     def _spawn_event(self, xml: Element) -> None:
         try:
@@ -572,7 +573,7 @@ class ClientConnection(_SlixmppConnection):
 
     def _header(self) -> str:
         domain = addresses.domain(self._login)
-        return f"<stream:stream to='{domain}' xml:lang='en' version='1.0' {_NAMESPACES % CLIENT}>"
+        return f"<stream:stream to='{domain}' xml:lang='en' version='1.0' {_NAMESPACES % _CLIENT}>"
 
     def _who(self) -> str:
         return addresses.bare(self._login)
@@ -596,7 +597,7 @@ class ComponentConnection(_SlixmppConnection):
         return _ComponentStream(self, self._domain, self._secret)
 
     def _header(self) -> str:
-        return f"<stream:stream to='{self._domain}' {_NAMESPACES % COMPONENT}>"
+        return f"<stream:stream to='{self._domain}' {_NAMESPACES % _COMPONENT}>"
 
     def _who(self) -> str:
         return self._domain

@@ -48,6 +48,7 @@ LOOK = 0.2
 class Parts:
     """The processes of a platform, whatever their numbers are now."""
 
+    server: str
     up: psutil.Process
     swarms: Sequence[psutil.Process]
 
@@ -61,7 +62,7 @@ class Parts:
             with suppress(psutil.Error):
                 own = "spinal.dispatcher" in child.cmdline()
                 found["dispatcher" if own else "server"].append(child)
-        if not found["server"]:
+        if self.server == "embedded":
             found["server"] = found.pop("dispatcher")
         return {**found, "swarm": list(self.swarms)}
 
@@ -155,7 +156,8 @@ async def measure(server: str, agents: int) -> dict[str, Any]:
         accounts = time.monotonic() - began
 
         up = psutil.Process(here.up.pid)
-        empty, used = Parts(up, ()).memory(), Parts(up, ()).cpu()
+        alone = Parts(server, up, ())
+        empty, used = alone.memory(), alone.cpu()
         began = time.monotonic()
         swarms: list[Process] = []
         for number in range(SWARMS):
@@ -166,7 +168,7 @@ async def measure(server: str, agents: int) -> dict[str, Any]:
         ups = [await event(each, "up") for each in swarms]
         await listed(here, agents)
         took = time.monotonic() - began
-        parts = Parts(up, [psutil.Process(each.pid) for each in swarms])
+        parts = Parts(server, up, [psutil.Process(each.pid) for each in swarms])
         full = parts.memory()
         spent = {part: value - used.get(part, 0.0) for part, value in parts.cpu().items()}
         result: dict[str, Any] = {

@@ -28,6 +28,7 @@ from typing import Any
 import psutil
 from benchmarks.swarm import name_of
 
+from spinal import logs
 from spinal.bus import Client, Credentials
 from spinal.bus.server import KINDS, add_accounts
 from spinal.protocols import SpinalError
@@ -239,6 +240,7 @@ def main() -> None:
     parser.add_argument("--agents", type=int, default=1000)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    logs.configure("error")
     found = asyncio.run(measure(options.server, options.agents))
     print(json.dumps(found) if options.json else report(found))
 

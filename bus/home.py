@@ -470,26 +470,36 @@ class Home:
         Raises:
             HomeError: the name or role is none, or the account has another role.
         """
-        check_name(name)
-        if role not in ROLES:
-            raise HomeError(f"{role!r} is no role: use {', '.join(ROLES)}")
         if password is not None and not 0 < len(password.encode()) <= MAX_SECRET:
             raise HomeError(f"the password of {name!r} is empty or longer than {MAX_SECRET} bytes")
+        self._add({name: password}, role)
+
+    def add_accounts(self, names: Iterable[str], role: str) -> None:
+        """Make many accounts with random passwords, all or none; see :meth:`add_account`."""
+        self._add(dict.fromkeys(names), role)
+
+    def _add(self, wanted: Mapping[str, str | None], role: str) -> None:
+        if role not in ROLES:
+            raise HomeError(f"{role!r} is no role: use {', '.join(ROLES)}")
+        for name in wanted:
+            check_name(name)
         with self._locked():
             accounts = self.accounts()
-            known = accounts.get(name)
-            if known not in (None, role):
-                raise HomeError(
-                    f"account {name!r} is there with the role {known}: choose another name, or "
-                    f"`spinal account remove {name}` first"
-                )
-            if role == "dispatcher" and not self.managed:
-                self._check_only_dispatcher(name, accounts)
-            if known is None or password is not None:
-                # The password first, so that every account that is listed has one.
-                _write_secret(self.password_file(name), password or secrets.token_urlsafe(24))
-            if known is None:
-                self._write_accounts({**accounts, name: role})
+            for name in wanted:
+                if (known := accounts.get(name, role)) != role:
+                    raise HomeError(
+                        f"account {name!r} is there with the role {known}: choose another name, or "
+                        f"`spinal account remove {name}` first"
+                    )
+                if role == "dispatcher" and not self.managed:
+                    self._check_only_dispatcher(name, accounts)
+            fresh = {name: role for name in wanted if name not in accounts}
+            for name, password in wanted.items():
+                if name in fresh or password is not None:
+                    # The password first, so that every account that is listed has one.
+                    _write_secret(self.password_file(name), password or secrets.token_urlsafe(24))
+            if fresh:
+                self._write_accounts({**accounts, **fresh})
         self._renew_settings(role)
 
     def _check_only_dispatcher(self, name: str, accounts: Mapping[str, str]) -> None:

@@ -2,6 +2,10 @@
 
 Each pause is drawn evenly between nothing and a ceiling that doubles with each failure
 (the "full jitter" of Brooker, AWS Architecture Blog, 2015).  A stream that lasted resets it.
+
+Once a server is back, everybody has tried within the last ceiling, so that is short.  A try while
+nobody listens is two packets, and a server that is tried by more than it can let in at once lets
+the others wait.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ class Backoff:
     """
 
     first: float = 0.5
-    most: float = 10.0
+    most: float = 5.0
     lasted: float = 5.0
     rng: random.Random = field(default_factory=random.Random, repr=False)
     failures: int = 0

@@ -27,7 +27,7 @@ from spinal.bus.connection import Connection
 from spinal.bus.errors import BusError
 from spinal.bus.home import Home, Roles
 from spinal.bus.loops import run
-from spinal.bus.server import add_account
+from spinal.bus.server import add_accounts
 from spinal.protocols import SpinalError
 
 from .garbage import seldom_collected
@@ -53,8 +53,8 @@ async def connection_of(home: Home) -> AsyncGenerator[Connection]:
 
         # Attached in this process, so nobody else may come as the dispatcher's component.
         config = replace(home.server_config(), components={})
-        for name in home.accounts():
-            await add_account("embedded", config, name, home.password(name))
+        passwords = {name: home.password(name) for name in home.accounts()}
+        await add_accounts("embedded", config, passwords)
         server = EmbeddedServer(config)
         await server.start()
         try:

@@ -23,6 +23,7 @@ __all__ = [
     "ServerError",
     "ServerMissing",
     "add_account",
+    "add_accounts",
     "available",
     "free_ports",
     "launch",
@@ -35,6 +36,7 @@ class _Launcher(Protocol):
 
     async def start(self, config: ServerConfig) -> Server: ...
     async def set_account(self, config: ServerConfig, name: str, password: str) -> None: ...
+    async def set_accounts(self, config: ServerConfig, accounts: Mapping[str, str]) -> None: ...
     async def drop_account(self, config: ServerConfig, name: str) -> None: ...
     def missing(self) -> ServerMissing | None: ...
 
@@ -65,6 +67,14 @@ async def add_account(kind: str, config: ServerConfig, name: str, password: str)
     the server has to run for it and does not.
     """
     await _launcher(kind).set_account(config, name, password)
+
+
+async def add_accounts(kind: str, config: ServerConfig, accounts: Mapping[str, str]) -> None:
+    """Make many accounts, name to password; those that the server has cost next to nothing.
+
+    For its start; the same applies as to :func:`add_account`.  Others that it has stay.
+    """
+    await _launcher(kind).set_accounts(config, accounts)
 
 
 async def remove_account(kind: str, config: ServerConfig, name: str) -> None:

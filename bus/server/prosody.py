@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Final, TypeAlias
 from xml.etree import ElementTree
@@ -56,6 +56,12 @@ if ok then return true, "done"; end
 return nil, tostring(err or "refused");
 """
 
+_NAMES: Final = """
+local names = {};
+for name in require "core.usermanager".users(%(host)s) do names[#names + 1] = name; end
+return true, table.concat(names, " ");
+"""
+
 
 class ProsodyServer(ManagedServer):
     """Prosody below one folder."""
@@ -79,22 +85,21 @@ class ProsodyServer(ManagedServer):
         return "prosody.cfg.lua", configuration(config, base)
 
     @classmethod
-    async def set_account(cls, config: ServerConfig, name: str, password: str) -> None:
-        """Make the account, or give it this password, on the server that runs in the folder.
-
-        Any process that may enter the folder can call it.  Raises :class:`ServerError`.
-        """
+    async def _set(cls, config: ServerConfig, name: str, password: str) -> None:
         jid = lua(f"{checked(name)}@{config.domain}")
         await cls._order(config, _ADD % {"jid": jid, "password": lua(password)})
 
     @classmethod
-    async def drop_account(cls, config: ServerConfig, name: str) -> None:
-        """Remove the account and end its streams; the same applies as to :meth:`set_account`."""
+    async def _drop(cls, config: ServerConfig, name: str) -> None:
         await cls._order(config, _REMOVE % {"jid": lua(f"{checked(name)}@{config.domain}")})
 
     @classmethod
-    async def _order(cls, config: ServerConfig, program: str) -> None:
-        """Have the server run a piece of Lua.
+    async def _names(cls, config: ServerConfig) -> Collection[str]:
+        return (await cls._order(config, _NAMES % {"host": lua(config.domain)})).split()
+
+    @classmethod
+    async def _order(cls, config: ServerConfig, program: str) -> str:
+        """Have the server run a piece of Lua, and give the text of its answer.
 
         It goes through the socket and not through prosodyctl, whose arguments, and the password
         among them, anybody on the machine could read.
@@ -114,6 +119,7 @@ class ProsodyServer(ManagedServer):
             ) from error
         if kind == "error":
             raise ServerError(f"prosody refused: {text.removeprefix('Error: ')}")
+        return text.removeprefix("OK: ")
 
 
 def configuration(config: ServerConfig, base: str) -> str:
@@ -136,7 +142,7 @@ def configuration(config: ServerConfig, base: str) -> str:
             # As shipped (1 ms) it pauses that long for each TLS record: 6 MB/s for an upload
             # instead of 90.
             "min_wait": 0,
-            "tcp_backlog": 1024,
+            "tcp_backlog": 4096,
             # With stream management: notice a silent cut after this and the ack time-out.
             "read_timeout": 10,
         },
@@ -165,6 +171,8 @@ def configuration(config: ServerConfig, base: str) -> str:
         "admins": [],
         "authentication": "internal_hashed",
         "password_hash": "SHA-256",
+        # Clients derive as many for each login; see ``embedded/accounts.py``.
+        "default_iteration_count": 4096,
         "allow_unencrypted_plain_auth": False,
         "allow_registration": False,
         "storage": "internal",

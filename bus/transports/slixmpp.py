@@ -17,8 +17,9 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from xml.etree.ElementTree import Element, XMLPullParser, tostring
 
 import structlog
@@ -37,6 +38,7 @@ from ..errors import (
     NotConnected,
 )
 from ..reconnect import Backoff
+from .scram import MECHANISMS
 
 log = structlog.get_logger()
 
@@ -45,6 +47,9 @@ logging.getLogger("slixmpp").setLevel(logging.CRITICAL)
 
 #: Seconds for a stream from the first packet to the bound address.
 LOGIN_TIMEOUT = 20.0
+
+#: Seconds that a server which had us before may be busy with others before it answers.
+QUEUE_TIMEOUT = 60.0
 
 #: Seconds for which a server may take our last stream, which broke, for one that lives.
 LINGERING = 60.0
@@ -58,10 +63,10 @@ GATHERED = 16 * 1024
 #: Bytes that may wait for the network before :meth:`drain` waits.
 HIGH_WATER = 1024 * 1024
 
-#: Never a password in clear, not even inside TLS.
-MECHANISMS = frozenset(
-    f"SCRAM-SHA-{size}{plus}" for size in ("1", "256", "512") for plus in ("", "-PLUS")
-)
+
+_CLIENT = "jabber:client"
+_COMPONENT = "jabber:component:accept"
+_NAMESPACES = "xmlns='%s' xmlns:stream='http://etherx.jabber.org/streams'"
 
 
 class _Parser(XMLPullParser):  # type: ignore[type-arg]  # generic in the stubs only
@@ -92,6 +97,23 @@ class _Stream:
         self.xml_root = None
         self.parser = _Parser(("start", "end"))
 
+    def begin(self, transport: asyncio.Transport, answer: bytes) -> None:
+        """Go on with a stream whose header is sent and whose first answer is this."""
+        stream: Any = self
+        stream.init_plugins()
+        self._run_out_filters = asyncio.ensure_future(stream.run_filters())
+        self.transport = transport
+        stream.socket = transport.get_extra_info("socket")
+        stream.event("connected")
+        self.init_parser()
+        transport.set_protocol(stream)
+        # So that uvloop, too, hands over what is written at once, and not at the end of the turn:
+        # the peer begins with the first half of a burst while we write the second.
+        transport.set_write_buffer_limits(high=0)
+        stream.data_received(answer)
+        if not transport.is_closing():
+            transport.resume_reading()
+
     def _spawn_event(self, xml: Element) -> None:
         try:
             if self._owner.take(xml):
@@ -101,11 +123,6 @@ class _Stream:
             log.exception("stanza_handler_failed", address=self._owner.address_or_none)
             return
         super()._spawn_event(xml)  # type: ignore[misc]  # pyright: ignore
-
-    def connection_made(self, transport: Any, *given: Any, **more: Any) -> None:
-        if transport.get_extra_info("sslcontext") is None:
-            transport.set_write_buffer_limits(high=0)
-        super().connection_made(transport, *given, **more)  # type: ignore[misc]  # pyright: ignore
 
     def pause_writing(self) -> None:
         self._owner.writable.clear()
@@ -138,6 +155,34 @@ class _ComponentStream(_Stream, ComponentXMPP):
         base: Any = ComponentXMPP
         base.__init__(self, domain, secret)
         _answer_others(self)
+
+
+class _Knock(asyncio.Protocol):
+    """Sends the header of a stream, and waits for the answer at the price of a socket."""
+
+    def __init__(self, header: str) -> None:
+        self._header = header
+        self.transport: asyncio.Transport | None = None
+        #: What the server says first; none if it closes the connection.
+        self.answer: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.write(self._header.encode())
+
+    def data_received(self, data: bytes) -> None:
+        assert self.transport is not None
+        self.transport.pause_reading()
+        if not self.answer.done():
+            self.answer.set_result(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.answer.done():
+            self.answer.set_result(None)
+
+    def abort(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
 
 
 def _answer_others(stream: Any) -> None:
@@ -176,6 +221,10 @@ class _SlixmppConnection(Connection):
         self._gathers = False
 
     def _make(self) -> Any:
+        raise NotImplementedError
+
+    def _header(self) -> str:
+        """The first words of a stream."""
         raise NotImplementedError
 
     @property
@@ -217,7 +266,14 @@ class _SlixmppConnection(Connection):
         """
         assert self._listener is not None
         loop = asyncio.get_running_loop()
-        stream = self._make()
+        # Ours and not slixmpp's, so that next to nothing is made before the server has a word for
+        # us: thousands who wait for one that is starting leave the processor to it.
+        transport, answer = await self._knock()
+        try:
+            stream = self._make()
+        except BaseException:
+            transport.abort()
+            raise
         ready: asyncio.Future[None] = loop.create_future()
         ended: asyncio.Future[Exception | str] = loop.create_future()
         trouble: list[Exception] = []
@@ -237,13 +293,6 @@ class _SlixmppConnection(Connection):
 
         def on_refused(_: object) -> None:
             refuse(LoginRefused(f"{self._who()} was refused: unknown account or wrong password"))
-
-        def on_nobody(error: object) -> None:
-            refuse(
-                BusError(
-                    f"nobody answers at {self._host}:{self._port} ({error}): is `spinal up` running?"
-                )
-            )
 
         def on_start(_: object) -> None:
             if not ready.done():
@@ -274,10 +323,9 @@ class _SlixmppConnection(Connection):
             ("disconnected", on_end),
             ("failed_all_auth", on_refused),
             ("ssl_invalid_chain", refuse_certificate),
-            ("connection_failed", on_nobody),
         ):
             stream.add_event_handler(event, handler)
-        stream.connect(self._host, self._port)
+        stream.begin(transport, answer)
         self._stream = stream
         try:
             async with asyncio.timeout(LOGIN_TIMEOUT):
@@ -297,6 +345,33 @@ class _SlixmppConnection(Connection):
         self._ready = True
         self._listener.opened()
         return ended
+
+    async def _knock(self) -> tuple[asyncio.Transport, bytes]:
+        """Connect, begin a stream, and give what the server says first; reading is paused then.
+
+        Raises :class:`BusError`.
+        """
+        loop = asyncio.get_running_loop()
+        knock = _Knock(self._header())
+        # Once we were in, a server that says nothing has others to let in before us.
+        patience = LOGIN_TIMEOUT if self._task is None else QUEUE_TIMEOUT
+        try:
+            async with asyncio.timeout(patience):
+                await loop.create_connection(lambda: knock, self._host, self._port)
+                answer = await knock.answer
+        except OSError as exc:
+            knock.abort()
+            raise BusError(
+                f"nobody answers at {self._host}:{self._port} ({str(exc) or 'silence'}): "
+                f"is `spinal up` running?"
+            ) from exc
+        except BaseException:
+            knock.abort()
+            raise
+        assert knock.transport is not None
+        if answer is None:
+            raise BusError(f"{self._host}:{self._port} closed the connection at once")
+        return knock.transport, answer
 
     async def _keep(self, ended: asyncio.Future[Exception | str]) -> None:
         """Replace the stream whenever it breaks, until closed or refused."""
@@ -481,6 +556,17 @@ def _verify_text(error: object) -> str:
     return getattr(error, "verify_message", "") or str(error)
 
 
+@lru_cache(maxsize=16)
+def _context(ca: Path | None, stamp: int) -> ssl.SSLContext:
+    """Trust an authority; ``stamp`` is another whenever its file is.
+
+    Streams that trust the same one share it: making it is a tenth of a login, and 50 kB.
+    """
+    context = ssl.create_default_context(cafile=ca)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
 class ClientConnection(_SlixmppConnection):
     """An account of the server: SCRAM inside verified TLS.
 
@@ -512,17 +598,18 @@ class ClientConnection(_SlixmppConnection):
         self._ca = ca
 
     def _context(self) -> ssl.SSLContext:
+        ca = self._ca
         try:
-            context = ssl.create_default_context(cafile=self._ca)
+            return _context(ca, 0 if ca is None else ca.stat().st_mtime_ns)
         except (OSError, ssl.SSLError) as exc:
-            raise CertificateRefused(
-                f"cannot read the certificate authority {self._ca}: {exc}"
-            ) from exc
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        return context
+            raise CertificateRefused(f"cannot read the certificate authority {ca}: {exc}") from exc
 
     def _make(self) -> Any:
         return _ClientStream(self, self._address or self._login, self._password, self._context())
+
+    def _header(self) -> str:
+        domain = addresses.domain(self._login)
+        return f"<stream:stream to='{domain}' xml:lang='en' version='1.0' {_NAMESPACES % _CLIENT}>"
 
     def _who(self) -> str:
         return addresses.bare(self._login)
@@ -544,6 +631,9 @@ class ComponentConnection(_SlixmppConnection):
 
     def _make(self) -> Any:
         return _ComponentStream(self, self._domain, self._secret)
+
+    def _header(self) -> str:
+        return f"<stream:stream to='{self._domain}' {_NAMESPACES % _COMPONENT}>"
 
     def _who(self) -> str:
         return self._domain

@@ -242,6 +242,19 @@ class TestAccounts:
         home.add_account("web", "caller", "new")
         assert home.password("web") == "new"
 
+    def test_many_accounts_are_made_at_once_or_not_at_all(self, home: Home) -> None:
+        home.add_account("web2", "caller")
+        before = home.password("web2")
+        home.add_accounts(("web1", "web2", "web3"), "caller")
+        assert home.accounts() == {"owner": "owner"} | dict.fromkeys(
+            ("web1", "web2", "web3"), "caller"
+        )
+        assert home.password("web2") == before
+        assert len({home.password(name) for name in home.accounts()}) == 4
+        with pytest.raises(HomeError, match="'web2' is there with the role caller"):
+            home.add_accounts(("worker", "web2"), "agent")
+        assert "worker" not in home.accounts() and not home.password_file("worker").exists()
+
     def test_a_role_is_not_changed_by_the_way(self, home: Home) -> None:
         home.add_account("web", "caller")
         with pytest.raises(HomeError, match="with the role caller"):

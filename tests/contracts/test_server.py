@@ -34,6 +34,7 @@ from spinal.bus.server import (
     ServerConfig,
     ServerError,
     add_account,
+    add_accounts,
     available,
     free_ports,
     launch,
@@ -343,6 +344,43 @@ async def test_accounts_are_managed_from_elsewhere(server: Server, kind: str) ->
     with pytest.raises(Refused, match="failed_all_auth"):
         async with client(server, "erin"):
             pass
+
+
+async def test_many_accounts_are_made_at_once(server: Server, kind: str) -> None:
+    crowd = {f"crowd{number}": f"{PASSWORD}{number}" for number in range(12)}
+    await add_accounts(kind, server.config, crowd)
+    for name, password in list(crowd.items())[::5]:
+        async with client(server, name, password):
+            pass
+
+
+async def test_of_many_accounts_only_the_new_ones_cost_anything(
+    server: Server, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crowd = {name: PASSWORD for name in ("new", "known", "changed", "removed", "by-hand")}
+    await add_accounts(kind, server.config, {**crowd, "new": "another one"})
+    await add_account(kind, server.config, "changed", "in between")
+    await remove_account(kind, server.config, "removed")
+    launcher: Any = type(server)
+    await launcher._drop(server.config, "by-hand")
+    told: list[str] = []
+    tell = launcher._set
+
+    async def note(config: ServerConfig, name: str, password: str) -> None:
+        told.append(name)
+        await tell(config, name, password)
+
+    monkeypatch.setattr(launcher, "_set", note)
+    await add_accounts(kind, server.config, crowd)
+    assert sorted(told) == ["by-hand", "changed", "new", "removed"]
+    for name in crowd:
+        async with client(server, name):
+            pass
+
+
+async def test_the_first_account_of_many_that_is_refused_ends_it(server: Server, kind: str) -> None:
+    with pytest.raises(ServerError):
+        await add_accounts(kind, server.config, {"a b": PASSWORD, "fine": PASSWORD})
 
 
 async def test_only_the_owner_enters_the_folder(server: Server) -> None:

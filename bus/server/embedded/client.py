@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import ssl
 from base64 import b64encode
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -14,6 +14,7 @@ import structlog
 from . import sasl, stanzas
 from .addresses import BadAddress, parse, resourcepart
 from .limits import Limits
+from .lobby import Lobby
 from .router import Router
 from .services import PING, SESSION, Refused, payload
 from .stream import Stream, Turn
@@ -40,8 +41,7 @@ class Site:
     router: Router
     door: sasl.Door
     tls: ssl.SSLContext
-    #: Connections that are not logged in.
-    strangers: set[ClientStream] = field(default_factory=set["ClientStream"])
+    lobby: Lobby
 
 
 class ClientStream(Stream):
@@ -69,8 +69,9 @@ class ClientStream(Stream):
         self.interested = False
         #: When a ping was sent that has no answer yet.
         self.pinged: float | None = None
+        #: Ends a login that takes too long.
+        self._deadline: asyncio.TimerHandle | None = None
         super().__init__(site.limits, site.turn)
-        self._deadline = self._loop.call_later(site.limits.login_time, self._too_late)
 
     def size_limits(self) -> tuple[int, int]:
         """Give the limits: small ones until it has logged in."""
@@ -79,22 +80,31 @@ class ClientStream(Stream):
         return super().size_limits()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take the connection, unless too many strangers are waiting at the door."""
+        """Take the connection, if there is room."""
         super().connection_made(transport)
-        strangers = self._site.strangers
-        if len(strangers) >= self._limits.login_connections:
-            log.warning("connection_refused", peer=self.peer, strangers=len(strangers))
-            self.abort()
-            return
-        strangers.add(self)
+        self._site.lobby.enter(self)
+
+    def wait(self) -> None:
+        """Be read no further until it is our turn to log in."""
+        self.hold(self._site.lobby)
+
+    def proceed(self) -> None:
+        """Log in."""
+        self._deadline = self._loop.call_later(self._limits.login_time, self._too_late)
+        self.unhold(self._site.lobby)
 
     def on_gone(self) -> None:
         """Leave the tables, and tell who should know."""
-        self._deadline.cancel()
-        self._site.strangers.discard(self)
+        self._logged_in()
         if self.full:
             self._site.router.unbind(self)
             log.info("client_left", address=self.full)
+
+    def _logged_in(self) -> None:
+        """Make room for another one."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._site.lobby.leave(self)
 
     def _too_late(self) -> None:
         self.end(StreamError("connection-timeout", "the login took too long"))
@@ -188,8 +198,7 @@ class ClientStream(Stream):
             # The new one wins: after a cut cable the old one is dead and does not know it.
             old.end(StreamError("conflict", "replaced by a new stream"))
         self.resource, self.bare, self.full = resource, bare, f"{bare}/{resource}"
-        self._deadline.cancel()
-        self._site.strangers.discard(self)
+        self._logged_in()
         self._expect = self._expect_stanza
         self._site.router.bind(self)
         log.info("client_bound", address=self.full, peer=self.peer)

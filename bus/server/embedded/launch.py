@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Final, Self
@@ -102,17 +103,22 @@ class EmbeddedProcess(Launched):
         return None
 
     @classmethod
-    async def set_account(cls, config: ServerConfig, name: str, password: str) -> None:
-        """Make the account, or give it this password, whether the server runs or not.
-
-        Any process that may enter the folder can call it.  Raises :class:`ServerError`.
-        """
+    async def _set(cls, config: ServerConfig, name: str, password: str) -> None:
         await asyncio.to_thread(accounts_of(config).add, name, password)
 
     @classmethod
-    async def drop_account(cls, config: ServerConfig, name: str) -> None:
-        """Remove the account; a server that runs ends its streams within a second or so."""
+    async def _drop(cls, config: ServerConfig, name: str) -> None:
+        # A server that runs ends its streams within a second or so.
         await asyncio.to_thread(accounts_of(config).remove, name)
+
+    @classmethod
+    async def _names(cls, config: ServerConfig) -> Collection[str]:
+        return await asyncio.to_thread(accounts_of(config).list)
+
+    @classmethod
+    def place(cls, config: ServerConfig) -> Path:
+        """Give the folder that the server writes to."""
+        return place(config)
 
     @property
     def ca(self) -> Path:

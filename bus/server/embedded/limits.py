@@ -11,10 +11,12 @@ class Limits:
 
     #: Largest element before a login.
     login_bytes: int = 10_000
-    #: Time from the connection to a bound resource.
+    #: Time from the turn to log in to a bound resource.
     login_time: float = 10.0
+    #: Clients that log in at a time; further ones wait, unread.
+    logins: int = 128
     #: Connections that are not logged in; further ones are closed at once.
-    login_connections: int = 1024
+    login_connections: int = 8192
     #: Failed logins on one stream.
     login_failures: int = 3
     #: How deep elements of a stanza may be nested; before a login :attr:`login_depth`.

@@ -22,6 +22,7 @@ from .addresses import parse
 from .client import ClientStream, Site
 from .component import ComponentStream, Dock, within
 from .limits import Limits
+from .lobby import Lobby
 from .presence import Presences
 from .roster import Rosters
 from .router import Receive, Router
@@ -32,7 +33,7 @@ from .xmlstream import StreamError
 
 log = structlog.get_logger(__name__)
 
-_BACKLOG: Final = 2048
+_BACKLOG: Final = 4096
 #: How often accounts that were removed and clients that went silent are looked for, in seconds.
 _ROUND: Final = 1.0
 
@@ -126,6 +127,7 @@ class EmbeddedServer:
             router,
             sasl.Door(self.accounts, config.domain),
             _context(files),
+            Lobby(limits),
         )
         dock = Dock(config.components, config.max_stanza, limits, self._turn, router)
         try:

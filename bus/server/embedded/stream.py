@@ -25,6 +25,9 @@ log = structlog.get_logger(__name__)
 
 STREAM_ERRORS: Final = "urn:ietf:params:xml:ns:xmpp-streams"
 
+#: Who sends as much as this at a time lets the others have their turn before more is read.
+_SHARE: Final = 64 * 1024
+
 #: What is handed to the transport at a time; it stops us at 64 kB more.
 _CHUNK: Final = 256 * 1024
 
@@ -71,7 +74,7 @@ class Stream(asyncio.Protocol):
         self._deaf = False
         # Back-pressure: those who wait for us, those we wait for.
         self._held: set[Stream] = set()
-        self._holders: set[Stream] = set()
+        self._holders: set[object] = set()
         self._slow: asyncio.TimerHandle | None = None
         # TLS
         self._tls: ssl.SSLObject | None = None
@@ -125,6 +128,10 @@ class Stream(asyncio.Protocol):
         else:
             self._incoming.write(data)
             self._decrypt(self._tls)
+        if len(data) >= _SHARE and not self.ended:
+            # uvloop would go on reading while there is something to read.
+            self.hold(self._loop)
+            self._loop.call_soon(self.unhold, self._loop)
 
     def _decrypt(self, tls: ssl.SSLObject) -> None:
         try:
@@ -281,7 +288,7 @@ class Stream(asyncio.Protocol):
         sender = self._turn.stream
         if sender is not None and sender not in self._held and not sender.ended:
             self._held.add(sender)
-            sender._hold(self)
+            sender.hold(self)
 
     def _judge(self) -> None:
         if self.waiting > self._limits.backlog:
@@ -301,15 +308,19 @@ class Stream(asyncio.Protocol):
             self._slow = None
         held, self._held = self._held, set()
         for sender in held:
-            sender._unhold(self)
+            sender.unhold(self)
 
-    def _hold(self, receiver: Stream) -> None:
+    def hold(self, holder: object) -> None:
+        """Stop reading until all who hold us let go."""
         if not self._holders and self._transport is not None:
             self._transport.pause_reading()
-        self._holders.add(receiver)
+        self._holders.add(holder)
 
-    def _unhold(self, receiver: Stream) -> None:
-        self._holders.discard(receiver)
+    def unhold(self, holder: object) -> None:
+        """Let go; does nothing if the holder does not hold us."""
+        if holder not in self._holders:
+            return
+        self._holders.discard(holder)
         if not self._holders and self._transport is not None:
             if not self._transport.is_closing():
                 self._transport.resume_reading()

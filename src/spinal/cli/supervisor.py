@@ -23,7 +23,7 @@ from typing import Final, Protocol
 import structlog
 
 from spinal.bus.errors import BusError, HomeError, LoginRefused
-from spinal.bus.server import Server, ServerConfig, ServerError, launch
+from spinal.bus.server import Server, ServerConfig, ServerError, add_accounts, launch
 from spinal.protocols import SpinalError
 
 log = structlog.get_logger()
@@ -249,8 +249,7 @@ class ManagedServer:
         """Start it and tell it all accounts; raises :class:`ServerError`."""
         self._server = await launch(self._kind, self._config)
         try:
-            for name, password in self._accounts().items():
-                await self._server.add_account(name, password)
+            await add_accounts(self._kind, self._config, self._accounts())
         except BaseException:
             await self.stop()
             raise

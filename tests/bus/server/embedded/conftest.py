@@ -80,6 +80,14 @@ class Raw:
         text = await self.until(rf"<iq [^>]*id='{ping}'[^>]*/>")
         return re.sub(rf"<iq [^>]*id='{ping}'[^>]*/>$", "", text)
 
+    async def nothing_heard(self) -> bool:
+        """Tell whether nothing comes for a moment."""
+        try:
+            async with asyncio.timeout(0.05):
+                return not self.heard and not await self.reader.read(1)
+        except TimeoutError:
+            return True
+
     async def close(self) -> None:
         self.writer.close()
         try:

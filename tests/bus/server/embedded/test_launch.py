@@ -18,7 +18,7 @@ from typing import cast
 import aiohttp
 import psutil
 import pytest
-from tests.bus.server.embedded.conftest import PASSWORD, World
+from tests.bus.server.embedded.conftest import PASSWORD, Raw, World
 
 from spinal.bus.server.contract import Server, ServerConfig
 from spinal.bus.server.embedded import EmbeddedServer
@@ -223,3 +223,41 @@ async def test_the_program_says_when_it_is_ready_and_ends_in_good_order(
     assert out == b""
     events = [json.loads(line)["event"] for line in logs.splitlines()]
     assert events == ["server_started", "server_stopped"]
+
+
+async def test_many_who_flood_one_that_does_not_read_are_held_up_and_cost_bounded_memory(
+    process: EmbeddedProcess,
+) -> None:
+    world = World(cast(EmbeddedServer, process))
+    deaf, other, *senders = [
+        await world.login(name) for name in ("deaf", "other", *(f"s{n}" for n in range(8)))
+    ]
+    server = psutil.Process(process.pid)
+    before = server.memory_info().rss
+    stanza = f"<message to='deaf@bus.test/r'><body>{'x' * 150}</body></message>".encode()
+
+    async def flood(raw: Raw) -> None:
+        while True:
+            await raw.say(stanza * 1000)
+
+    async def refused(raw: Raw) -> None:
+        """Wait until the one that does not read was cut."""
+        while b"service-unavailable" not in await raw.reader.read(65536):
+            pass
+
+    flooding = [asyncio.create_task(flood(raw)) for raw in senders]
+    cut = asyncio.create_task(refused(senders[0]))
+    async with asyncio.timeout(60):
+        while not cut.done():
+            assert server.memory_info().rss - before < 64e6
+            # Whoever floods nobody is served meanwhile.
+            assert await other.nothing_but() == ""
+    for task in flooding:
+        task.cancel()
+    assert all(
+        isinstance(each, asyncio.CancelledError)
+        for each in await asyncio.gather(*flooding, return_exceptions=True)
+    )
+    for raw in (deaf, *senders):
+        raw.cut()
+    await other.close()

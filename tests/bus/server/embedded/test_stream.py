@@ -145,6 +145,38 @@ async def test_who_has_logged_in_is_not_cut(start: Start) -> None:
     assert await raw.nothing_but() == ""
 
 
+async def test_who_comes_while_many_log_in_waits_for_its_turn(start: Start) -> None:
+    world = await start(limits=Limits(logins=2, login_time=60))
+    first = await world.secure()
+    second = await world.secure()
+    third, fourth, fifth = [await world.connect() for _ in range(3)]
+    for one in (third, fourth, fifth):
+        await one.say(STREAM)
+    fourth.cut()  # Nobody is kept waiting by one that is gone.
+    assert await first.nothing_heard() and await third.nothing_heard()
+    first.cut()
+    await third.until("</stream:features>")
+    assert await fifth.nothing_heard()
+    await second.close()
+    await fifth.until("</stream:features>")
+
+
+async def test_the_time_to_log_in_begins_with_the_turn(start: Start) -> None:
+    world = await start(limits=Limits(logins=1, login_time=0.3))
+    await world.connect()
+    later = await world.connect()
+    await later.ask(STREAM, "</stream:features>")
+    assert "connection-timeout" in await later.rest()
+
+
+async def test_who_waits_for_its_turn_is_let_go_with_the_server(start: Start) -> None:
+    world = await start(limits=Limits(logins=1))
+    await world.connect()
+    waiting = await world.connect()
+    await world.server.stop()
+    assert "system-shutdown" in await waiting.rest()
+
+
 async def test_only_so_many_strangers_may_wait(start: Start) -> None:
     world = await start(limits=Limits(login_connections=2))
     first = await world.connect()

@@ -91,7 +91,7 @@ class Group:
             while length_hint(rest) and len(running) < RUNNERS and self._slots.free:
                 running.add(group.create_task(self._help(each, rest)))
                 await asyncio.sleep(0)
-            while running:
+            while running := {task for task in running if not task.done()}:
                 _, running = await asyncio.wait(running, timeout=PATIENCE)
                 if running:
                     self._stop_late()

@@ -58,7 +58,13 @@ class Asking:
         groups = None if news is not None else self._groups_for(op)
         args = None if groups is None else self.line.plain(arguments)
         if groups is not None and args is not None:
-            final = await _ended(groups, args)
+            end: asyncio.Future[Final] = asyncio.get_running_loop().create_future()
+            pending = groups.begin(args, partial(_settle, end))
+            try:
+                final = await end
+            finally:
+                if not pending.done:
+                    pending.abandon()
             if final.problem is not None:
                 raise CallError.of(final.problem, final.agent)
             return self.line.incoming(final.value), final
@@ -187,20 +193,9 @@ class Asking:
         )
 
 
-async def _ended(groups: Groups, args: Mapping[str, Json]) -> Final:
-    """Make a call and wait for its end; cancelling the wait stops it."""
-    end: asyncio.Future[Final] = asyncio.get_running_loop().create_future()
-
-    def told(final: Final) -> None:
-        if not end.done():
-            end.set_result(final)
-
-    pending = groups.begin(args, told)
-    try:
-        return await end
-    finally:
-        if not pending.done:
-            pending.abandon()
+def _settle(end: asyncio.Future[Final], final: Final) -> None:
+    if not end.done():
+        end.set_result(final)
 
 
 class _Trial:

@@ -279,7 +279,6 @@ class Incoming:
     #: Events of the answer, written.
     answers: list[bytes] = field(default_factory=list[bytes])
     batch: bool = False
-    timer: asyncio.TimerHandle | None = None
     done: bool = False
 
 
@@ -318,6 +317,7 @@ class Requests:
         self._arm = arm
         self._tasks = Tasks("requests")
         self._deadlines = Deadlines(_out_of_time, _over)
+        self._windows = Deadlines(self._close_window, _answered)
         #: What ids are unique under -> id and attempt -> request; empty ones are removed at once.
         self._spaces: dict[str, dict[tuple[str, int], Request]] = {}
         self._count = 0
@@ -416,6 +416,7 @@ class Requests:
         await self._tasks.close()
         self.void()
         self._deadlines.close()
+        self._windows.close()
         self._spaces.clear()
         self._count = self._kept = self._kept_bytes = 0
 
@@ -662,11 +663,7 @@ class Requests:
             self.answer(incoming)
 
     def _set_window(self, incoming: Incoming, seconds: float) -> None:
-        if incoming.timer is not None:
-            incoming.timer.cancel()
-        incoming.timer = asyncio.get_running_loop().call_later(
-            seconds, self._close_window, incoming
-        )
+        self._windows.add(self._link.now + seconds, incoming)
 
     def _say(self, request: Request, written: bytes) -> None:
         """Say the answer in the IQ result if its window is open, else in a stanza of its own."""
@@ -703,8 +700,6 @@ class Requests:
         if incoming.done:
             return
         incoming.done = True
-        if incoming.timer is not None:
-            incoming.timer.cancel()
         peer = self._link.peer(incoming.sender)
         size = fits = 0
         for written in incoming.answers:
@@ -723,8 +718,6 @@ class Requests:
             incoming, request.incoming = request.incoming, None
             if incoming is not None:
                 incoming.done = True
-                if incoming.timer is not None:
-                    incoming.timer.cancel()
 
     # -- what comes before the end
 
@@ -868,6 +861,10 @@ def _printable(problem: Problem) -> Problem:
 
 def _over(request: Request) -> bool:
     return not request.running
+
+
+def _answered(incoming: Incoming) -> bool:
+    return incoming.done
 
 
 def _out_of_time(request: Request) -> None:

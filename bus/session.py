@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import lru_cache
 from types import TracebackType
 from typing import Self
 
@@ -527,11 +528,7 @@ class Session:
         return None
 
     def _own_domain(self, sender: str) -> bool:
-        own = addresses.domain(self.address)
-        if not addresses.local(self.address):
-            # A component serves the domain that it is a part of.
-            own = own.partition(".")[2]
-        return sender in self.dispatchers or addresses.domain(sender) == own
+        return sender in self.dispatchers or addresses.domain(sender) == _served(self.address)
 
     def _may(self, sender: str, events: Sequence[Event]) -> bool:
         """Whom we trust may say anything; whom we called may answer, and nothing else."""
@@ -628,6 +625,13 @@ class Session:
         waiting = self._link.look(now)
         if self._requests.look(now) or waiting:
             self._arm()
+
+
+@lru_cache(maxsize=64)
+def _served(address: str) -> str:
+    """Give the domain that an address is of; a component serves the one that it is a part of."""
+    own = addresses.domain(address)
+    return own if addresses.local(address) else own.partition(".")[2]
 
 
 def _ignore(*_: object) -> None:

@@ -26,9 +26,10 @@ import itertools
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice
 from random import Random
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
@@ -322,15 +323,20 @@ class Broker:
         self._log(errand, final.agent, "done")
         return final
 
+    @cached_property
+    def _log_calls(self) -> Any:
+        return log.bind()
+
     def _log(self, errand: Errand, agent: str | None, state: str) -> None:
-        log.debug(
+        # Bound once, so that a line below the level costs a call and no more.
+        self._log_calls.debug(
             "call_brokered",
             op=errand.op.op,
             caller=errand.caller,
             agent=agent,
             state=state,
             attempts=errand.attempts,
-            seconds=round(asyncio.get_running_loop().time() - errand.began, 4),
+            seconds=round(self._session.now - errand.began, 4),
         )
 
     async def _run(self, errand: Errand) -> Final:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from xml.etree.ElementTree import Element
 
 from . import values
@@ -133,9 +134,9 @@ class Codec:
         if stanza.type:
             start += f" type='{_attribute(stanza.type)}'"
         if stanza.to:
-            start += f" to='{_attribute(stanza.to)}'"
+            start += f" to='{_address(stanza.to)}'"
         if sender:
-            start += f" from='{_attribute(sender)}'"
+            start += f" from='{_address(sender)}'"
         if stanza.id:
             start += f" id='{_attribute(stanza.id)}'"
         inner = Codec.inner(stanza)
@@ -199,6 +200,10 @@ def _attribute(value: str) -> str:
             raise LocalProtocolError(f"{value[:60]!r} cannot stand in an XML attribute")
         return _markup(value).translate(_SPACES)
     return _markup(value)
+
+
+#: Addresses are few, and come again.
+_address = lru_cache(maxsize=4096)(_attribute)
 
 
 def _markup(value: str) -> str:

@@ -12,11 +12,12 @@ from spinal.bus import Client
 from spinal.bus.maps import Mapped
 from spinal.bus.session import Session
 from spinal.bus.transports.memory import Faults, MemoryBus
-from spinal.protocols import LIMITS, Codec, Data, Final, Mirror, Op, Seen, Stanza
+from spinal.protocols import LIMITS, Codec, Data, Event, Final, Mirror, Op, Seen, Stanza
 from spinal.protocols.values import dumps, escape
 from spinal.testing import eventually, virtual_time
 
 ADDRESS = "quick@memory.test/agent"
+DISPATCHER = "dispatcher@memory.test/d"
 ran: Counter[int] = Counter()
 stopped: list[int] = []
 
@@ -93,7 +94,7 @@ async def place(slots: int = 100, **options: Any) -> AsyncGenerator[Place]:
     stopped.clear()
     bus = MemoryBus()
     async with (
-        Life(quick(slots), bus.connection(ADDRESS)) as life,
+        Life(quick(slots), bus.connection(ADDRESS), dispatchers=[DISPATCHER]) as life,
         Client(connection=bus.connection("ann@memory.test/desk"), **options) as client,
     ):
         direct = client.options(to=ADDRESS)
@@ -271,15 +272,15 @@ async def test_calls_that_are_cancelled_before_they_left_never_run() -> None:
 @virtual_time
 async def test_a_tap_shows_each_of_them() -> None:
     async with place() as here:
-        owner = here.bus.connection("dispatcher@memory.test/d")
         seen: list[Seen] = []
-        async with Session(
-            owner, role="dispatcher", dispatchers=["dispatcher@memory.test/d"]
-        ) as tap:
-            tap.on_event = lambda sender, event: (
-                seen.append(event) if isinstance(event, Seen) else None
-            )
-            here.life.session.dispatchers |= {tap.address}
+
+        def hear(sender: str, event: Event) -> None:
+            if isinstance(event, Seen):
+                seen.append(event)
+
+        connection = here.bus.connection(DISPATCHER)
+        async with Session(connection, role="dispatcher", dispatchers=[DISPATCHER]) as tap:
+            tap.on_event = hear
             tap.send_presence(ADDRESS, tap.hello())
             tap.say(ADDRESS, Mirror(60.0))
             await asyncio.sleep(1)

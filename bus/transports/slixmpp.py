@@ -57,8 +57,9 @@ LINGERING = 60.0
 #: What a reconnect does not mend.
 _FINAL = (LoginRefused, CertificateRefused, AddressTaken)
 
-#: Bytes of the stanzas of one turn of the event loop that are gathered before they leave.
-GATHERED = 16 * 1024
+#: Bytes of the stanzas of one turn of the event loop that are gathered before they leave: some dozens
+#: of lone calls, so that the peer begins while we write the rest.
+GATHERED = 4096
 
 #: Bytes that may wait for the network before :meth:`drain` waits.
 HIGH_WATER = 1024 * 1024

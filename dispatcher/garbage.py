@@ -5,6 +5,10 @@ second; by itself Python would run one every few seconds, because each report re
 become old.  Reports refer to each other in no circle and leave when they are replaced, and agents
 are taken out of the index, so what collections of the young do not find is rare.  So full ones are
 paced by what they cost.
+
+Of the young, too, Python would collect many at once: it counts what was made less what went, and a
+report that replaces another does not count.  So they are looked through so often that there are
+few, and are not looked at again before the next full collection.
 """
 
 from __future__ import annotations
@@ -21,28 +25,38 @@ from typing import Final
 SHARE: Final = 1000
 LEAST: Final = 60.0
 
-#: Collections of the middle-aged before Python would run a full one by itself.
+#: Seconds between two collections of the young.
+YOUNG: Final = 0.02
+
+#: Collections of a generation before Python would run one of the next by itself.
 _NEVER: Final = 2**31 - 1
 
 
 @asynccontextmanager
 async def seldom_collected() -> AsyncGenerator[None]:
-    """Pace full collections while inside, and leave them to Python again afterwards."""
+    """Pace collections while inside, and leave them to Python again afterwards."""
     before = gc.get_threshold()
-    gc.set_threshold(*before[:2], _NEVER)
+    gc.set_threshold(before[0], _NEVER, _NEVER)
     collecting = asyncio.create_task(_collect(), name="garbage")
     try:
         yield
     finally:
         collecting.cancel()
         gc.set_threshold(*before)
+        gc.unfreeze()
         await asyncio.gather(collecting, return_exceptions=True)
 
 
 async def _collect() -> None:
-    pause = LEAST
+    now = asyncio.get_running_loop().time
+    due = now() + LEAST
     while True:
-        await asyncio.sleep(pause)
-        began = time.perf_counter()
-        gc.collect()
-        pause = max(LEAST, SHARE * (time.perf_counter() - began))
+        await asyncio.sleep(YOUNG)
+        if now() < due:
+            gc.collect(0)
+        else:
+            gc.unfreeze()
+            began = time.perf_counter()
+            gc.collect()
+            due = now() + max(LEAST, SHARE * (time.perf_counter() - began))
+        gc.freeze()

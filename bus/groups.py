@@ -28,7 +28,7 @@ LEAST = 0.01
 #: Weight of the newest in the mean of these.
 WEIGHT = 0.1
 #: Calls in one group, at the least and at the most: half of those that are under way.
-SHARE = (16, 100)
+LEAST_SHARE, MOST_SHARE = 16, 100
 #: Most characters of their arguments.
 ROOM = 16 * 1024
 #: Pieces of results that may be unread.
@@ -88,10 +88,13 @@ class Groups:
         if self._alone or self._pace is None:
             return 1
         peer = self._session.peers.get(self._to)
-        if peer is None or "group" not in peer.features:
+        if peer is None or not peer.group:
             return 1
-        least, most = SHARE
-        return min(max(least, min(most, self._under_way // 2)), int(WORK / self._pace))
+        most = self._under_way // 2
+        if not LEAST_SHARE <= most <= MOST_SHARE:
+            most = LEAST_SHARE if most < LEAST_SHARE else MOST_SHARE
+        # What all of them take is not to be more than the work of a group.
+        return most if most * self._pace <= WORK else int(WORK / self._pace)
 
     def learn(self, ran: float) -> None:
         """Take down how many milliseconds a call ran, of which the last few count."""

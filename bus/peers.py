@@ -39,8 +39,9 @@ class Peer:
     #: Bytes of JSON text it reads in one stanza.
     stanza: int = 60 * 1024
     features: Sequence[str] = ()
-    #: It takes several ops in one stanza.
+    #: It takes several ops in one stanza, and several sets of arguments in one op.
     batch: bool = False
+    group: bool = False
     #: Our calls to it that have not ended.
     calls: dict[tuple[str, int], Call] = field(
         default_factory=lambda: dict[tuple[str, int], "Call"]()
@@ -78,4 +79,5 @@ class Peer:
         self.stanza = said.stanza
         self.features = said.features
         self.batch = "batch" in said.features
+        self.group = "group" in said.features
         return reborn

@@ -396,11 +396,16 @@ class Broker:
         )
         return verdict
 
-    def acknowledge(self, errand: Errand) -> None:
-        """Tell the agent that it need not keep the final of the last attempt any longer."""
+    def acknowledge(self, errand: Errand) -> bool:
+        """Tell the agent that it need not keep the final of the last attempt any longer.
+
+        False if there is none: it was never sent, or has not ended.
+        """
         call = None if errand.attempt is None else errand.attempt.call
-        if call is not None and call.exchange.state is State.ENDED:
-            self._session.acknowledge(call)
+        if call is None or call.exchange.state is not State.ENDED:
+            return False
+        self._session.acknowledge(call)
+        return True
 
     def let_go(self, errand: Errand) -> None:
         """Leave the last attempt to its agent: it is another dispatcher's now."""

@@ -769,9 +769,10 @@ class Keeper:
 
     def _ended(self, live: Live, told: Iterable[Job]) -> None:
         """An end is on disk: acknowledge it and tell everybody."""
-        if live.errand is not None:
-            self._broker.acknowledge(live.errand)
-            self.strays.over(live.job.id)
+        errand = live.errand
+        if errand is not None and self._broker.acknowledge(errand):
+            assert errand.attempt is not None
+            self.strays.over(errand.attempt.agent.address, errand.attempt.key)
         self._forget(live)
         self._over(live.job, told)
 

@@ -22,7 +22,7 @@ log = structlog.get_logger()
 #: Things that are looked up at once.
 MOST: Final = 1000
 
-#: Most jobs that are remembered as just over.
+#: Most attempts that are remembered as just acknowledged.
 MOST_OVER: Final = 100_000
 
 #: Seconds after which an agent that still has what it should not have is told again.
@@ -70,15 +70,21 @@ class Strays:
         self._lookups: set[str] = set()
         #: What agents have that they should not have -> when that was looked at.
         self._looked: OrderedDict[tuple[str, Key], float] = OrderedDict()
-        #: Jobs whose finals were acknowledged just now: agents may have them until they hear it.
-        self._over: OrderedDict[str, float] = OrderedDict()
+        #: What was acknowledged just now: agents may have it until they hear that.
+        self._over: OrderedDict[tuple[str, Key], float] = OrderedDict()
 
-    def over(self, id: str) -> None:
-        """A job has ended, and its agent is being told that its final is not needed any more."""
+    def over(self, agent: str, attempt: Key) -> None:
+        """An agent is being told that the final of an attempt need not be kept any longer."""
         now = asyncio.get_running_loop().time()
-        self._over[id] = now
-        while len(self._over) > MOST_OVER or next(iter(self._over.values())) <= now - AGAIN:
+        self._over[agent, attempt] = now
+        self._drop_old(self._over, now)
+        if len(self._over) > MOST_OVER:
             self._over.popitem(last=False)
+
+    @staticmethod
+    def _drop_old(told: OrderedDict[tuple[str, Key], float], now: float) -> None:
+        while told and next(iter(told.values())) <= now - AGAIN:
+            told.popitem(last=False)
 
     def late(self, sender: str, final: FinalEvent) -> bool:
         """Take a final that belongs to no open call; gives whether to acknowledge it now."""
@@ -111,14 +117,14 @@ class Strays:
     def held(self, agent: str, attempts: Iterable[Key]) -> None:
         """Look at what an agent says that it has: what has ended elsewhere it is told to stop."""
         now = asyncio.get_running_loop().time()
-        while self._looked and next(iter(self._looked.values())) <= now - AGAIN:
-            self._looked.popitem(last=False)
+        self._drop_old(self._looked, now)
+        self._drop_old(self._over, now)
         strange: list[Key] = []
         for key in attempts:
             live = self._home.live.get(key[0])
             if (
                 not of_job(key[0])
-                or key[0] in self._over
+                or (agent, key) in self._over
                 or (live is not None and live.job.attempt <= key[1])
             ):
                 continue

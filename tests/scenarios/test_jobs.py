@@ -868,6 +868,27 @@ async def test_what_was_cancelled_while_the_dispatcher_restarted_is_stopped(tmp_
 
 
 @virtual_time
+async def test_what_was_cancelled_while_its_agent_was_away_is_stopped_once_it_is_back(
+    tmp_path: Path,
+) -> None:
+    async with jobs(tmp_path) as home:
+        worker = await home.worker()
+        job = await home.client.submit(WRITE, n=1)
+        await begun(worker)
+        home.bus.faults = Faults(
+            drop=1.0, applies=lambda stanza: worker.address in (stanza.to, stanza.sender)
+        )
+        # A former life asked for it, so that no call of this one can be cancelled.
+        await restart(home)
+        assert await job.cancel() == "killed"
+
+        home.bus.faults = Faults()
+
+        # With its next report.
+        await eventually(lambda: worker.stopped == [1], 7)
+
+
+@virtual_time
 async def test_an_agent_that_comes_back_with_what_was_given_up_is_told_to_stop(
     tmp_path: Path,
 ) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from spinal.protocols import Data, Final, Json, Problem, RemoteProtocolError, readers
 
 from .call import Call
-from .errors import CallError
+from .errors import BusError, CallError
 from .maps import Pending
 from .session import Session
 from .tasks import Tasks
@@ -132,8 +132,8 @@ class Groups:
             return
         try:
             call = self._send({}, [member.args for member in members])
-        except CallError:
-            # Together they are too large.
+        except (CallError, BusError):
+            # Together they are too large, or none can be sent any more.
             self._one_by_one(members)
             return
         group = _Group(self, self._session, self._to, call, members)
@@ -150,6 +150,8 @@ class Groups:
                 member.call = self._single(member.args, member.end)
             except CallError as exc:
                 member.end(Final("-", problem=exc.problem))
+            except BusError as exc:
+                member.end(Final("-", problem=Problem("cancelled", str(exc))))
 
 
 class Member:
@@ -229,13 +231,13 @@ class _Group:
         for item in found:
             try:
                 number, ran, value, *rest = item
-                member = self._members.pop(number)
-                self._groups.learn(max(LEAST, ran))
+                member = self._members[number]
                 problem = readers.problem(rest[0], "problem") if rest else None
-                final = Final("-", value=value, problem=problem, agent=self._to, ran=ran)
+                self._groups.learn(max(LEAST, ran))
             except (TypeError, ValueError, KeyError, RemoteProtocolError):
                 continue
-            member.end(final)
+            del self._members[number]
+            member.end(Final("-", value=value, problem=problem, agent=self._to, ran=ran))
 
     def give_up(self, number: int) -> None:
         """Stop one; those that are given up in one turn of the event loop are told of together."""

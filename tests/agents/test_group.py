@@ -10,9 +10,21 @@ from spinal.agents import Agent, Job, Refused
 from spinal.agents.life import Life
 from spinal.bus import Client
 from spinal.bus.maps import Mapped
-from spinal.bus.session import Session
+from spinal.bus.session import Request, Session
 from spinal.bus.transports.memory import Faults, MemoryBus
-from spinal.protocols import LIMITS, Codec, Data, Event, Final, Mirror, Op, Seen, Stanza
+from spinal.protocols import (
+    FEATURES,
+    LIMITS,
+    Codec,
+    Data,
+    Event,
+    Final,
+    Json,
+    Mirror,
+    Op,
+    Seen,
+    Stanza,
+)
 from spinal.protocols.values import dumps, escape
 from spinal.testing import eventually, virtual_time
 
@@ -270,6 +282,16 @@ async def test_calls_that_are_cancelled_before_they_left_never_run() -> None:
 
 
 @virtual_time
+async def test_calls_that_have_not_left_when_the_client_is_closed_end() -> None:
+    async with place() as here:
+        calls = [asyncio.create_task(here.client.call("/double", x=x)) for x in range(10)]
+        await asyncio.sleep(0)
+    async with asyncio.timeout(1):
+        found = await asyncio.gather(*calls, return_exceptions=True)
+    assert {getattr(error, "reason", error) for error in found} == {"cancelled"}
+
+
+@virtual_time
 async def test_a_tap_shows_each_of_them() -> None:
     async with place() as here:
         seen: list[Seen] = []
@@ -308,6 +330,33 @@ async def test_without_batching_each_input_has_an_op_of_its_own() -> None:
     async with place(batching=False) as here:
         await here.map("/double", [{"x": x} for x in range(50)])
         assert here.singles == 50 and not here.groups
+
+
+@virtual_time
+async def test_an_agent_that_answers_nonsense_fails_the_calls_and_nothing_else() -> None:
+    bus = MemoryBus()
+
+    async def handler(request: Request) -> Json:
+        if request.op.each is None:
+            return 1
+        request.accept()
+        return ["x", [0], [0, "soon", 1], [1, 0.1, 1], [1, 0.1, 2], [2, 0.1, None, {}], [{}, 1, 1]]
+
+    async with (
+        Session(bus.connection(ADDRESS), handler, role="agent", epoch=1, features=FEATURES),
+        Client(connection=bus.connection("ann@memory.test/desk")) as client,
+    ):
+        direct = client.options(to=ADDRESS)
+        await direct.call("/x")
+        first, *grouped = await asyncio.gather(
+            *(direct.call("/x", n=n) for n in range(5)), return_exceptions=True
+        )
+        assert first == 1
+        assert [getattr(error, "reason", error) for error in grouped] == [
+            "failed",
+            1,
+            *2 * ["failed"],
+        ]
 
 
 @virtual_time

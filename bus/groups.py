@@ -15,6 +15,7 @@ from spinal.protocols import Data, Final, Json, Problem, RemoteProtocolError, re
 
 from .call import Call
 from .errors import BusError, CallError
+from .link import share
 from .maps import Pending
 from .session import Session
 from .tasks import Tasks
@@ -27,8 +28,8 @@ ALONE = 0.5
 LEAST = 0.01
 #: Weight of the newest in the mean of these.
 WEIGHT = 0.1
-#: Calls in one group, at the least and at the most: half of those that are under way.
-LEAST_SHARE, MOST_SHARE = 16, 100
+#: Calls in one group at the most.
+MOST = 100
 #: Most characters of their arguments.
 ROOM = 16 * 1024
 #: Pieces of results that may be unread.
@@ -90,9 +91,7 @@ class Groups:
         peer = self._session.peers.get(self._to)
         if peer is None or not peer.group:
             return 1
-        most = self._under_way // 2
-        if not LEAST_SHARE <= most <= MOST_SHARE:
-            most = LEAST_SHARE if most < LEAST_SHARE else MOST_SHARE
+        most = min(MOST, share(self._under_way))
         # What all of them take is not to be more than the work of a group.
         return most if most * self._pace <= WORK else int(WORK / self._pace)
 

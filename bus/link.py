@@ -157,7 +157,7 @@ class Link:
         if not peer.flushing:
             peer.flushing = True
             asyncio.get_running_loop().call_soon(self._flush_due, peer)
-        elif len(peer.outbox) >= _share(peer) and self.connected:
+        elif len(peer.outbox) >= share(len(peer.calls)) and self.connected:
             self.flush(peer)
 
     def _flush_due(self, peer: Peer) -> None:
@@ -189,7 +189,7 @@ class Link:
             # Ops of open calls are written anew for the next stream, and finals are kept.
             peer.outbox = [item for item in peer.outbox if item.until > self.now]
             return
-        share = _share(peer) if self._batching and peer.batch else 1
+        most = share(len(peer.calls)) if self._batching and peer.batch else 1
         while peer.outbox:
             # The brackets, and a comma less than there are events.
             room = min(self.limits.stanza, peer.stanza) - 1
@@ -198,7 +198,7 @@ class Link:
             for item in peer.outbox[: self.limits.events]:
                 call = item.call
                 room -= len(item.written) + 1
-                if items and (room < 0 or (call is not None and len(calls) >= share)):
+                if items and (room < 0 or (call is not None and len(calls) >= most)):
                     break
                 items.append(item)
                 if call is not None:
@@ -342,7 +342,7 @@ def _time() -> float:
     return asyncio.get_running_loop().time()
 
 
-def _share(peer: Peer) -> int:
-    """How many calls a stanza to a peer takes now."""
+def share(under_way: int) -> int:
+    """How many of the calls under way at a peer go together; see the module."""
     least, most = SHARE
-    return max(least, min(most, len(peer.calls) // 2))
+    return max(least, min(most, under_way // 2))

@@ -115,7 +115,7 @@ async def run(
             note(check, Verdict.FAILED, since, exc, exc.expected)
             stopped = await _lives(trial, check)
         except Flooded as exc:
-            note(check, Verdict.FAILED, since, None, f"at most some stanzas for a call: {exc}")
+            note(check, Verdict.FAILED, since, None, f"a few stanzas for a call: {exc}")
             stopped = str(exc)
         except TimeoutError:
             note(check, Verdict.FAILED, since, None, f"its end within {LONGEST:g} s")
@@ -157,7 +157,7 @@ async def _meet(trial: Trial) -> None:
     except TimeoutError:
         pass  # It has no feature, which is no fault.
     except Flooded as exc:
-        raise Wrong(f"at most some stanzas for a hello: {exc}") from exc
+        raise Wrong(f"a few stanzas for a hello: {exc}") from exc
     try:
         await trial.echoes()
     except Wrong as exc:
@@ -172,7 +172,7 @@ async def _meet(trial: Trial) -> None:
             raise Wrong(f"an answer to a call: {why}", exc.got, exc.sent) from exc
         raise
     except Flooded as exc:
-        raise Wrong(f"at most some stanzas for a call: {exc}") from exc
+        raise Wrong(f"a few stanzas for a call: {exc}") from exc
 
 
 def _lacking(trial: Trial, check: Check) -> str:

@@ -32,9 +32,12 @@ Said = Mapping[str, Any]
 
 #: Seconds in which whatever takes no time has to be answered, on a busy machine.
 SOON: Final = 10.0
-#: Stanzas that are kept of all that came, and most that may come within a second.
-KEPT: Final = 5000
+#: Stanzas that are kept whatever they are about.
+KEPT: Final = 100
+#: Most stanzas within a second, and in all; a large one counts for each of these bytes as one more.
 FLOOD: Final = 2000
+WHOLE: Final = 20_000
+LARGE: Final = 16 * 1024
 
 _numbers = itertools.count(1)
 
@@ -155,6 +158,7 @@ class Seat:
         self._changed = asyncio.Event()
         self._second = 0.0
         self._in_second = 0
+        self._in_all = 0
         self._trouble: Exception | None = None
 
     async def __aenter__(self) -> Self:
@@ -270,8 +274,10 @@ class Seat:
     def received(self, stanza: Stanza) -> None:
         """Write down what came, and answer what has to be answered."""
         self._count(stanza)
-        self.log.append(stanza)
         self._changed.set()
+        if isinstance(self._trouble, Flooded):
+            return  # Nothing is kept any more, and the run ends.
+        self.log.append(stanza)
         if stanza.kind == "presence":
             self.presence[stanza.sender] = (stanza, self._now())
         events = self._read(stanza)
@@ -289,9 +295,11 @@ class Seat:
         now = self._now()
         if now - self._second >= 1.0:
             self._second, self._in_second = now, 0
-        self._in_second += 1
-        if self._in_second > FLOOD:
-            self._trouble = Flooded(stanza.sender, FLOOD)
+        weight = 1 + len(stanza.body or b"") // LARGE
+        self._in_second += weight
+        self._in_all += weight
+        if self._in_second > FLOOD or self._in_all > WHOLE:
+            self._trouble = Flooded(stanza.sender)
 
     def _read(self, stanza: Stanza) -> Sequence[Said]:
         if stanza.body is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -21,6 +21,13 @@ LEFT: Final = 30_000
 CORE: Final = ("echo", "repeat", "work", "fail", "refuse")
 #: Operations that go with something that not every agent can do.
 EXTRA: Final = ("report", "stream", "copy")
+
+#: What is asked to see whether they are there: ``copy`` then refuses its arguments.
+PROBES: Final[Mapping[str, Mapping[str, Json]]] = {
+    "report": {"steps": 1},
+    "stream": {"count": 0},
+    "copy": {},
+}
 
 #: Makes a seat: ``caller``, ``other`` or ``dispatcher``, and the resource.
 Sit = Callable[[str, str], AbstractAsyncContextManager[Seat]]
@@ -105,7 +112,6 @@ class Trial:
         store: where blobs go, if there is a place.
         features: what the agent says that it can do.
         epoch: number of its present life, if it told.
-        offered: paths that its description lists; none if it was not seen.
     """
 
     agent: str
@@ -118,9 +124,9 @@ class Trial:
     store: Store | None = None
     features: frozenset[str] = frozenset()
     epoch: int | None = None
-    offered: Collection[str] | None = None
     #: Number of the check that runs, which every id begins with.
     number: str = "0"
+    _offers: dict[str, bool] = field(default_factory=dict[str, bool])
 
     @asynccontextmanager
     async def seat(self, who: str, resource: str) -> AsyncGenerator[Seat]:
@@ -141,15 +147,18 @@ class Trial:
         """Mint the id of a call."""
         return f"{self.number}-{secrets.token_hex(5)}"
 
-    def need(self, role: str) -> None:
+    async def need(self, role: str) -> None:
         """Make sure that an operation is there which not every agent offers.
 
         Raises:
             NotOffered: it is not.
         """
-        path = self.ops.event(role, {})["op"]
-        if self.offered is not None and path not in self.offered:
-            raise NotOffered(f"it does not offer {path}")
+        if role not in self._offers:
+            event = self.event(role, PROBES[role], id=f"0-{secrets.token_hex(5)}")
+            end = await self.caller.start(event, self.agent).end()
+            self._offers[role] = end.reason != "unknown-op"
+        if not self._offers[role]:
+            raise NotOffered(f"it does not offer {self.ops.paths[role]}")
 
     def event(
         self, role: str, given: Mapping[str, Json] | None = None, /, **members: Any
@@ -168,6 +177,15 @@ class Trial:
     ) -> Exchange:
         """Send an op from a seat, the caller's by default."""
         return (seat or self.caller).start(self.event(role, args, **members), self.agent)
+
+    def need_page(self, role: str) -> None:
+        """Make sure that an operation is the page's own, for what only that one takes.
+
+        Raises:
+            NotOffered: another one takes its place.
+        """
+        if self.ops.paths.get(role) != f"/conform/{role}" or role in self.ops.templates:
+            raise NotOffered(f"only /conform/{role} is known to take this")
 
     async def echoes(self, within: float = SOON) -> None:
         """Make sure that the agent answers."""

@@ -44,8 +44,8 @@ class NotOffered(Exception):
 class Flooded(Exception):
     """The agent sends more than anybody could take."""
 
-    def __init__(self, sender: str, most: int) -> None:
-        super().__init__(f"{sender} floods its peers: more than {most} stanzas in a second")
+    def __init__(self, sender: str) -> None:
+        super().__init__(f"{sender} floods its peers")
 
 
 @dataclass(frozen=True)

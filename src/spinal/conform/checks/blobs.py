@@ -22,8 +22,8 @@ CHAPTER: Final = Chapter(11, "Blobs")
 FETCHED: Final = 20.0
 
 
-def _store(trial: Trial) -> Store:
-    trial.need("copy")
+async def _store(trial: Trial) -> Store:
+    await trial.need("copy")
     if trial.store is None:
         raise NotOffered("there is no place to put blobs in this run")
     return trial.store
@@ -31,7 +31,7 @@ def _store(trial: Trial) -> Store:
 
 @CHAPTER.check("10", "a blob is fetched, and one is given back")
 async def copied(trial: Trial) -> None:
-    store = _store(trial)
+    store = await _store(trial)
     data = secrets.token_bytes(100_000)
     ref = await store.upload(data, "image/png")
     exchange = trial.start("copy", {"file": ref.to_json()})
@@ -52,7 +52,7 @@ async def copied(trial: Trial) -> None:
 
 @CHAPTER.check("10", "bytes that do not have the announced hash are not used")
 async def wrong_hash(trial: Trial) -> None:
-    store = _store(trial)
+    store = await _store(trial)
     ref = await store.upload(b"something", "text/plain")
     lie = replace(ref, sha256=hashlib.sha256(b"anything").hexdigest())
     await _refused(trial, lie)
@@ -60,7 +60,7 @@ async def wrong_hash(trial: Trial) -> None:
 
 @CHAPTER.check("10", "bytes that do not have the announced size are not used")
 async def wrong_size(trial: Trial) -> None:
-    store = _store(trial)
+    store = await _store(trial)
     ref = await store.upload(b"something", "text/plain")
     for size in (4, 10**9):
         await _refused(trial, replace(ref, size=size))
@@ -68,7 +68,7 @@ async def wrong_size(trial: Trial) -> None:
 
 @CHAPTER.check("10", "blobs are fetched only from upload hosts that the credentials name")
 async def elsewhere(trial: Trial) -> None:
-    _store(trial)
+    await _store(trial)
     knocked = asyncio.Event()
 
     def meet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -36,7 +36,7 @@ async def in_time(trial: Trial) -> None:
 
 @CHAPTER.check("6.5", "a cancel that comes after the end is answered with late")
 async def too_late(trial: Trial) -> None:
-    exchange = trial.start("echo", {"value": 1})
+    exchange = trial.start("echo", {"value": "one"})
     await trial.value(exchange)
     await _cancel(trial, exchange, "late")
 

@@ -47,7 +47,7 @@ async def said_again(trial: Trial) -> None:
 
 @CHAPTER.check("6.6", "an op that is sent again after its final was acknowledged is already-done")
 async def already_done(trial: Trial) -> None:
-    exchange = trial.start("echo", {"value": 1})
+    exchange = trial.start("echo", {"value": "one"})
     await trial.value(exchange)
     await _acknowledge(trial, exchange)
     exchange.again()

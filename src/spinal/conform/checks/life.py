@@ -55,18 +55,25 @@ async def epochs(trial: Trial) -> None:
     await begin(trial)
     if trial.epoch is None or trial.epoch <= before:
         raise Wrong(f"an epoch above {before}, not {trial.epoch}")
-    await trial.refused(trial.start("echo", {"value": 1}, epoch=before), "stale-epoch")
-    await trial.value(trial.start("echo", {"value": 1}, epoch=trial.epoch))
+    await trial.refused(trial.start("echo", {"value": "one"}, epoch=before), "stale-epoch")
+    await trial.value(trial.start("echo", {"value": "one"}, epoch=trial.epoch))
 
 
 @CHAPTER.check("7", "asked to end, it takes nothing new, finishes what runs, and goes")
 async def drains(trial: Trial) -> None:
+    try:
+        await _drained(trial)
+    finally:
+        await begin(trial)
+
+
+async def _drained(trial: Trial) -> None:
     control, _ = _parts(trial)
     exchange = trial.start("work", {"name": trial.id(), "seconds": 2})
     await asyncio.sleep(0.5)
     await control.stop()
     await asyncio.sleep(0.5)
-    late = trial.start("echo", {"value": 1})
+    late = trial.start("echo", {"value": "one"})
     if await _refusal(late) not in ("draining", "unreachable"):
         got = late.heard[-1].stanza if late.heard else late.answers.get(late.asked.id)
         raise Wrong("draining for what comes after SIGTERM", got, late.asked)
@@ -77,8 +84,6 @@ async def drains(trial: Trial) -> None:
         status = await control.ended(SOON)
     except TimeoutError:
         raise Wrong(f"its end within {SOON:g} s of the end of its work") from None
-    finally:
-        await begin(trial)
     if status != 0:
         raise Wrong(f"the exit status 0, not {status}")
 

@@ -39,7 +39,7 @@ async def hello(trial: Trial) -> None:
         except TimeoutError:
             raise NotOffered("it directs no presence at callers") from None
         seat.hello(trial.agent, "caller")
-        await trial.value(trial.start("echo", {"value": 1}, seat=seat))
+        await trial.value(trial.start("echo", {"value": "one"}, seat=seat))
         said = [heard for _, heard in seat.news if heard.type == "hello"]
         if not said:
             raise Wrong("presence with hello", seat.news[0][1].stanza)

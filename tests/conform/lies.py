@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 from spinal.protocols import Codec, ProtocolError, Stanza
 
@@ -394,7 +394,7 @@ LIES: Final[dict[str, Callable[[], Lie]]] = {
     "2.8": lambda: Says("2.8", _swap),
     "2.9": lambda: OneByOne("2.9"),
     "2.10": lambda: SaysAll(
-        lambda event: None if (event.get("problem") or {}).get("reason") == "busy" else event
+        lambda event: None if event.get("problem", {}).get("reason") == "busy" else event
     ),
     "2.11": lambda: HearsAll(_left),
     "2.12": lambda: Says("2.12", lambda event: None, "final"),
@@ -503,6 +503,3 @@ class _AnyHash(Lie):
         if event["type"] == "advertisement":
             self._hash = event["hash"]
         return event
-
-
-__all__ = ["CARELESS", "LIES", "PREPARED", "Any"]

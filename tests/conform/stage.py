@@ -54,9 +54,10 @@ class Lie:
 
 def _each(stanza: Stanza, change: Callable[[Event], Event | None]) -> Stanza:
     try:
-        events = json.loads(stanza.body or b"")
-        assert isinstance(events, list) and all(isinstance(event, dict) for event in events)
-    except (ValueError, AssertionError, RecursionError):
+        events: list[Event] = json.loads(stanza.body or b"")
+    except (ValueError, RecursionError):
+        return stanza
+    if not isinstance(events, list) or not all(isinstance(event, dict) for event in events):  # pyright: ignore[reportUnnecessaryIsInstance]
         return stanza
     changed = [after for event in events if (after := change(event)) is not None]
     if changed == events:

@@ -68,4 +68,5 @@ def junit(report: Report) -> bytes:
             SubElement(case, "skipped", {"message": f"{outcome.verdict.value}: {outcome.text}"})
     root = Element("testsuites")
     root.append(suite)
-    return b"<?xml version='1.0' encoding='utf-8'?>\n" + tostring(root, "utf-8") + b"\n"
+    text: bytes = tostring(root, "utf-8", xml_declaration=True)
+    return text + b"\n"

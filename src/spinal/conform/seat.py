@@ -59,8 +59,8 @@ class Heard:
     @property
     def reason(self) -> str:
         """Reason of its problem; empty if it has none."""
-        problem = self.event.get("problem")
-        return str(problem.get("reason", "")) if isinstance(problem, dict) else ""
+        problem: Said = self.event.get("problem") or {}
+        return str(problem.get("reason", ""))
 
 
 @dataclass
@@ -307,8 +307,7 @@ class Seat:
         try:
             # First by the codec, which knows every rule; the checks look at what was said.
             _CODEC.read(stanza.body)
-            found: list[Said] = json.loads(stanza.body)
-            return found
+            return read(stanza)
         except (ProtocolError, ValueError) as exc:
             self.unreadable.append((stanza, str(exc)))
             return []
@@ -362,6 +361,12 @@ class Seat:
 
 _CODEC: Final = Codec()
 _ID: Final = re.compile(r'"id"\s*:\s*"([^"]*)"')
+
+
+def read(stanza: Stanza) -> list[Said]:
+    """Read the events of a stanza that is known to be good; none if it has no body."""
+    found: list[Said] = [] if stanza.body is None else json.loads(stanza.body)
+    return found
 
 
 def write(events: Sequence[Said]) -> bytes:

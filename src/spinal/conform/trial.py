@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 from spinal.bus.blob import Store
 from spinal.protocols import Json
 
-from .seat import SOON, Exchange, Heard, Said, Seat
+from .seat import SOON, Exchange, Heard, Seat
 from .verdict import NotOffered, Wrong
 
 #: Milliseconds that an op of a check has if the check does not say.
@@ -227,17 +227,16 @@ class Trial:
 
 def same(expected: Json, found: Json) -> bool:
     """Compare JSON values: 1 is 1.0, but neither is true."""
-    if isinstance(expected, bool) or isinstance(found, bool):
-        return expected is found
-    if isinstance(expected, dict) and isinstance(found, dict):
-        return expected.keys() == found.keys() and all(
-            same(value, found[key]) for key, value in expected.items()
-        )
-    if isinstance(expected, list) and isinstance(found, list):
-        return len(expected) == len(found) and all(map(same, expected, found))
-    return (type(expected) is type(found) and expected == found) or (
-        isinstance(expected, (int, float)) and isinstance(found, (int, float)) and expected == found
-    )
-
-
-__all__ = ["CORE", "EXTRA", "LEFT", "Control", "Exchange", "Ops", "Said", "Sit", "Trial", "same"]
+    match expected, found:
+        case (bool(), _) | (_, bool()):
+            return expected is found
+        case dict(), dict():
+            left: dict[str, Json] = expected  # pyright: ignore[reportUnknownVariableType] - JSON
+            right: dict[str, Json] = found  # pyright: ignore[reportUnknownVariableType] - JSON
+            return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+        case list(), list():
+            one: list[Json] = expected  # pyright: ignore[reportUnknownVariableType] - JSON
+            other: list[Json] = found  # pyright: ignore[reportUnknownVariableType] - JSON
+            return len(one) == len(other) and all(map(same, one, other))
+        case _:
+            return bool(expected == found)

@@ -9,7 +9,7 @@ from typing import Final
 from spinal.protocols import Json
 
 from ..check import Chapter
-from ..seat import SOON
+from ..seat import SOON, read
 from ..trial import Trial, same
 from ..verdict import Wrong
 
@@ -89,7 +89,7 @@ async def forms(trial: Trial) -> None:
         args = json.dumps(op["args"]).replace("&", "&amp;").replace("<", "&lt;")
         text = pattern.format(id=id, op=op["op"], args=args)
         answer = await trial.caller.ask(text, trial.agent)
-        found = [] if answer.body is None else json.loads(answer.body)
+        found = read(answer)
         if not any(each.get("id") == id and each.get("value") == "<&>" for each in found):
             raise Wrong("the final with the value '<&>'", answer)
 

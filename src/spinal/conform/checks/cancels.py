@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Final
 
+from spinal.protocols import Stanza
+
 from ..check import Chapter
-from ..seat import Exchange
+from ..seat import Exchange, read
 from ..trial import Trial
 from ..verdict import Wrong
 
@@ -21,7 +22,7 @@ async def answered(trial: Trial) -> None:
     answer = await trial.caller.ask(said, trial.agent, what="an IQ result")
     if answer.type != "result":
         raise Wrong("an IQ result, empty or with cancelled", answer)
-    if answer.body is not None and _state(answer.body) != "unknown":
+    if _state(answer) not in ("", "unknown"):
         raise Wrong("the state unknown for a call that never was", answer)
     await trial.echoes()
 
@@ -46,7 +47,7 @@ async def tombstone(trial: Trial) -> None:
     name, id = trial.id(), trial.id()
     said = [{"type": "cancel", "id": id, "left": 20_000}]
     answer = await trial.caller.ask(said, trial.agent)
-    if answer.body is None or _state(answer.body) != "unknown":
+    if _state(answer) != "unknown":
         raise Wrong("cancelled with the state unknown", answer)
     exchange = trial.start("work", {"name": name}, id=id, left=19_000)
     await trial.refused(exchange, "cancelled")
@@ -61,9 +62,9 @@ async def tombstone(trial: Trial) -> None:
 async def _cancel(trial: Trial, exchange: Exchange, state: str) -> None:
     said = [{"type": "cancel", "id": exchange.id, "left": 20_000}]
     answer = await trial.caller.ask(said, trial.agent)
-    if answer.body is None or _state(answer.body) != state:
+    if _state(answer) != state:
         raise Wrong(f"cancelled with the state {state}", answer)
 
 
-def _state(body: bytes) -> str:
-    return next((each["state"] for each in json.loads(body) if each["type"] == "cancelled"), "")
+def _state(answer: Stanza) -> str:
+    return next((each["state"] for each in read(answer) if each["type"] == "cancelled"), "")

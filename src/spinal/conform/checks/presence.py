@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
-import json
+from collections.abc import Callable
 from typing import Any, Final
 
 from spinal.protocols import Capabilities, ProtocolError
 
 from ..check import Chapter
-from ..seat import SOON, Exchange, Heard, Seat
+from ..seat import SOON, Exchange, Heard, Said, Seat, read
 from ..trial import Trial
 from ..verdict import NotOffered, Wrong
 
@@ -64,7 +64,7 @@ async def description(trial: Trial) -> None:
     last = await _advertised(trial)
     hash = str(last.event["hash"])
     answer = await seat.ask([{"type": "describe", "hash": hash}], trial.agent)
-    said = _description(answer.body)
+    said = next((each for each in read(answer) if each["type"] == "description"), None)
     if said is None or said.get("hash") != hash:
         raise Wrong(f"a description with the hash {hash}", answer)
     text = str(said["text"])
@@ -95,7 +95,7 @@ async def no_description(trial: Trial) -> None:
 async def busy(trial: Trial) -> None:
     await _advertised(trial)
     exchange = trial.start("work", {"name": trial.id(), "seconds": 3})
-    if await _told(trial, lambda event: (event.get("busy") or 0) > 0, 3.0) is None:
+    if await _told(trial, lambda event: bool(event.get("busy")), 3.0) is None:
         raise Wrong("an advertisement with busy above 0 while it works", _news(trial)[-1].stanza)
     await trial.value(exchange, 3 + SOON)
     idle = not _news(trial)[-1].event.get("busy")
@@ -199,7 +199,7 @@ async def _advertised(trial: Trial) -> Heard:
         raise Wrong("an advertisement") from None
 
 
-async def _told(trial: Trial, holds: Any, within: float) -> Heard | None:
+async def _told(trial: Trial, holds: Callable[[Said], bool], within: float) -> Heard | None:
     """Wait for an advertisement from now on of which something holds."""
     seat = _dispatcher(trial)
     start = asyncio.get_running_loop().time()
@@ -211,8 +211,3 @@ async def _told(trial: Trial, holds: Any, within: float) -> Heard | None:
         return await seat.until(found, within)
     except TimeoutError:
         return None
-
-
-def _description(body: bytes | None) -> dict[str, Any] | None:
-    events = [] if body is None else json.loads(body)
-    return next((event for event in events if event.get("type") == "description"), None)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Final
+from typing import Final
+from xml.etree.ElementTree import Element
 
-from spinal.protocols import LIMITS, Json
+from spinal.bus.errors import CallError
+from spinal.protocols import LIMITS, Json, Stanza
 
 from ..check import Chapter
+from ..seat import read
 from ..trial import Trial
 from ..verdict import Wrong
 
@@ -163,10 +166,6 @@ async def large_arguments(trial: Trial) -> None:
 
 @CHAPTER.check("3", "an IQ of another namespace is answered with service-unavailable")
 async def foreign(trial: Trial) -> None:
-    from xml.etree.ElementTree import Element
-
-    from spinal.bus.errors import CallError
-
     try:
         answer = await trial.caller.connection.ask(
             "get", trial.agent, Element("{urn:example:nothing}query")
@@ -208,19 +207,16 @@ async def _turned_down(trial: Trial, text: str, id: str, what: str) -> None:
     if answer.type == "error":
         if answer.problem is not None and answer.problem.reason in allowed:
             return
-    elif answer.body is not None:
-        found: list[dict[str, Any]] = json.loads(answer.body)
+    else:
         if any(
             each.get("id") == id
             and each.get("type") == "error"
             and each["problem"].get("reason") in allowed
-            for each in found
+            for each in read(answer)
         ):
             return
     raise Wrong(f"that {what} is refused as malformed or bad-arguments", answer, _sent(trial, text))
 
 
-def _sent(trial: Trial, text: str) -> Any:
-    from spinal.protocols import Stanza
-
+def _sent(trial: Trial, text: str) -> Stanza:
     return Stanza("iq", "set", trial.agent, trial.caller.address, "", text.encode())

@@ -47,13 +47,9 @@ def table(results: Sequence[Result]) -> str:
             lines.append(
                 f"| {check.number} | {check.section} | {check.title} | {' | '.join(cells)} |"
             )
-    for label, value in (
-        ("passed", lambda r: str(list(r.verdicts.values()).count("passed"))),
-        ("seconds", lambda r: f"{r.seconds:.0f}"),
-    ):
+    for label in ("passed", "seconds"):
         cells = [
-            " ".join(value(found[name, s]) if (name, s) in found else "-" for s in servers)
-            for name in names
+            " ".join(_sum(found.get((name, server)), label) for server in servers) for name in names
         ]
         lines.append(f"| | | {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -61,3 +57,11 @@ def table(results: Sequence[Result]) -> str:
 
 def _mark(result: Result | None, number: str) -> str:
     return " " if result is None else _MARKS[result.verdicts.get(number, "not-run")]
+
+
+def _sum(result: Result | None, label: str) -> str:
+    if result is None:
+        return "-"
+    if label == "seconds":
+        return f"{result.seconds:.0f}"
+    return str(list(result.verdicts.values()).count("passed"))

@@ -94,12 +94,19 @@ async def no_description(trial: Trial) -> None:
 @ADVERTISING.check("7", "it says that it is busy while it works")
 async def busy(trial: Trial) -> None:
     await _advertised(trial)
+    await _idle(trial)
     exchange = trial.start("work", {"name": trial.id(), "seconds": 3})
     if await _told(trial, lambda event: bool(event.get("busy")), 3.0) is None:
         raise Wrong("an advertisement with busy above 0 while it works", _news(trial)[-1].stanza)
     await trial.value(exchange, 3 + SOON)
-    idle = not _news(trial)[-1].event.get("busy")
-    if not idle and await _told(trial, lambda event: not event.get("busy"), HEARTBEAT) is None:
+    await _idle(trial)
+
+
+async def _idle(trial: Trial) -> None:
+    """Wait until the last thing that it said of itself is that it is idle."""
+    if not _news(trial)[-1].event.get("busy"):
+        return
+    if await _told(trial, lambda event: not event.get("busy"), HEARTBEAT) is None:
         raise Wrong("an advertisement with busy 0 when it is idle", _news(trial)[-1].stanza)
 
 

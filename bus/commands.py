@@ -22,7 +22,7 @@ from .session import Session
 
 COMMANDS: Final = "http://jabber.org/protocol/commands"
 
-#: Longest run of a command in seconds: whoever asked waits for one IQ.
+#: Seconds until a command is given up, because whoever asked waits for one IQ.
 MAX_SECONDS: Final = 60.0
 #: Commands that run at once for one account, and for all of them.
 MAX_EACH: Final = 10
@@ -130,8 +130,7 @@ class Commands:
                 done = _done(operation.path, name, final.value)
                 self._session.connection.reply(sender, id, done)
 
-        seconds = min(MAX_SECONDS, operation.timeout)
-        stop = self._session.serve(sender, operation.path, args, seconds, told)
+        stop = self._session.serve(sender, operation.path, args, MAX_SECONDS, told)
         if not ended:
             self._running[key] = stop
 

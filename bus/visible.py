@@ -84,12 +84,12 @@ class Visible:
     @property
     def info(self) -> Info:
         """What is said of all of it."""
-        form: dict[str, Sequence[str]] = {
+        form: dict[str, str | Sequence[str]] = {
             "features": sorted(self._session.hello().features),
-            "version": [VERSION],
+            "version": VERSION,
         }
         if self._hash is not None:
-            form["hash"] = [self._hash()]
+            form["hash"] = self._hash()
         name = self._name or _account(self._session.address)
         return Info(self._category, self._type, name_of(name), FEATURES, form)
 

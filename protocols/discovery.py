@@ -47,8 +47,9 @@ class Info:
     type: str
     name: str
     features: Sequence[str]
-    #: Fields of the form of type ``urn:spinal:1`` that goes with it; without any there is none.
-    form: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
+    #: Fields of the form of type ``urn:spinal:1`` that goes with it, a text or a list of texts;
+    #: without any there is none.
+    form: Mapping[str, str | Sequence[str]] = field(default_factory=dict[str, str | Sequence[str]])
 
     def element(self, node: str = "") -> Element:
         """Give the ``query`` of the answer."""
@@ -61,8 +62,9 @@ class Info:
             form = Element(f"{{{FORMS}}}x", {"type": "result"})
             child(child(form, "field", {"var": "FORM_TYPE", "type": "hidden"}), "value", text=NS)
             for var in sorted(self.form):
-                one = child(form, "field", {"var": var})
-                for value in self.form[var]:
+                kind = "text-single" if isinstance(self.form[var], str) else "text-multi"
+                one = child(form, "field", {"var": var, "type": kind})
+                for value in self._values(var):
                     child(one, "value", text=value)
             query.append(form)
         return query
@@ -75,9 +77,13 @@ class Info:
         if self.form:
             parts.append(NS)
             for var in sorted(self.form, key=_octets):
-                parts += [var, *sorted(self.form[var], key=_octets)]
+                parts += [var, *sorted(self._values(var), key=_octets)]
         said = "".join(f"{part}<" for part in parts)
         return b64encode(hashlib.sha1(said.encode(), usedforsecurity=False).digest()).decode()
+
+    def _values(self, var: str) -> Sequence[str]:
+        said = self.form[var]
+        return (said,) if isinstance(said, str) else said
 
 
 def caps(ver: str) -> bytes:

@@ -223,10 +223,16 @@ class Form:
 
 
 def result(value: Json, dumps: values.Dumps = values.dumps) -> Element:
-    """Give the form that holds the result of an operation, as JSON text."""
+    """Give the form that holds the result of an operation, as JSON text.
+
+    ``ValueError`` for what is not JSON.
+    """
     form = Element(f"{{{FORMS}}}x", {"type": "result"})
-    field = child(form, "field", {"var": "value", "type": "text-single", "label": "value"})
-    child(field, "value", text=values.write(value, dumps).decode())
+    field = child(form, "field", {"var": "value", "type": "text-single"})
+    said = dumps(value).decode()
+    # What XML cannot hold at all stands in strings only, where the escape means the same.
+    said = said.replace("\ufffe", "\\ufffe").replace("\uffff", "\\uffff")
+    child(field, "value", text=said)
     return form
 
 

@@ -334,7 +334,7 @@ def test_a_form_is_bounded() -> None:
         assert refused.value.problem.reason == "too-large"
 
 
-@pytest.mark.parametrize("value", [None, "hi", {"a": [1, "<&>\n\x00é"]}, 1.5])
+@pytest.mark.parametrize("value", [None, "hi", {"a": [1, "<&>\n\x00é\ufffe\uffff"]}, 1.5])
 def test_a_result_stands_in_a_form_as_json(value: Json) -> None:
     written = fromstring(elements.write(result(value)))
 

@@ -3,8 +3,8 @@
 slixmpp builds an object for every stanza and scans its list of handlers for each; that costs 160 us
 at the answering end and 300-590 at the asking one, and grows with the calls outstanding (measured).
 So stanzas of our namespace are taken between its parser and its stanza objects
-(``_spawn_event``), and leave as bytes (``send_raw``): 20 us at each end.  Everything else still
-goes through slixmpp.  ``_spawn_event`` is a private name, hence the pinned version range, and a
+(``_spawn_event``), and leave as bytes (``send_raw``): 20 us at each end.  Gets and sets of other
+namespaces go the same way, once the stream is ready; what is left is slixmpp's.  ``_spawn_event`` is a private name, hence the pinned version range, and a
 contract test that fails when the override is no longer called.
 
 slixmpp does not reconnect, and keeps state between streams that is easy to get wrong, so each
@@ -20,23 +20,23 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
-from xml.etree.ElementTree import Element, XMLPullParser, tostring
+from xml.etree.ElementTree import Element, XMLPullParser
 
 import structlog
 from slixmpp import ClientXMPP, ComponentXMPP
 
-from spinal.protocols import TAG, Codec, Problem, Stanza
+from spinal.protocols import TAG, Codec, Stanza
 from spinal.protocols import address as addresses
 
-from ..connection import ID_PREFIX, Connection, Listener
+from ..connection import ID_PREFIX, Connection, Listener, answer_other
 from ..errors import (
     AddressTaken,
     BusError,
-    CallError,
     CertificateRefused,
     LoginRefused,
     NotConnected,
 )
+from ..questions import Questions
 from ..reconnect import Backoff
 from .scram import MECHANISMS
 
@@ -144,7 +144,6 @@ class _ClientStream(_Stream, ClientXMPP):
         self.enable_plaintext = False
         self.auto_authorize = None
         self.auto_subscribe = False
-        _answer_others(self)
 
     def get_ssl_context(self) -> ssl.SSLContext:
         return self.ssl_context
@@ -155,7 +154,6 @@ class _ComponentStream(_Stream, ComponentXMPP):
         self._owner = owner
         base: Any = ComponentXMPP
         base.__init__(self, domain, secret)
-        _answer_others(self)
 
 
 class _Knock(asyncio.Protocol):
@@ -186,12 +184,6 @@ class _Knock(asyncio.Protocol):
             self.transport.abort()
 
 
-def _answer_others(stream: Any) -> None:
-    """Have slixmpp answer what ordinary tools ask: service discovery and pings."""
-    stream.register_plugin("xep_0030")
-    stream.register_plugin("xep_0199")
-
-
 class _SlixmppConnection(Connection):
     """The parts that do not depend on how the stream logs in."""
 
@@ -207,8 +199,7 @@ class _SlixmppConnection(Connection):
         self._ready = False
         self._task: asyncio.Task[None] | None = None
         self._failed: asyncio.Future[Exception] | None = None
-        self._asked: dict[str, tuple[str, asyncio.Future[Element | None]]] = {}
-        self._number = 0
+        self._questions = Questions(self)
         #: For a component: who is told when we go, because a server does not do it for components.
         self._directed: set[str] = set()
         self._backoff = Backoff()
@@ -385,7 +376,7 @@ class _SlixmppConnection(Connection):
             lost = loop.time()
             self._backoff.ended(lost - self._began)
             await self._end(self._stream)
-            self._break(str(why))
+            self._questions.end(f"the stream broke: {why}")
             self._directed.clear()
             self._listener.closed(str(why))
             if isinstance(why, Exception):
@@ -406,12 +397,6 @@ class _SlixmppConnection(Connection):
                         self._failed.set_result(exc)
                         return
                     log.debug("reconnect_failed", address=self._address, problem=str(exc))
-
-    def _break(self, why: str) -> None:
-        asked, self._asked = self._asked, {}
-        for _, answer in asked.values():
-            if not answer.done():
-                answer.set_exception(CallError.of(Problem("no-answer", f"the stream broke: {why}")))
 
     @staticmethod
     async def _end(stream: Any) -> None:
@@ -441,7 +426,7 @@ class _SlixmppConnection(Connection):
                 self._directed.clear()
                 await stream.disconnect(wait=1.0)
             await self._end(stream)
-        self._break("closed")
+        self._questions.end("the stream was closed")
         if self._failed is not None and not self._failed.done():
             self._failed.cancel()
 
@@ -488,23 +473,7 @@ class _SlixmppConnection(Connection):
         self, kind: str, to: str, payload: Element, timeout: float = 10.0
     ) -> Element | None:
         """Ask a service of somebody else's; see the contract."""
-        if not self.connected:
-            raise CallError.of(Problem("no-answer", "there is no stream to the server now"))
-        self._number += 1
-        id = f"{ID_PREFIX}ask{self._number}"
-        answer: asyncio.Future[Element | None] = asyncio.get_running_loop().create_future()
-        self._asked[id] = (to, answer)
-        head = Codec.encode(Stanza("iq", kind, to, id=id), self._stamp)
-        self._write(head[:-2] + b">" + tostring(payload) + b"</iq>")
-        try:
-            async with asyncio.timeout(timeout):
-                return await answer
-        except TimeoutError as exc:
-            raise CallError.of(
-                Problem("no-answer", f"no answer from {to} within {timeout:g} s")
-            ) from exc
-        finally:
-            self._asked.pop(id, None)
+        return await self._questions.ask(kind, to, payload, timeout)
 
     # -- for the stream
 
@@ -515,17 +484,16 @@ class _SlixmppConnection(Connection):
             return False
         if kind == "iq":
             if xml.get("type") in ("result", "error"):
-                id = xml.get("id", "")
-                if not id.startswith(ID_PREFIX):
+                if not xml.get("id", "").startswith(ID_PREFIX):
                     return False
-                asked = self._asked.get(id)
-                if asked is not None:
-                    self._answer(xml, *asked)
-                else:
+                if not self._questions.answered(xml):
                     self._listener.received(Codec.decode(xml))
                 return True
             if len(xml) == 0 or xml[0].tag != TAG:
-                return False
+                if xml.get("type") not in ("get", "set"):
+                    return False
+                answer_other(self, self._listener, xml)
+                return True
         elif kind == "message":
             if xml.find(TAG) is None:
                 return False
@@ -533,18 +501,6 @@ class _SlixmppConnection(Connection):
             return False
         self._listener.received(Codec.decode(xml))
         return True
-
-    @staticmethod
-    def _answer(xml: Element, to: str, answer: asyncio.Future[Element | None]) -> None:
-        sender = xml.get("from", "")
-        # A server may leave out its own address when it answers for itself (RFC 6120, 8.1.2.1).
-        if answer.done() or (sender and sender != to):
-            return
-        if xml.get("type") == "error":
-            problem = Codec.decode(xml).problem or Problem("failed")
-            answer.set_exception(CallError.of(problem))
-        else:
-            answer.set_result(xml[0] if len(xml) else None)
 
     def _who(self) -> str:
         raise NotImplementedError

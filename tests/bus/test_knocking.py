@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
+from xml.etree.ElementTree import Element
 
 import pytest
 
@@ -23,6 +24,8 @@ class Nobody:
     def opened(self) -> None: ...
     def closed(self, reason: str) -> None: ...
     def received(self, stanza: Stanza) -> None: ...
+    def asked(self, kind: str, sender: str, id: str, payload: Element) -> bool:
+        return False
 
 
 @asynccontextmanager

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -50,6 +50,9 @@ LOGIN_TIMEOUT = 20.0
 
 #: Seconds that a server which had us before may be busy with others before it answers.
 QUEUE_TIMEOUT = 60.0
+
+#: Seconds that a connection to one node of several may take before the next one is tried.
+NEXT_NODE = 5.0
 
 #: Seconds for which a server may take our last stream, which broke, for one that lives.
 LINGERING = 60.0
@@ -190,9 +193,12 @@ class _SlixmppConnection(Connection):
     #: Address stamped on what we send; servers do it for clients, components do it themselves.
     _stamp = ""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, further: Sequence[tuple[str, int]] = ()) -> None:
+        #: Host and port of the node that has our stream, had it last, or is tried.
         self._host = host
         self._port = port
+        #: Those of all nodes of the server, in turn.
+        self._nodes: Sequence[tuple[str, int]] = ((host, port), *further)
         self._address = ""
         self._listener: Listener | None = None
         self._stream: Any = None
@@ -203,8 +209,8 @@ class _SlixmppConnection(Connection):
         #: For a component: who is told when we go, because a server does not do it for components.
         self._directed: set[str] = set()
         self._backoff = Backoff()
-        #: Asked before each reconnect for the present host and port, if they may have changed.
-        self._look_up: Callable[[], tuple[str, int] | None] = lambda: None
+        #: Asked before each reconnect for the present nodes, if they may have changed.
+        self._look_up: Callable[[], Sequence[tuple[str, int]] | None] = lambda: None
         self.writable = asyncio.Event()
         self.writable.set()
         #: What was written since the first stanza of this turn of the event loop, which has left.
@@ -241,7 +247,7 @@ class _SlixmppConnection(Connection):
         """Log in; see the contract."""
         self._listener = listener
         self._failed = asyncio.get_running_loop().create_future()
-        ended = await self._log_in()
+        ended = await self._log_in_somewhere()
         self._task = asyncio.get_running_loop().create_task(
             self._keep(ended), name=f"stream {self._address}"
         )
@@ -250,6 +256,24 @@ class _SlixmppConnection(Connection):
         """See the contract."""
         assert self._failed is not None
         return await asyncio.shield(self._failed)
+
+    async def _log_in_somewhere(self) -> asyncio.Future[Exception | str]:
+        """Make one stream at the node that had us last, or at the first of the others that takes us.
+
+        Raises what :meth:`Connection.open` does, about the node that was tried last.
+        """
+        nodes, last = self._nodes, (self._host, self._port)
+        start = nodes.index(last) if last in nodes else 0
+        trouble: BusError | None = None
+        for self._host, self._port in (*nodes[start:], *nodes[:start]):
+            try:
+                return await self._log_in()
+            except _FINAL:
+                raise
+            except BusError as exc:
+                trouble = exc
+        assert trouble is not None
+        raise trouble
 
     async def _log_in(self) -> asyncio.Future[Exception | str]:
         """Make one stream.  Gives what ends when the stream ends: an error to give up on, or why.
@@ -345,11 +369,13 @@ class _SlixmppConnection(Connection):
         """
         loop = asyncio.get_running_loop()
         knock = _Knock(self._header())
+        alone = len(self._nodes) == 1
         # Once we were in, a server that says nothing has others to let in before us.
-        patience = LOGIN_TIMEOUT if self._task is None else QUEUE_TIMEOUT
+        patience = QUEUE_TIMEOUT if alone and self._task is not None else LOGIN_TIMEOUT
         try:
             async with asyncio.timeout(patience):
-                await loop.create_connection(lambda: knock, self._host, self._port)
+                async with asyncio.timeout(None if alone else NEXT_NODE):
+                    await loop.create_connection(lambda: knock, self._host, self._port)
                 answer = await knock.answer
         except OSError as exc:
             knock.abort()
@@ -384,10 +410,9 @@ class _SlixmppConnection(Connection):
                 return
             while True:
                 await asyncio.sleep(self._backoff.pause())
-                if (endpoint := self._look_up()) is not None:
-                    self._host, self._port = endpoint
+                self._nodes = self._look_up() or self._nodes
                 try:
-                    ended = await self._log_in()
+                    ended = await self._log_in_somewhere()
                     break
                 except BusError as exc:
                     # Our own last stream may look like another program until the server sees its
@@ -533,8 +558,10 @@ class ClientConnection(_SlixmppConnection):
         password: the account's.
         host, port: where the server listens for clients.
         ca: certificate authority (PEM) to trust; the system's if none.
-        look_up: asked before each reconnect for the present host and port, because a home may
-            have been started with others.
+        look_up: asked before each reconnect for host and port of the present nodes, because a home
+            may have been started with others.
+        further: host and port of the server's further nodes, if it is a cluster.  They are tried in
+            turn when the one that we were at, or were to be at first, cannot be had.
     """
 
     def __init__(
@@ -544,9 +571,10 @@ class ClientConnection(_SlixmppConnection):
         host: str,
         port: int,
         ca: Path | None = None,
-        look_up: Callable[[], tuple[str, int] | None] = lambda: None,
+        look_up: Callable[[], Sequence[tuple[str, int]] | None] = lambda: None,
+        further: Sequence[tuple[str, int]] = (),
     ) -> None:
-        super().__init__(host, port)
+        super().__init__(host, port, further)
         self._login = addresses.check(address)
         if addresses.resource(self._login):
             self._address = self._login

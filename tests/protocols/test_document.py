@@ -44,6 +44,7 @@ from spinal.protocols import (
     Speaker,
     Stanza,
     State,
+    Want,
 )
 from spinal.protocols.capabilities import MAX_OPERATIONS
 from spinal.protocols.events import AGENT_STATES, MAX_LEFT
@@ -205,7 +206,8 @@ def test_the_worked_description_has_the_hash_that_was_advertised() -> None:
 
 def _rows(text: str) -> list[list[str]]:
     """Give the cells of the first table in a text, without its head."""
-    lines = [line for line in text.splitlines() if line.startswith("|")]
+    table = text[text.index("\n|") + 1 :].partition("\n\n")[0]
+    lines = [line for line in table.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
@@ -217,7 +219,7 @@ def _default(value: object) -> str:
     return f"`{json.dumps(value)}`"
 
 
-def _members(cls: type[Event | Operation]) -> dict[str, str]:
+def _members(cls: type[Event | Operation | Want]) -> dict[str, str]:
     return {
         field.name: _default(
             field.default_factory() if field.default_factory is not MISSING else field.default
@@ -239,6 +241,13 @@ def test_every_event_has_a_table_with_its_members_and_defaults(name: str) -> Non
 
     assert _nulls(shown) == expected
     assert list(shown) == list(EVENTS[name].reads), "in the order of the code"
+
+
+def test_the_members_of_want_are_those_of_the_code() -> None:
+    (text,) = re.findall(r"^\| Member of `want`.*?\n\n", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    shown = {cells[0].strip("`"): cells[2] for cells in _rows("\n" + text)}
+
+    assert shown == _members(Want)
 
 
 def test_the_members_of_an_operation_are_those_of_the_code() -> None:
@@ -361,7 +370,7 @@ def test_words_that_the_page_lists_are_those_of_the_code() -> None:
     page = PAGE.read_text()
 
     assert f"Version {VERSION}, namespace `{NS}`" in page
-    assert f"`policy` (one of {', '.join(f'`{p}`' for p in POLICIES)};" in page
+    assert f"| `policy` | one of {', '.join(f'`{p}`' for p in POLICIES)} |" in page
     assert f"one of {', '.join(f'`{state}`' for state in AGENT_STATES)} |" in page
     assert f"int, 0 to {MAX_LEFT} |" in page
 

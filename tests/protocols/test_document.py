@@ -1,6 +1,6 @@
 """docs/protocol.md says what the code does.
 
-``PYTHONPATH=src python tests/protocols/test_document.py`` writes the generated tables anew.
+``PYTHONPATH=src python -m tests.protocols.test_document`` writes the generated tables anew.
 """
 
 from __future__ import annotations
@@ -9,15 +9,22 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
-from pathlib import Path
 from xml.etree.ElementTree import Element, fromstring
 
 import pytest
 
+from spinal.agents import Agent
+from spinal.agents.life import Life
+from spinal.bus import Client
+from spinal.dispatcher import Dispatcher
+from spinal.dispatcher.catalogue import OWN
 from spinal.dispatcher.jobs.job import Job, JobState, Try
 from spinal.dispatcher.jobs.operations import JOB_OPERATIONS
 from spinal.dispatcher.jobs.rows import row
 from spinal.dispatcher.jobs.submission import _READS as _SUBMISSION  # pyright: ignore[reportPrivateUsage]
+from spinal.dispatcher.policies import POLICY_KEYS
+from spinal.dispatcher.resolver import RULES
+from spinal.dispatcher.roles import RIGHTS, Right
 from spinal.protocols import (
     BOUNCES,
     EVENTS,
@@ -50,8 +57,9 @@ from spinal.protocols.capabilities import MAX_OPERATIONS
 from spinal.protocols.events import AGENT_STATES, MAX_LEFT
 from spinal.protocols.path import MAX_PARTS, MAX_PATH
 from spinal.protocols.retry import USUAL
+from spinal.testing import MemoryBus, eventually, virtual_time
 
-PAGE = Path(__file__).parents[2] / "docs" / "protocol.md"
+from .page import PAGE, sections, table, words
 
 CALLER_SAYS = frozenset({"op", "cancel", "ack"})
 
@@ -117,7 +125,7 @@ def fresh(page: str) -> str:
 def test_the_generated_tables_are_those_of_the_code() -> None:
     page = PAGE.read_text()
 
-    assert page == fresh(page), "run PYTHONPATH=src python tests/protocols/test_document.py"
+    assert page == fresh(page), "run PYTHONPATH=src python -m tests.protocols.test_document"
 
 
 # -- the worked stanzas
@@ -364,6 +372,83 @@ def test_the_members_of_a_job_are_those_that_the_dispatcher_gives() -> None:
     shown = {word for cells in _rows(_section("A job on the wire")) for word in _words(cells[0])}
 
     assert shown == found | {"large"}
+
+
+# -- dispatchers
+
+
+def _shown(number: str, head: str) -> dict[str, list[str]]:
+    """Give the rows of a table of section 16 by their first cell."""
+    (found,) = [text for title, text in sections(PAGE.read_text()).items() if title[:4] == number]
+    return {cells[0].strip("`"): cells[1:] for cells in table(found, head)}
+
+
+def test_the_operations_of_a_dispatcher_are_those_of_the_code_with_their_arguments() -> None:
+    shown = _shown("16.1", "Operation")
+
+    assert list(shown) == list(OWN)
+    for path, (arguments, _) in shown.items():
+        said = {word for word in words(arguments) if word not in ("want", "window")}
+        assert said == set(OWN[path].reads), path
+
+
+@virtual_time
+async def test_what_a_dispatcher_answers_has_the_members_that_the_page_names() -> None:
+    shown = {path: set(words(gives)) for path, (_, gives) in _shown("16.1", "Operation").items()}
+    bus = MemoryBus("example.org")
+    address = "dispatcher@example.org/a"
+    roles = {"ann@example.org": "owner", "thumbs@example.org": "agent"}
+    agent = Agent("thumbs", slots=1, place="/eu")
+
+    @agent.op("/count", effects="reads", retry=3)
+    async def count() -> int:
+        return 3
+
+    async with (
+        Dispatcher(bus.connection(address), roles=roles) as dispatcher,
+        Life(agent, bus.connection("thumbs@example.org/1"), dispatchers=[address]),
+        Client(connection=bus.connection("ann@example.org/desk"), dispatchers=[address]) as ann,
+    ):
+        await eventually(lambda: dispatcher.registry.count("/count"))
+        agents = await ann.ask_dispatcher("/spinal/agents")
+        ops = await ann.ask_dispatcher("/spinal/ops")
+        op = await ann.ask_dispatcher("/spinal/op", op="/count")
+        far = await ann.ask_dispatcher("/spinal/resolve", op="/count", place={"site": "/us"})
+        near = await ann.ask_dispatcher("/spinal/resolve", op="/count")
+        status = await ann.ask_dispatcher("/spinal/status")
+
+    for path, page in (("/spinal/agents", agents), ("/spinal/ops", ops)):
+        assert sorted(page) == ["items", "more", "total"]
+        assert '{"items", "more", "total"}' in shown[path]
+    assert shown["/spinal/agents"] == {
+        *agents["items"][0],
+        '{"items", "more", "total"}',
+        "ops_left_out",
+    }
+    assert ops["items"] == [op]
+    assert shown["/spinal/op"] == {*op, "left_out"}
+    assert shown["/spinal/resolve"] == {*near, *near["candidates"][0], *far["rejected"][0]}
+    assert shown["/spinal/status"] == set(status)
+
+
+def test_the_rules_by_which_an_agent_is_chosen_are_those_of_the_code() -> None:
+    shown = _shown("16.3", "Rule")
+
+    assert [(name, cells[1] == "yes") for name, cells in shown.items()] == [
+        (rule.name, rule.later) for rule in RULES
+    ]
+
+
+def test_the_policies_are_those_of_the_code() -> None:
+    assert list(_shown("16.3", "Policy")) == list(POLICY_KEYS) == list(POLICIES)
+
+
+def test_the_rights_of_the_roles_are_those_of_the_code() -> None:
+    rights = (Right.CALL, Right.ADVERTISE, Right.WATCH, Right.WATCH)
+
+    assert _shown("16.6", "Role") == {
+        role: ["yes" if right in has else "no" for right in rights] for role, has in RIGHTS.items()
+    }
 
 
 def test_words_that_the_page_lists_are_those_of_the_code() -> None:

@@ -14,17 +14,30 @@ from xml.etree.ElementTree import Element, fromstring
 import pytest
 
 from spinal.agents import Agent
-from spinal.agents.life import Life
+from spinal.agents.group import PATIENCE as GROUP
+from spinal.agents.life import HEARTBEAT, PAUSE, Life
 from spinal.bus import Client
+from spinal.bus.calls import PATIENCE
+from spinal.bus.link import ACK_DELAY, INSIST, RESEND
+from spinal.bus.requests import ANSWER_WINDOW, BATCH_WINDOW, KEEP, MAX_PAUSE
+from spinal.bus.requests import Request as REQUEST
+from spinal.bus.session import GRACE
 from spinal.dispatcher import Dispatcher
+from spinal.dispatcher.agent import LEASE, PREFETCH, REPORT_AGE, SUSPECT_AFTER
+from spinal.dispatcher.broker import MAX_MARGIN
 from spinal.dispatcher.catalogue import OWN
-from spinal.dispatcher.jobs.job import Job, JobState, Try
+from spinal.dispatcher.jobs.job import DEADLINE, Job, JobState, Try
 from spinal.dispatcher.jobs.operations import JOB_OPERATIONS
 from spinal.dispatcher.jobs.rows import row
 from spinal.dispatcher.jobs.submission import _READS as _SUBMISSION  # pyright: ignore[reportPrivateUsage]
+from spinal.dispatcher.many import MAX_MARGIN as ALL_MARGIN
 from spinal.dispatcher.policies import POLICY_KEYS
+from spinal.dispatcher.queue import AGEING
 from spinal.dispatcher.resolver import RULES
+from spinal.dispatcher.retry import MOVE_AFTER, forgotten_for
 from spinal.dispatcher.roles import RIGHTS, Right
+from spinal.dispatcher.service import DESCRIBE_PAUSE, DESCRIBE_TIMEOUT, SETTLE
+from spinal.dispatcher.tap import RENEW
 from spinal.protocols import (
     BOUNCES,
     EVENTS,
@@ -38,6 +51,7 @@ from spinal.protocols import (
     Ack,
     Advertisement,
     CallEvent,
+    Cancel,
     Capabilities,
     Codec,
     Describe,
@@ -62,6 +76,11 @@ from spinal.testing import MemoryBus, eventually, virtual_time
 from .page import PAGE, sections, table, words
 
 CALLER_SAYS = frozenset({"op", "cancel", "ack"})
+
+
+#: What is told in a default.
+CANCEL = Cancel("c1").left / 1000
+TIMEOUT = Operation("/a").timeout
 
 
 # -- the generated tables
@@ -108,7 +127,95 @@ def _bounces() -> str:
     return _table(["Condition", "Read as"], rows)
 
 
-GENERATED = {"exchange": _exchange, "reasons": _reasons, "bounces": _bounces}
+def _span(seconds: float) -> str:
+    """Write a time as the page does."""
+    for unit, name in ((86_400, "days"), (60, "minutes")):
+        if seconds > unit and seconds % unit == 0:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds:g} s" if seconds >= 1 else f"{seconds * 1000:g} ms"
+
+
+_FIRST = REQUEST.pause
+AGAIN = f"{_FIRST:g} s, then {2 * _FIRST:g}, {4 * _FIRST:g}, ... at most {_span(MAX_PAUSE)}"
+
+#: What happens when, and the section that says so.
+TIMES: Sequence[tuple[str, str, str]] = (
+    ("the longest `left`", _span(MAX_LEFT / 1000), "5 op"),
+    ("an agent answers the stanza of one op, after at most", _span(ANSWER_WINDOW), "6.2"),
+    ("and that of a batch, after its first answer", _span(BATCH_WINDOW), "6.8"),
+    ("a caller says an op again whose stanza is not answered, after", _span(RESEND), "6.6"),
+    ("a final is acknowledged, within", _span(1.0), "6.2"),
+    ("an ack or a cancel that is not answered is said again, for", _span(INSIST), "6.6"),
+    (
+        "a kept final is said again, after pauses of",
+        AGAIN,
+        "6.6",
+    ),
+    ("and is dropped after the deadline of its call, after", _span(KEEP), "6.6"),
+    ("an unknown id that is cancelled without `left` is remembered for", _span(CANCEL), "5 cancel"),
+    ("items of a group that are ready wait for the others, for", _span(GROUP), "6.9"),
+    ("a caller that is gone has its calls cancelled, after", _span(GRACE), "7"),
+    (
+        "a call whose agent is gone is lost, after",
+        f"{_span(PATIENCE)}, or as its caller likes",
+        "7",
+    ),
+    ("a final for a dispatcher that is gone goes to another one, after", _span(GRACE), "6.6"),
+    ("an agent advertises at least every", f"{_span(HEARTBEAT)}, and a tenth more or less", "7"),
+    ("and no sooner again than after", _span(PAUSE), "7"),
+    ("an agent that has said nothing is suspect, after", _span(SUSPECT_AFTER), "16.5"),
+    ("and forgotten, with its attempts, after", _span(LEASE), "16.5"),
+    ("an attempt that was sent before an advertisement is in it, if by", _span(REPORT_AGE), "6.6"),
+    ("an attempt that may run twice is lost, its agent gone for", _span(MOVE_AFTER), "16.2"),
+    (
+        "one that may not, and that its agent does not hold, after",
+        _span(forgotten_for(may_rerun=False, lease=LEASE)),
+        "16.2",
+    ),
+    ("a dispatcher waits for what it does not know yet, after its start", _span(SETTLE), "16.4"),
+    ("a description is asked of another agent, after", _span(DESCRIBE_TIMEOUT), "16.5"),
+    ("and again of all, after", _span(DESCRIBE_PAUSE), "16.5"),
+    ("a call that waits rises by one level, every", _span(AGEING), "16.4"),
+    ("and hears before its deadline that nobody was free, by", _span(MAX_MARGIN), "16.4"),
+    ("`all` answers before its deadline, by", _span(ALL_MARGIN), "16.3"),
+    ("short calls wait at an agent, as much work as", _span(PREFETCH), "16.3"),
+    ("a dispatcher with a tap says `mirror`, every", _span(RENEW), "16.1"),
+    ("an operation has, if its description does not say", _span(TIMEOUT), "8"),
+    ("a job has, if its caller does not say", _span(DEADLINE), "15.2"),
+    (
+        "a job is tried again, if nobody says, after pauses of up to",
+        f"{RetryPolicy().backoff:g} s, doubled each time, at most {_span(RetryPolicy().most)}",
+        "15.3",
+    ),
+)
+
+
+def _times() -> str:
+    rows = ([what, time, section.partition(" ")[0]] for what, time, section in TIMES)
+    return _table(["What", "Time", "Section"], rows)
+
+
+def test_every_time_is_in_the_section_that_it_is_said_to_be_of() -> None:
+    # In the tables of section 15, numbers are seconds, and in that of `op` milliseconds.
+    plain = {"366 days": "31622400000", "60 minutes": "`3600`", "1 s": "once a second"}
+    for what, time, section in TIMES:
+        title = section.partition(" ")[2] or section
+        (text,) = [
+            text
+            for name, text in sections(PAGE.read_text()).items()
+            if name == title or name.split(" ")[0].rstrip(".") == title
+        ]
+        for said in re.findall(r"[\d.]+ (?:ms|s|minutes|days)\b", time):
+            number = said.split(" ")[0]
+            forms = (said, plain.get(said, said), f"`{number}`", f"`{number}.0`", f"`{number}000`")
+            assert any(form in text for form in forms), (what, said, section)
+
+
+def test_acknowledgements_wait_for_no_longer_than_they_may() -> None:
+    assert ACK_DELAY < 1.0
+
+
+GENERATED = {"exchange": _exchange, "reasons": _reasons, "bounces": _bounces, "times": _times}
 
 
 def fresh(page: str) -> str:

@@ -12,6 +12,7 @@ import socket
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
@@ -33,6 +34,7 @@ from spinal.bus.errors import (
 from spinal.bus.server import Server, ServerConfig, available, free_ports, launch
 from spinal.bus.server.certificates import ensure
 from spinal.bus.server.embedded.server import EmbeddedServer
+from spinal.bus.transports import client_connection
 from spinal.bus.transports.attached import AttachedConnection
 from spinal.bus.transports.memory import MemoryBus
 from spinal.bus.transports.slixmpp import ClientConnection, ComponentConnection
@@ -57,11 +59,18 @@ class Bus:
         self.transport = transport
         self.server = server
 
-    def peer(self, resource: str = "") -> Connection:
-        """An address beside the one under test: a client, if there are any."""
-        return self.client("bob", resource or secrets.token_hex(4))
+    def peer(self) -> Connection:
+        """An address beside the one under test: a client on slixmpp, if there are any."""
+        return self._client(ClientConnection, "bob", secrets.token_hex(4))
 
     def client(self, name: str, resource: str, **changes: Any) -> Connection:
+        """A client over the library under test."""
+        library = "aioxmpp" if self.transport == "aioxmpp" else "slixmpp"
+        return self._client(client_connection(library), name, resource, **changes)
+
+    def _client(
+        self, make: Callable[..., Connection], name: str, resource: str, **changes: Any
+    ) -> Connection:
         if isinstance(self.server, MemoryBus):
             return self.server.connection(f"{name}@{DOMAIN}/{resource}")
         config = self.server.config
@@ -72,7 +81,7 @@ class Bus:
             "ca": self.server.ca,
             **changes,
         }
-        return ClientConnection(f"{name}@{DOMAIN}/{resource}", **options)
+        return make(f"{name}@{DOMAIN}/{resource}", **options)
 
     def make(self) -> Connection:
         """The connection under test."""
@@ -133,15 +142,19 @@ TRANSPORTS = (
     "embedded-client",
     "embedded-component",
     "embedded-attached",
+    "embedded-aioxmpp",
     "prosody-client",
     "prosody-component",
+    "prosody-aioxmpp",
     "ejabberd-client",
     "ejabberd-component",
+    "ejabberd-aioxmpp",
 )
 STREAMS = [name for name in TRANSPORTS if name != "embedded-attached"]
 SERVERS = [name for name in TRANSPORTS if name != "memory"]
 LOGINS = [name for name in STREAMS if name != "memory"]
-CLIENTS = [name for name in TRANSPORTS if name.endswith("-client")]
+CLIENTS = [name for name in TRANSPORTS if name.endswith(("-client", "-aioxmpp"))]
+ON_SLIXMPP = [name for name in LOGINS if not name.endswith("-aioxmpp")]
 ACCOUNTS = ["memory", *CLIENTS]
 
 
@@ -190,6 +203,8 @@ async def servers(
 @pytest_asyncio.fixture(loop_scope="module", params=TRANSPORTS)
 async def bus(request: pytest.FixtureRequest, servers: Callable[[str], Any]) -> Bus:
     kind, _, transport = str(request.param).partition("-")
+    if transport == "aioxmpp" and find_spec("aioxmpp") is None:
+        pytest.skip("MISSING: aioxmpp, which there is for Python 3.11 and 3.12")
     return Bus(transport or kind, await servers("inside" if transport == "attached" else kind))
 
 
@@ -232,7 +247,7 @@ async def test_the_address_is_the_same_all_along(bus: Bus) -> None:
     async with opened(bus.make()) as (connection, _):
         address = connection.address
         assert connection.connected
-        if bus.transport in ("client", "memory"):
+        if bus.transport in ("client", "aioxmpp", "memory"):
             assert address.startswith(f"alice@{DOMAIN}/")
         await asyncio.sleep(0)
         assert connection.address == address
@@ -516,7 +531,7 @@ async def test_a_handler_that_raises_does_not_end_the_stream(
         assert one.connected and ear.story == ["opened"]
 
 
-@over(LOGINS)
+@over(ON_SLIXMPP)
 async def test_our_stanzas_pass_slixmpp_by(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[str] = []
     found = getattr(XMLStream, "_spawn_event", None)

@@ -33,6 +33,7 @@ from spinal.bus.errors import (
 )
 from spinal.bus.server import Server, ServerConfig, available, free_ports, launch
 from spinal.bus.server.certificates import ensure
+from spinal.bus.server.embedded import server as embedded
 from spinal.bus.server.embedded.server import EmbeddedServer
 from spinal.bus.transports import client_connection
 from spinal.bus.transports.attached import AttachedConnection
@@ -452,6 +453,24 @@ async def test_a_server_with_a_certificate_of_somebody_else_is_refused(
     assert "\n" not in str(refused.value)
 
 
+@over(["embedded-client", "embedded-aioxmpp"])
+async def test_a_certificate_for_another_domain_is_refused_although_our_authority_signed_it(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = ensure(tmp_path, "other.test")
+    monkeypatch.setattr(embedded, "ensure", lambda folder, domain, hosts: other)
+    server = EmbeddedServer(ServerConfig(tmp_path, DOMAIN, free_ports()))
+    await server.start()
+    try:
+        wrong = bus.client("alice", "x", port=server.config.ports.c2s, ca=other.ca)
+        with pytest.raises(CertificateRefused) as refused:
+            await wrong.open(Ear())
+        await wrong.close()
+    finally:
+        await server.stop()
+    assert "\n" not in str(refused.value)
+
+
 @over(LOGINS)
 async def test_where_nobody_listens_one_line_says_so(bus: Bus) -> None:
     port = free_ports().c2s
@@ -502,6 +521,16 @@ async def test_a_large_body_passes_unchanged(bus: Bus) -> None:
     async with both(bus) as (one, ear, two, other):
         said = body(*(Log("a-1", text="y" * (10 * 1024 - 38)) for _ in range(6)))
         assert 60 * 1024 - 100 < len(said) <= 60 * 1024
+        one.send(iq(two.address, said=said))
+        two.send(iq(one.address, said=said))
+        await eventually(lambda: other.of("iq") and ear.of("iq"), SOON)
+        assert other.of("iq")[0].body == ear.of("iq")[0].body == said
+
+
+async def test_a_body_of_a_mebibyte_passes_unchanged(bus: Bus) -> None:
+    said = ('["' + r"äöü ß € 𝄞 日本 > ]] ' \" \\ \n \u0000 " * 21_385 + '"]').encode()
+    assert 1024 * 1024 - 4096 < len(said) < 1024 * 1024 - 512
+    async with both(bus) as (one, ear, two, other):
         one.send(iq(two.address, said=said))
         two.send(iq(one.address, said=said))
         await eventually(lambda: other.of("iq") and ear.of("iq"), SOON)

@@ -12,8 +12,11 @@ from typing import Final
 from ..connection import Connection
 from ..errors import HomeError
 
-#: What ``SPINAL_TRANSPORT`` may be: the library that logs in a client -> the extra that brings it.
-CLIENTS: Final[Mapping[str, str]] = {"slixmpp": "", "aioxmpp": "aioxmpp"}
+#: What ``SPINAL_TRANSPORT`` may be, the library that logs in a client -> how to have it.
+CLIENTS: Final[Mapping[str, str]] = {
+    "slixmpp": "`pip install spinal`",
+    "aioxmpp": "`pip install 'spinal[aioxmpp]'`, on Python 3.11 or 3.12",
+}
 
 
 def client_connection(name: str) -> Callable[..., Connection]:
@@ -28,7 +31,4 @@ def client_connection(name: str) -> Callable[..., Connection]:
     try:
         return import_module(f".{name}", __name__).ClientConnection  # type: ignore[no-any-return]
     except ModuleNotFoundError as exc:
-        raise HomeError(
-            f"SPINAL_TRANSPORT: {name} is not installed ({exc.name} is missing): "
-            f"`pip install 'spinal[{CLIENTS[name]}]'`"
-        ) from exc
+        raise HomeError(f"the transport {name} is not installed: {CLIENTS[name]}") from exc

@@ -32,7 +32,7 @@ from spinal.bus.errors import (
     Unreached,
 )
 from spinal.bus.server import Server, ServerConfig, available, free_ports, launch
-from spinal.bus.server.certificates import ensure
+from spinal.bus.server.certificates import Certificates, ensure
 from spinal.bus.server.embedded import server as embedded
 from spinal.bus.server.embedded.server import EmbeddedServer
 from spinal.bus.transports import client_connection
@@ -458,7 +458,11 @@ async def test_a_certificate_for_another_domain_is_refused_although_our_authorit
     bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = ensure(tmp_path, "other.test")
-    monkeypatch.setattr(embedded, "ensure", lambda folder, domain, hosts: other)
+
+    def ensured(*_: object) -> Certificates:
+        return other
+
+    monkeypatch.setattr(embedded, "ensure", ensured)
     server = EmbeddedServer(ServerConfig(tmp_path, DOMAIN, free_ports()))
     await server.start()
     try:

@@ -98,7 +98,7 @@ async def test_who_waits_for_it_is_told_at_once_that_it_was_killed(
     heard = told(bot, "presence_available", "presence_unavailable")
     async with run(environment(server, "mortal", tmp_path)) as mortal:
         await mortal.line("online ")
-        asked = {"type": "op", "id": "stay-1", "op": "/kit/stay", "left": 60_000, "args": {}}
+        asked = {"type": "op", "id": "stay-1", "op": "/kit/stay", "left": 60_000}
         (accepted,) = await echoing.ask(bot, "mortal", asked)
         assert accepted["type"] == "accepted"
         await soon(heard, f"mortal@{DOMAIN}", "available")

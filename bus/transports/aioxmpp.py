@@ -20,6 +20,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from xml.etree.ElementTree import Element, SubElement, tostring
 
 import structlog
@@ -27,7 +28,7 @@ import structlog
 from spinal.protocols import Codec, Problem, Stanza
 from spinal.protocols import address as addresses
 
-from ..errors import AddressTaken, BusError, CallError, CertificateRefused, LoginRefused
+from ..errors import AddressTaken, BusError, CertificateRefused, LoginRefused
 from .aioxmpp_repairs import Scram, Stream, aiosasl, aioxmpp
 from .streams import HIGH_WATER, LOGIN_TIMEOUT, QUEUE_TIMEOUT, StreamConnection
 from .trust import trusting
@@ -72,6 +73,7 @@ class ClientConnection(StreamConnection):
             self._address = self._login
         self._password = password
         self._ca = ca
+        self._bound: asyncio.Future[Element]
 
     def reply(
         self,
@@ -97,14 +99,12 @@ class ClientConnection(StreamConnection):
 
     async def _begin(self, ended: asyncio.Future[Exception | str]) -> str:
         context = trusting(self._ca)
-        stream = self._stream = Stream(addresses.domain(self._login), self._taken, self.writable)
+        stream = self._stream = Stream(addresses.domain(self._login), self._came, self.writable)
 
         def on_closing(reason: Exception | None) -> None:
-            why = str(reason or "stream closed")
-            # Among them our question for an address.
-            self._break(why)
             if not ended.done():
-                ended.set_result(self._error(reason) if reason and _is_conflict(reason) else why)
+                taken = reason is not None and _is_conflict(reason)
+                ended.set_result(self._taken() if taken else str(reason or "stream closed"))
 
         stream.on_closing.connect(on_closing)
         try:
@@ -112,7 +112,7 @@ class ClientConnection(StreamConnection):
             await self._greeted(stream, LOGIN_TIMEOUT if self._task is None else QUEUE_TIMEOUT)
             async with asyncio.timeout(LOGIN_TIMEOUT):
                 await self._negotiate(stream, context)
-                address = await self._bind()
+                address = await self._bind(ended)
         except BaseException as exc:
             stream.end()
             if isinstance(exc, BusError) or not isinstance(exc, Exception):
@@ -151,23 +151,39 @@ class ClientConnection(StreamConnection):
             stream.transport, stream, [scram], None, None, features
         )
 
-    async def _bind(self) -> str:
+    async def _bind(self, ended: asyncio.Future[Exception | str]) -> str:
         """Take the address that we had before or want, or the one that the server gives."""
         wish = Element(f"{_BIND}bind")
         if resource := addresses.resource(self._address):
             SubElement(wish, f"{_BIND}resource").text = resource
-        bound = await self._request("set", "", wish, LOGIN_TIMEOUT)
-        address = None if bound is None else bound.findtext(f"{_BIND}jid")
+        self._bound = asyncio.get_running_loop().create_future()
+        self._put(b"<iq type='set' id='bind'>" + tostring(wish) + b"</iq>")
+        either: list[asyncio.Future[Any]] = [self._bound, ended]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not self._bound.done():
+            raise BusError(f"{self._where} closed the stream: {ended.result()}")
+        answer = self._bound.result()
+        problem = Codec.decode(answer).problem
+        if problem is not None and problem.condition == "conflict":
+            raise self._taken()
+        address = answer.findtext(f"{_BIND}bind/{_BIND}jid")
         if not address:
-            raise BusError(f"{self._where} gives us no address")
+            why = "no address" if problem is None else problem.condition or problem.text
+            raise BusError(f"{self._where} gives us no address ({why})")
         return addresses.check(address)
+
+    def _taken(self) -> AddressTaken:
+        who = self._address or addresses.bare(self._login)
+        return AddressTaken(f"another program logged in as {who}")
 
     def _error(self, exc: Exception) -> BusError:
         """Say in our words why there is no stream."""
         who = addresses.bare(self._login)
+        # A server's words may have several lines.
+        why = " ".join(str(exc).split()) or "no reason"
         match exc:
             case _ if _is_conflict(exc):
-                return AddressTaken(f"another program logged in as {self._address or who}")
+                return self._taken()
             case ssl.SSLError():
                 return CertificateRefused(
                     f"{self._where} shows a certificate that our authority does not "
@@ -178,13 +194,13 @@ class ClientConnection(StreamConnection):
             case aiosasl.AuthenticationFailure() if exc.opaque_error != "temporary-auth-failure":
                 return LoginRefused(f"{who} was refused: unknown account or wrong password")
             case errors.StreamNegotiationFailure():
-                return LoginRefused(f"{who} cannot log in: {exc}")
+                return LoginRefused(f"{who} cannot log in: {why}")
             case TimeoutError():
                 return BusError(
                     f"{self._where} did not finish the login within {LOGIN_TIMEOUT:g} s"
                 )
             case _:
-                return BusError(f"{self._where} closed the stream: {exc or 'no reason'}")
+                return BusError(f"{self._where} closed the stream: {why}")
 
     @property
     def _where(self) -> str:
@@ -211,7 +227,7 @@ class ClientConnection(StreamConnection):
 
     # -- what comes
 
-    def _taken(self, xml: Element) -> None:
+    def _came(self, xml: Element) -> None:
         try:
             if not self.take(xml):
                 self._others(xml)
@@ -225,7 +241,8 @@ class ClientConnection(StreamConnection):
             return
         sender, id = xml.get("from", ""), xml.get("id", "")
         if xml.get("type") not in ("get", "set"):
-            self._answered(xml, id)
+            if id == "bind" and not self._bound.done():
+                self._bound.set_result(xml)
         elif not (self._ready and len(xml) and self._understood(xml, sender, id)):
             problem = Problem("not-understood", condition="service-unavailable")
             self._write(_reply(sender, id, problem=problem))
@@ -253,10 +270,8 @@ def _reply(
 
 
 def _is_conflict(exc: Exception) -> bool:
-    """Whether another stream has our address (RFC 6120, 4.9.3.3 and 7.7.2.2)."""
+    """Whether another stream has our address (RFC 6120, 4.9.3.3)."""
     match exc:
-        case CallError():
-            return exc.problem.condition == "conflict"
         case errors.StreamError(condition=errors.StreamErrorCondition.CONFLICT):
             return True
         case _:

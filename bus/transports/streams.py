@@ -263,12 +263,6 @@ class StreamConnection(Connection):
         """Ask a service of somebody else's; see the contract."""
         if not self.connected:
             raise CallError.of(Problem("no-answer", "there is no stream to the server now"))
-        return await self._request(kind, to, payload, timeout)
-
-    async def _request(
-        self, kind: str, to: str, payload: Element, timeout: float
-    ) -> Element | None:
-        """Send an IQ on a stream that is alive, and give the answer's child."""
         self._number += 1
         id = f"{ID_PREFIX}ask{self._number}"
         answer: asyncio.Future[Element | None] = asyncio.get_running_loop().create_future()
@@ -317,9 +311,8 @@ class StreamConnection(Connection):
             return False
         to, answer = asked
         sender = xml.get("from", "")
-        # A server may leave out its own address when it answers for itself (RFC 6120, 8.1.2.1), and
-        # what asks for an address is sent to nobody (7.6).
-        if answer.done() or (sender and to and sender != to):
+        # A server may leave out its own address when it answers for itself (RFC 6120, 8.1.2.1).
+        if answer.done() or (sender and sender != to):
             return True
         if xml.get("type") == "error":
             problem = Codec.decode(xml).problem or Problem("failed")

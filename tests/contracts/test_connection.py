@@ -11,7 +11,9 @@ import secrets
 import socket
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -155,6 +157,7 @@ STREAMS = [name for name in TRANSPORTS if name != "embedded-attached"]
 SERVERS = [name for name in TRANSPORTS if name != "memory"]
 LOGINS = [name for name in STREAMS if name != "memory"]
 CLIENTS = [name for name in TRANSPORTS if name.endswith(("-client", "-aioxmpp"))]
+ON_AIOXMPP = [name for name in CLIENTS if name.endswith("-aioxmpp")]
 ON_SLIXMPP = [name for name in LOGINS if not name.endswith("-aioxmpp")]
 ACCOUNTS = ["memory", *CLIENTS]
 
@@ -585,6 +588,31 @@ async def test_our_stanzas_pass_slixmpp_by(bus: Bus, monkeypatch: pytest.MonkeyP
             f"slixmpp built stanza objects for {built}: its parser no longer calls the override of "
             "_spawn_event in transports/slixmpp.py"
         )
+
+
+@over(ON_AIOXMPP)
+@pytest.mark.parametrize("answers", [True, False])
+async def test_a_server_that_is_silent_is_asked_for_a_word_before_it_is_given_up(
+    bus: Bus, answers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport = import_module("spinal.bus.transports.aioxmpp")
+    monkeypatch.setattr(transport, "IDLE", timedelta(seconds=0.1))
+    monkeypatch.setattr(transport, "DEAD", timedelta(seconds=2.0 if answers else 0.3))
+    pings: list[float] = []
+
+    def ping(self: Any) -> None:
+        pings.append(asyncio.get_running_loop().time())
+        if answers:
+            plain(self)
+
+    plain = transport.ClientConnection._ping
+    monkeypatch.setattr(transport.ClientConnection, "_ping", ping)
+    async with opened(bus.make()) as (_, ear):
+        if answers:
+            await eventually(lambda: len(pings) > 3, SOON)
+            assert ear.story == ["opened"] and not ear.of("iq")
+        else:
+            await eventually(lambda: ear.story[:3] == ["opened", "closed", "opened"], SOON)
 
 
 async def test_nothing_is_left_over(bus: Bus) -> None:

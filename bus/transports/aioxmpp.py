@@ -79,14 +79,15 @@ class ClientConnection(StreamConnection):
 
     async def _begin(self, ended: asyncio.Future[Exception | str]) -> str:
         context = trusting(self._ca)
-        stream = self._stream = Stream(addresses.domain(self._login), self._came, self.writable)
 
-        def on_closing(reason: Exception | None) -> None:
+        def closing(reason: Exception | None) -> None:
             if not ended.done():
                 taken = reason is not None and _is_conflict(reason)
                 ended.set_result(self._taken() if taken else str(reason or "stream closed"))
 
-        stream.on_closing.connect(on_closing)
+        stream = self._stream = Stream(
+            addresses.domain(self._login), self._came, closing, self._ping, self.writable
+        )
         try:
             await self._greeted(stream)
             async with asyncio.timeout(LOGIN_TIMEOUT):
@@ -98,7 +99,6 @@ class ClientConnection(StreamConnection):
                 raise
             raise self._error(exc) from exc
         stream.transport.set_write_buffer_limits(high=HIGH_WATER)
-        stream.on_deadtime_soft_limit_tripped.connect(self._ping)
         stream.deadtime_soft_limit, stream.deadtime_hard_limit = IDLE, DEAD
         return address
 

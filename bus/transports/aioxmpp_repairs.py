@@ -12,10 +12,11 @@ Its way through TLS (aioopenssl over pyOpenSSL) is the part that has aged most:
 :class:`Stream` mends all of that at once: it is aioxmpp's stream over asyncio's own transport and
 Python's ``ssl``, with the same contexts as every client of ours.  The rest:
 
-- aioxmpp's parser may keep back the end of a stanza (:class:`_Parser`);
-- its classes of stanzas refuse payloads that nobody registered (:class:`_Stanza`);
-- it sends the password in clear, inside TLS, to a server that offers nothing else (:class:`Scram`);
-- it uses ``pytz`` and does not say so: hence that is in the extra.
+- a stream is never freed, because its signals hold it for ever (:meth:`Stream.end`);
+- the parser may keep back the end of a stanza (:class:`_Parser`);
+- the classes of stanzas refuse payloads that nobody registered (:class:`_Stanza`);
+- the password goes out in clear, inside TLS, to a server that offers nothing else (:class:`Scram`);
+- ``pytz`` is used and not declared: hence that is in the extra.
 """
 
 from __future__ import annotations
@@ -50,22 +51,42 @@ class Stream(_XMLStream):  # type: ignore[misc]  # untyped
     Args:
         domain: the server's, for which its certificate has to be.
         taken: told of every stanza.
+        closing: told once of the end, with the error if it is one.
+        silent: told when the server has said nothing for ``deadtime_soft_limit``.
         writable: set while the network takes what is written.
     """
 
     _transport: Any
     _parser: Any
+    _monitor: Any
 
     def __init__(
-        self, domain: str, taken: Callable[[Element], None], writable: asyncio.Event
+        self,
+        domain: str,
+        taken: Callable[[Element], None],
+        closing: Callable[[Exception | None], None],
+        silent: Callable[[], None],
+        writable: asyncio.Event,
     ) -> None:
-        _XMLStream.__init__(self, to=domain)
         self._domain = domain
+        self._closing = closing
+        self._silent = silent
         self._writable = writable
+        _XMLStream.__init__(self, to=domain)
         #: The first features that the server offers, or why it does not.
         self.greeting: asyncio.Future[Any] = self.features_future()
         for kind in _KINDS:
             self.stanza_parser.add_class(_Stanza(kind), taken)
+
+    # Methods in place of aioxmpp's signals, which never let go of what they are connected to.
+
+    def on_closing(self, reason: Exception | None) -> None:
+        """Called by aioxmpp."""
+        self._closing(reason)
+
+    def on_deadtime_soft_limit_tripped(self) -> None:
+        """Called by aioxmpp."""
+        self._silent()
 
     async def starttls(
         self, ssl_context: ssl.SSLContext, post_handshake_callback: object = None
@@ -99,11 +120,12 @@ class Stream(_XMLStream):  # type: ignore[misc]  # untyped
             waiting.cancel()
         if self.state is _State.READY:
             self.abort()
-            return
-        if self.transport is not None:
+        elif self.transport is not None:
             self.transport.abort()
-        # A stream whose handshake fails is not told, and its task would wait for ever.
-        self.connection_lost(None)
+            # A stream whose handshake fails is not told, and its task would wait for ever.
+            self.connection_lost(None)
+        # A signal of the old one holds the stream, and the stream would hold it.
+        self._monitor = aioxmpp.utils.AlivenessMonitor(asyncio.get_running_loop())
 
 
 class _Parser:

@@ -237,7 +237,7 @@ class _Void(asyncio.Transport):
 @pytest.mark.parametrize("size", [1, 7, 4096])
 async def test_a_stanza_comes_with_its_last_byte_however_it_was_cut(size: int) -> None:
     heard: list[Element] = []
-    stream = transport.Stream("bus.test", heard.append, asyncio.Event())
+    stream = transport.Stream("bus.test", heard.append, print, print, asyncio.Event())
     stream.connection_made(_Void())
     stream.data_received(HEADER)
     text = "5 < 6 & 'x' \"y\" ]]> \n\t ✓ 𝄞 " + "z" * 5000

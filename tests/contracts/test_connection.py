@@ -9,6 +9,7 @@ import asyncio
 import gc
 import secrets
 import socket
+import weakref
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
@@ -702,6 +703,21 @@ async def test_nothing_is_left_over(bus: Bus) -> None:
     await eventually(lambda: not (asyncio.all_tasks() - before), 5, "no task is left")
     gc.collect()
     await eventually(lambda: _open_sockets() <= sockets, 5, "no socket is left")
+
+
+@over(LOGINS)
+async def test_a_stream_that_was_replaced_is_freed(bus: Bus) -> None:
+    async with opened(bus.make()) as (connection, ear):
+        anyone: Any = connection
+        old = weakref.ref(anyone._stream)
+        bus.cut(connection)
+        await eventually(lambda: ear.story == ["opened", "closed", "opened"], SOON)
+
+        def freed() -> bool:
+            gc.collect()
+            return old() is None
+
+        await eventually(freed, 5, "the old stream is freed")
 
 
 @over(STREAMS)

@@ -186,7 +186,7 @@ class Link:
         size = 1 + MAX_ALSO if peer.batch else 1
         for first in range(0, len(acks), size):
             (id, attempt), *also = acks[first : first + size]
-            self.insist(peer, Ack(id, attempt, also))
+            self.insist(peer, Ack(id, attempt, tuple(also)))
 
     def flush(self, peer: Peer) -> None:
         """Send what waits for a peer, in as few stanzas as it takes."""

@@ -23,21 +23,31 @@ from spinal.bus.requests import ANSWER_WINDOW, BATCH_WINDOW, KEEP, MAX_PAUSE
 from spinal.bus.requests import Request as REQUEST
 from spinal.bus.session import GRACE
 from spinal.dispatcher import Dispatcher
-from spinal.dispatcher.agent import LEASE, PREFETCH, REPORT_AGE, SUSPECT_AFTER
-from spinal.dispatcher.broker import MAX_MARGIN
+from spinal.dispatcher.agent import (
+    LEASE,
+    LOAD_STEP,
+    MAX_PREFETCH,
+    PREFETCH,
+    REPORT_AGE,
+    SUSPECT_AFTER,
+)
+from spinal.dispatcher.broker import MARGIN, MAX_MARGIN
 from spinal.dispatcher.catalogue import OWN
 from spinal.dispatcher.jobs.job import DEADLINE, Job, JobState, Try
 from spinal.dispatcher.jobs.operations import JOB_OPERATIONS
 from spinal.dispatcher.jobs.rows import row
 from spinal.dispatcher.jobs.submission import _READS as _SUBMISSION  # pyright: ignore[reportPrivateUsage]
+from spinal.dispatcher.listing import MAX_ROWS
+from spinal.dispatcher.many import MARGIN as ALL_PART
 from spinal.dispatcher.many import MAX_MARGIN as ALL_MARGIN
+from spinal.dispatcher.many import MAX_TARGETS, RUNNERS
 from spinal.dispatcher.policies import POLICY_KEYS
-from spinal.dispatcher.queue import AGEING
+from spinal.dispatcher.queue import AGEING, MAX_BYTES, MAX_WAITING, TOP
 from spinal.dispatcher.resolver import RULES
-from spinal.dispatcher.retry import MOVE_AFTER, forgotten_for
+from spinal.dispatcher.retry import MOST_LOST, MOVE_AFTER, forgotten_for
 from spinal.dispatcher.roles import RIGHTS, Right
-from spinal.dispatcher.service import DESCRIBE_PAUSE, DESCRIBE_TIMEOUT, SETTLE
-from spinal.dispatcher.tap import RENEW
+from spinal.dispatcher.service import DESCRIBE_PAUSE, DESCRIBE_TIMEOUT, DESCRIBE_TRIES, SETTLE
+from spinal.dispatcher.tap import HOLD, RENEW
 from spinal.protocols import (
     BOUNCES,
     EVENTS,
@@ -549,6 +559,26 @@ def test_the_rules_by_which_an_agent_is_chosen_are_those_of_the_code() -> None:
 
 def test_the_policies_are_those_of_the_code() -> None:
     assert list(_shown("16.3", "Policy")) == list(POLICY_KEYS) == list(POLICIES)
+
+
+def test_the_numbers_of_a_dispatcher_are_those_of_the_code() -> None:
+    text = "".join(text for name, text in sections(PAGE.read_text()).items() if name[:3] == "16.")
+
+    for said in (
+        f"At most {MAX_WAITING} calls wait, with at most {MAX_BYTES // 2**20} MiB",
+        f"up to {TOP}.",
+        f"fewer than {MOST_LOST} agents were lost",
+        f"more than {MAX_TARGETS} are `too-large`",
+        f"steps of {LOAD_STEP:g},",
+        f"at most {MAX_PREFETCH}.",
+        f"at most {MAX_ROWS};",
+        f"`seconds` {HOLD:g} to every agent",
+    ):
+        assert said in text, said
+    assert RUNNERS == 3 and "the first three at once" in text
+    assert DESCRIBE_TRIES == 3 and "after three have not" in text
+    assert MARGIN == 1 / 20 and "a twentieth of its time" in text
+    assert ALL_PART == 1 / 10 and "a tenth of its time before" in text
 
 
 def test_the_rights_of_the_roles_are_those_of_the_code() -> None:

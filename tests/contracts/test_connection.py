@@ -436,6 +436,19 @@ async def test_what_nobody_understands_or_holds_nothing_is_refused(bus: Bus) -> 
         assert error.problem is not None and error.problem.condition == "bad-request"
 
 
+async def test_what_else_a_stanza_holds_goes_out_with_it(bus: Bus) -> None:
+    other = b"<c xmlns='urn:example:a' said='&lt;&amp;'/>"
+    said = body(Hello(role="agent", epoch=3))
+    async with both(bus) as (one, ear, two, other_ear):
+        for sender, receiver, heard in ((two, one, ear), (one, two, other_ear)):
+            sender.send(Stanza("presence", "", receiver.address, body=said, other=other))
+            sender.send(Stanza("iq", "get", receiver.address, id="x.1", other=other))
+            await eventually(partial(getattr, heard, "questions"), SOON)
+            ((_, _, _, payload),) = heard.questions
+            assert (payload.tag, payload.get("said")) == ("{urn:example:a}c", "<&")
+            assert said in [stanza.body for stanza in heard.of("presence", "")]
+
+
 async def test_without_a_stream_no_answer_is_said(bus: Bus) -> None:
     async with opened(bus.make()) as (connection, _):
         pass

@@ -25,9 +25,10 @@ from xml.etree.ElementTree import Element, SubElement, tostring
 
 import structlog
 
-from spinal.protocols import Codec
+from spinal.protocols import Codec, Stanza
 from spinal.protocols import address as addresses
 
+from ..connection import NOT_UNDERSTOOD
 from ..errors import AddressTaken, BusError, CertificateRefused, LoginRefused
 from .aioxmpp_repairs import Scram, Stream, aiosasl, aioxmpp
 from .streams import HIGH_WATER, LOGIN_TIMEOUT, StreamConnection
@@ -217,8 +218,14 @@ class ClientConnection(StreamConnection):
             log.exception("stanza_handler_failed", address=self.address_or_none)
 
     def _others(self, xml: Element) -> None:
-        """Take what comes before we have an address: the answer to our wish for one."""
-        if xml.get("id") == "bind" and xml.tag.endswith("}iq") and not self._bound.done():
+        """Take what comes before the stream is ready: our address, and what came too early for us."""
+        if not xml.tag.endswith("}iq"):
+            return
+        if xml.get("type") in ("get", "set"):
+            # Whoever asks would wait for an answer that nobody gives.
+            asker, id = xml.get("from", ""), xml.get("id", "")
+            self._write(Codec.encode(Stanza("iq", "error", asker, id=id, problem=NOT_UNDERSTOOD)))
+        elif xml.get("id") == "bind" and not self._bound.done():
             self._bound.set_result(xml)
 
 

@@ -680,6 +680,27 @@ async def test_our_stanzas_pass_slixmpp_by(bus: Bus, monkeypatch: pytest.MonkeyP
 
 
 @over(ON_AIOXMPP)
+async def test_who_asks_before_the_stream_is_ready_is_told_so(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport = import_module("spinal.bus.transports.aioxmpp")
+    plain = transport.ClientConnection._bind
+    async with opened(bus.peer()) as (peer, _):
+
+        async def bind(self: Any, ended: Any) -> Any:
+            address = await plain(self, ended)
+            for kind in ("get", "set"):
+                with pytest.raises(CallError) as refused:
+                    await peer.ask(kind, address, Element("{urn:spinal:1}x"), timeout=SOON)
+                assert refused.value.problem.meaning.ran is Ran.NO
+            return address
+
+        monkeypatch.setattr(transport.ClientConnection, "_bind", bind)
+        async with opened(bus.make()) as (connection, ear):
+            assert connection.connected and not ear.of("iq")
+
+
+@over(ON_AIOXMPP)
 @pytest.mark.parametrize("answers", [True, False])
 async def test_a_server_that_is_silent_is_asked_for_a_word_before_it_is_given_up(
     bus: Bus, answers: bool, monkeypatch: pytest.MonkeyPatch

@@ -83,6 +83,13 @@ async def test_it_minds_deadline_epoch_and_must(agent: Program, bot: Bot) -> Non
     await echoing.minds_what_an_op_says(bot, NAME)
 
 
+async def test_ordinary_tools_see_it(agent: Program, bot: Bot) -> None:
+    bot.register_plugin("xep_0050")
+    reply = await bot.plugin["xep_0030"].get_info(jid=echoing.address(NAME), timeout=SOON)
+    assert "http://jabber.org/protocol/commands" in reply["disco_info"]["features"]
+    assert await bot.plugin["xep_0199"].ping(echoing.address(NAME), timeout=SOON) < SOON
+
+
 async def test_what_it_does_not_know_is_refused(agent: Program, bot: Bot) -> None:
     query = bot.make_iq_get(queryxmlns="urn:example:nothing", ito=echoing.address(NAME))
     with pytest.raises(IqError) as refused:

@@ -145,8 +145,9 @@ class Blobs:
             return take(response, ref)
 
         limit = PATIENCE + ref.size / SLOWEST
+        timer = asyncio.timeout(limit)
         try:
-            async with asyncio.timeout(limit) as timer:
+            async with timer:
                 return await self._https.transfer(ref.url, receive)
         except FAILURES as exc:
             if timer.expired():

@@ -42,7 +42,7 @@ MIB = 1024 * 1024
 #: By how much the memory of a process may grow at its peak, over what it had before.
 ROOM = 64 * MIB
 #: The same where a hundred thousand ids are told, which are remembered for a while on purpose.
-ROOM_FOR_IDS = 192 * MIB
+ROOM_FOR_IDS = 400 * MIB
 
 AGENT = '''
 import asyncio
@@ -268,7 +268,8 @@ async def it_stays_small_and_honest(
     now = ground.processes()
     room = ROOM_FOR_IDS if "thousand_ids" in request.node.name else ROOM
     for name, (process, had) in before.items():
-        assert now[name] == process, f"the {name} died of it"
+        said = [*ground.platform.up.lines[-4:], *ground.platform.up.errors[-4:]]
+        assert now[name] == process, f"the {name} died of it: {said}"
         grown = status(process, "VmHWM") - had
         record_property(f"{name} grew, MiB", round(grown / MIB, 1))
         print(f"GREW {request.node.name} {name} {grown / MIB:.1f} of {had / MIB:.0f} MiB")
@@ -291,7 +292,7 @@ async def test_a_forged_sender_is_refused_or_corrected_by_the_server(ground: Gro
         assert answer is None or events(answer)
         for stanza in foe.heard:
             for event in events(stanza):
-                if event.get("id") == "forged":
+                if event.get("id") == "forged" and event["type"] != "accepted":
                     assert event["problem"]["reason"] == "not-allowed", event
     assert (await ground.platform.client.ask_dispatcher("/spinal/limits/list"))["items"] == []
 
@@ -312,7 +313,11 @@ async def test_what_is_replayed_runs_once_and_touches_nobody_else(
         for to, times in ((ground.address, 1), (ground.dispatcher, 2)):
             said = json.dumps([op(f"mine-{times}", "/hostile/work", **arguments)])
             foe.write(iq(to, said, f"once-{times}"))
-            await eventually(lambda times=times: begun() == times, SOON, "it has begun")
+
+            def has_begun(times: int = times) -> bool:
+                return begun() == times
+
+            await eventually(has_begun, SOON, "it has begun")
             for n in range(20):
                 foe.write(iq(to, said, f"again-{times}-{n}"))
             # Another account: nothing of the first one's is known under its name.
@@ -354,8 +359,8 @@ async def test_a_final_of_somebody_else_ends_no_call_of_ours(
         )
         await eventually((tmp_path / "ledger").exists, SOON)
         for kind in ("final", "error", "accepted", "progress", "data", "cancelled"):
-            event = {"type": kind, "id": call.id, "value": "forged", "seq": 0, "state": "late"}
-            event["problem"] = {"reason": "failed"} if kind == "error" else None
+            event: dict[str, Any] = {"type": kind, "id": call.id, "value": "forged", "seq": 0}
+            event |= {"state": "late", "problem": {"reason": "failed"} if kind == "error" else None}
             await foe.asks(client.address, json.dumps([event]), f"forged-{kind}")
         assert not call.done
         gate.touch()
@@ -380,16 +385,37 @@ EXTERNAL = "<!DOCTYPE x [<!ENTITY e SYSTEM 'file:///etc/passwd'>]>"
         LAUGHS + "<message to='{to}'><body>&j;</body></message>",
         "<message to='{to}'><x xmlns='urn:spinal:1'>&j;</x></message>",
         EXTERNAL + "<message to='{to}'><body>&e;</body></message>",
-        "<?php evil ?>",
-        "<iq type='set' to='{to}' id='deep'>" + "<x xmlns='urn:spinal:1'>" * 20_000,
         "<iq type='set' to='{to}' id='long'><x xmlns='urn:spinal:1'>" + "x" * (8 * MIB),
     ],
-    ids=["laughs", "undeclared", "external", "instruction", "deep", "endless"],
+    ids=["laughs", "undeclared", "external", "endless"],
 )
 async def test_xml_that_is_no_stanza_ends_at_the_server(ground: Ground, said: str) -> None:
     async with ground.foe() as foe:
         foe.write(said.replace("{to}", ground.address))
         await eventually(lambda: foe.ended, SOON, "the server has ended the stream")
+
+
+async def test_a_processing_instruction_ends_the_stream_or_is_nothing(ground: Ground) -> None:
+    async with ground.foe() as foe:
+        # Prosody and the embedded server end the stream; ejabberd reads over it.
+        foe.write("<?php evil ?>")
+        answer = await foe.asks(
+            ground.address, json.dumps([op("pi", "/hostile/echo", text="x")]), "pi"
+        )
+        assert answer is None or events(answer)[0]["id"] == "pi"
+
+
+async def test_xml_of_ten_thousand_levels_is_refused_by_the_server_or_by_us(ground: Ground) -> None:
+    deep = "<x xmlns='urn:spinal:1'>" * 10_000 + "</x>" * 10_000
+    async with ground.foe() as foe:
+        for to in (ground.address, ground.dispatcher):
+            foe.write(f"<iq type='set' to='{to}' id='deep-{to}'>{deep}</iq>")
+
+            def over(to: str = to) -> bool:
+                return foe.ended or bool(foe.answers(f"deep-{to}"))
+
+            await eventually(over, SOON, "it is refused")
+            assert all(stanza.get("type") == "error" for stanza in foe.answers(f"deep-{to}"))
 
 
 # JSON.
@@ -588,6 +614,7 @@ def batches(written: Iterable[dict[str, Any]], size: int) -> Iterable[str]:
 
 async def flood(foe: Foe, to: str, bodies: Iterable[str]) -> None:
     """Send bodies as fast as they are taken, and wait for the answer to the last one."""
+    n = 0
     for n, body in enumerate(bodies):
         foe.write(iq(to, body, f"flood-{n}-{to}"))
         if n % 16 == 15:

@@ -261,15 +261,15 @@ async def it_stays_small_and_honest(
         Path(f"/proc/{process.pid}/clear_refs").write_text("5")
         before[name] = process, process.memory_info().rss
     yield
+    for name, process in ground.processes().items():
+        said = [*ground.platform.up.lines[-4:], *ground.platform.up.errors[-4:]]
+        assert process == before[name][0], f"the {name} died of it: {said}"
     async with asyncio.timeout(SOON):
         for to in (None, ground.address):
             client = ground.platform.client.options(to=to)
             assert await client.call("/hostile/echo", text="honest") == "honest"
-    now = ground.processes()
     room = ROOM_FOR_IDS if "thousand_ids" in request.node.name else ROOM
     for name, (process, had) in before.items():
-        said = [*ground.platform.up.lines[-4:], *ground.platform.up.errors[-4:]]
-        assert now[name] == process, f"the {name} died of it: {said}"
         grown = status(process, "VmHWM") - had
         record_property(f"{name} grew, MiB", round(grown / MIB, 1))
         print(f"GREW {request.node.name} {name} {grown / MIB:.1f} of {had / MIB:.0f} MiB")

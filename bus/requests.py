@@ -473,13 +473,13 @@ class Requests:
         It is run as any other.  ``told`` gets its end, which nobody has to acknowledge; nothing is
         sent.  None if it is refused at once; it has been told by then.
         """
-        problem = self._unfit(op)
+        # Under its own address, also where it is a dispatcher: the others know nothing of it.
+        space = addresses.bare(sender)
+        problem = self._unfit(op, space)
         if problem is not None:
             told(Final(op.id, problem=problem))
             return None
         deadline = self._link.now + op.left / 1000
-        # Under its own address, also where it is a dispatcher: the others know nothing of it.
-        space = addresses.bare(sender)
         request = Request(op, sender, sender, deadline, self, space, None, told)
         self._start(request)
         return request

@@ -1,0 +1,48 @@
+package main
+
+import "encoding/xml"
+
+// A stanza is what this agent reads and writes of one; addresses stay as the server wrote them.
+type stanza struct {
+	XMLName xml.Name
+	To      string       `xml:"to,attr,omitempty"`
+	From    string       `xml:"from,attr,omitempty"`
+	ID      string       `xml:"id,attr,omitempty"`
+	Type    string       `xml:"type,attr,omitempty"`
+	X       []string     `xml:"urn:spinal:1 x"`
+	Ping    *struct{}    `xml:"urn:xmpp:ping ping"`
+	Error   *stanzaError `xml:"error"`
+}
+
+type stanzaError struct {
+	Type      string `xml:"type,attr"`
+	Condition struct{ XMLName xml.Name }
+	Text      string `xml:"urn:ietf:params:xml:ns:xmpp-stanzas text,omitempty"`
+	Reason    string `xml:"urn:spinal:1 reason,omitempty"`
+}
+
+func name(local string) xml.Name { return xml.Name{Local: local} }
+
+// iq gives the stanzas that events need: the first is what was asked for, the others are sets.
+func iq(kind, to, id string, events ...event) []stanza {
+	s := []stanza{{XMLName: name("iq"), Type: kind, To: to, ID: id}}
+	for i, text := range write(events) {
+		if i > 0 {
+			s = append(s, stanza{XMLName: name("iq"), Type: "set", To: to})
+		}
+		s[i].X = []string{text}
+	}
+	return s
+}
+
+// directed is a presence for one peer.
+func directed(to string, e event) stanza {
+	return stanza{XMLName: name("presence"), To: to, X: write([]event{e})}
+}
+
+// refusal answers a stanza that could not be taken, with a reason if it is about its events.
+func refusal(to, id, kind, condition string, p problem) stanza {
+	e := &stanzaError{Type: kind, Text: p.Text, Reason: p.Reason}
+	e.Condition.XMLName = xml.Name{Space: "urn:ietf:params:xml:ns:xmpp-stanzas", Local: condition}
+	return stanza{XMLName: name("iq"), Type: "error", To: to, ID: id, Error: e}
+}

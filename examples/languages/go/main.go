@@ -13,7 +13,6 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -21,6 +20,7 @@ import (
 	"mellium.im/sasl"
 	"mellium.im/xmpp"
 	"mellium.im/xmpp/jid"
+	xmppstream "mellium.im/xmpp/stream"
 )
 
 const resource = "agent"
@@ -93,8 +93,7 @@ func stay(ctx context.Context, c credentials, a *agent) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		// The library keeps the type of this error to itself.
-		if slices.Contains([]string{"not-authorized", "account-disabled", "credentials-expired"}, err.Error()) {
+		if refused(err) {
 			return fmt.Errorf("the login of %s was refused: %w", c.address, err)
 		}
 		fmt.Fprintln(os.Stderr, "conform-agent: off line:", err)
@@ -103,6 +102,12 @@ func stay(ctx context.Context, c credentials, a *agent) error {
 		}
 		wait(ctx, pause/2+time.Duration(rand.Int64N(int64(pause/2))))
 	}
+}
+
+// refused says whether the server answered with a failure of SASL, whose type the library keeps to itself.
+func refused(err error) bool {
+	var failure interface{ TokenReader() xml.TokenReader }
+	return errors.As(err, &failure) && !errors.As(err, new(xmppstream.Error))
 }
 
 // stream logs in and serves one stream until it ends.
@@ -114,12 +119,12 @@ func stream(ctx context.Context, c credentials, a *agent) error {
 	defer s.Conn().Close()
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
-	out := make(chan stanza, 1000)
+	out := make(chan stanza, 4*slots)
 	a.online(out)
 	defer a.offline()
 	fmt.Println("online", s.LocalAddr())
 	go a.beat(ctx)
-	go func() { end(listen(s, a)) }()
+	go func() { end(listen(ctx, s, a, out)) }()
 	return speak(ctx, s, out)
 }
 
@@ -131,7 +136,7 @@ func login(ctx context.Context, c credentials) (*xmpp.Session, error) {
 		return nil, err
 	}
 	s, err := xmpp.NewClientSession(ctx, c.address, conn, bind(), xmpp.StartTLS(c.tls),
-		xmpp.SASL("", c.password, sasl.ScramSha256Plus, sasl.ScramSha1Plus, sasl.ScramSha256, sasl.ScramSha1))
+		xmpp.SASL("", c.password, sasl.ScramSha256, sasl.ScramSha1))
 	if err != nil {
 		conn.Close()
 		return nil, err
@@ -174,7 +179,7 @@ func bind() xmpp.StreamFeature {
 
 // listen hands what comes to the agent.
 // It reads tokens, because Session.Serve answers each IQ itself that is not answered when its handler returns.
-func listen(s *xmpp.Session, a *agent) error {
+func listen(ctx context.Context, s *xmpp.Session, a *agent, out chan stanza) error {
 	r := s.TokenReader()
 	defer r.Close()
 	decoder := xml.NewTokenDecoder(r)
@@ -193,6 +198,9 @@ func listen(s *xmpp.Session, a *agent) error {
 				return err
 			}
 			a.receive(received)
+			for len(out) > cap(out)/2 && ctx.Err() == nil { // answers are not lost: who asks faster than we speak has to wait
+				wait(ctx, time.Millisecond)
+			}
 		}
 	}
 }

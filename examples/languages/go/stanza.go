@@ -23,26 +23,9 @@ type stanzaError struct {
 
 func name(local string) xml.Name { return xml.Name{Local: local} }
 
-// iq gives the stanzas that events need: the first is what was asked for, the others are sets.
-func iq(kind, to, id string, events ...event) []stanza {
-	s := []stanza{{XMLName: name("iq"), Type: kind, To: to, ID: id}}
-	for i, text := range write(events) {
-		if i > 0 {
-			s = append(s, stanza{XMLName: name("iq"), Type: "set", To: to})
-		}
-		s[i].X = []string{text}
-	}
-	return s
-}
-
-// directed is a presence for one peer.
-func directed(to string, e event) stanza {
-	return stanza{XMLName: name("presence"), To: to, X: write([]event{e})}
-}
-
-// refusal answers a stanza that could not be taken, with a reason if it is about its events.
-func refusal(to, id, kind, condition string, p problem) stanza {
+// refusal answers a stanza that cannot be taken.
+func refusal(s stanza, kind, condition string, p problem) stanza {
 	e := &stanzaError{Type: kind, Text: p.Text, Reason: p.Reason}
 	e.Condition.XMLName = xml.Name{Space: "urn:ietf:params:xml:ns:xmpp-stanzas", Local: condition}
-	return stanza{XMLName: name("iq"), Type: "error", To: to, ID: id, Error: e}
+	return stanza{XMLName: name("iq"), Type: "error", To: s.From, ID: s.ID, Error: e}
 }

@@ -329,7 +329,7 @@ func (a *agent) lost(address string, p *peer) {
 	}
 }
 
-// hello answers a caller with a greeting, once, and a dispatcher with an advertisement.
+// hello answers a caller with a greeting, once, and a dispatcher with the next advertisement.
 func (a *agent) hello(from string, e event) {
 	p := a.peers[from]
 	switch {
@@ -343,7 +343,7 @@ func (a *agent) hello(from string, e event) {
 			a.told = slices.Compact(a.told)
 			a.told = a.told[:min(len(a.told), 1000)]
 		}
-		a.advertise(from)
+		a.change()
 	case p != nil && !p.greeted:
 		p.greeted = true
 		a.greet(from)

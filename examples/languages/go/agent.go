@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -66,7 +67,7 @@ type (
 	request struct {
 		from, id string
 		answers  []event
-		open     int
+		waits    bool // for its op
 	}
 )
 
@@ -95,26 +96,24 @@ func (a *agent) receive(s stanza) {
 func (a *agent) events(s stanza) {
 	events, err := read(s.X[0])
 	var p problem
-	ops := 0
-	for _, e := range events {
-		if e.string("type") == "op" {
-			ops++
-		}
-	}
+	isOp := func(e event) bool { return e.string("type") == "op" }
+	first := slices.IndexFunc(events, isOp)
 	switch {
 	case errors.As(err, &p) && p.Reason == "too-large":
 		a.post(refusal(s, "modify", "policy-violation", p))
 	case errors.As(err, &p):
 		a.post(refusal(s, "modify", "bad-request", p))
-	case ops > 1:
+	case first >= 0 && slices.ContainsFunc(events[first+1:], isOp):
 		text := "several ops in a stanza need the feature 'batch'"
 		a.post(refusal(s, "cancel", "feature-not-implemented", problem{Reason: "not-understood", Text: text}))
 	default:
-		r := &request{from: s.From, id: s.ID, open: 1}
+		r := &request{from: s.From, id: s.ID}
 		for _, e := range events {
 			a.event(r, e)
 		}
-		a.settle(r)
+		if !r.waits {
+			a.answer(r)
+		}
 	}
 }
 
@@ -135,11 +134,7 @@ func (a *agent) event(r *request, e event) {
 	}
 }
 
-// settle sends the answer when nothing of it is missing any more.
-func (a *agent) settle(r *request) {
-	if r.open--; r.open > 0 {
-		return
-	}
+func (a *agent) answer(r *request) {
 	s := stanza{XMLName: name("iq"), Type: "result", To: r.from, ID: r.id}
 	if len(r.answers) > 0 {
 		s.X = []string{write(r.answers)}
@@ -169,15 +164,27 @@ func (a *agent) op(r *request, k key, e event) {
 	case x.answer != nil:
 		r.answers = append(r.answers, x.answer)
 	case len(x.waiting) < maxWaiting:
-		r.open++
+		r.waits = true
 		x.waiting = append(x.waiting, r)
 	}
 }
 
 // admit gives the arguments of an op that may run, with their defaults.
 func (a *agent) admit(e event) (object, error) {
-	path, given := e.string("op"), e.object("args")
-	name, wrong := offers[path].Args.wrong(given)
+	path, args := e.string("op"), object{}
+	expected := offers[path].Args
+	for name, property := range expected.Properties {
+		if property.Default != nil {
+			args[name] = property.Default
+		}
+	}
+	maps.Copy(args, e.object("args"))
+	name, how := expected.wrong(args)
+	for given := range args {
+		if _, ok := expected.Properties[given]; !ok {
+			name, how = given, "is unknown"
+		}
+	}
 	must := slices.IndexFunc(e.list("must"), func(m any) bool { return !slices.Contains(understood, m.(string)) })
 	switch {
 	case e.integer("left", 0) == 0:
@@ -190,18 +197,12 @@ func (a *agent) admit(e event) (object, error) {
 		return nil, problem{Reason: "draining"}
 	case operations[path] == nil:
 		return nil, problem{Reason: "unknown-op"}
-	case len(write(given)) > maxInline:
+	case len(write(args)) > maxInline:
 		return nil, problem{Reason: "too-large"}
-	case wrong != "":
-		return nil, problem{"bad-arguments", "'" + name + "' " + wrong, name}
+	case how != "":
+		return nil, problem{"bad-arguments", "'" + name + "' " + how, name}
 	case a.running >= slots || len(a.exchanges) >= maxKnown:
 		return nil, problem{Reason: "busy"}
-	}
-	args := object{}
-	for name, property := range offers[path].Args.Properties {
-		if args[name] = property.Default; given[name] != nil {
-			args[name] = given[name]
-		}
 	}
 	return args, nil
 }
@@ -229,7 +230,7 @@ func (a *agent) run(ctx context.Context, x *exchange, do operation, args object,
 	}
 	for _, r := range x.waiting {
 		r.answers = append(r.answers, x.answer)
-		a.settle(r)
+		a.answer(r)
 	}
 	x.waiting = nil
 	x.stop(nil)

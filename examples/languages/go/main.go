@@ -23,7 +23,10 @@ import (
 	xmppstream "mellium.im/xmpp/stream"
 )
 
-const resource = "agent"
+const (
+	resource = "agent"
+	patience = 10 * time.Second // for the server, when it is dialled and written to
+)
 
 func main() {
 	if err := run(); err != nil {
@@ -58,31 +61,31 @@ type credentials struct {
 }
 
 func credentialsOf(env func(string) string) (c credentials, err error) {
-	for _, name := range []string{"SPINAL_ADDRESS", "SPINAL_PASSWORD_FILE", "SPINAL_CA", "SPINAL_SERVER"} {
-		if env(name) == "" {
-			return c, fmt.Errorf("%s is missing", name)
+	variable := func(name string) string {
+		if env(name) == "" && err == nil {
+			err = fmt.Errorf("%s is missing", name)
 		}
+		return env(name)
 	}
-	if c.address, err = jid.Parse(env("SPINAL_ADDRESS")); err != nil {
-		return c, fmt.Errorf("SPINAL_ADDRESS: %w", err)
+	file := func(name string) string {
+		text, failed := os.ReadFile(variable(name))
+		if failed != nil && err == nil {
+			err = fmt.Errorf("%s: %w", name, failed)
+		}
+		return strings.TrimSpace(string(text))
 	}
-	password, err := os.ReadFile(env("SPINAL_PASSWORD_FILE"))
-	if err != nil {
-		return c, fmt.Errorf("SPINAL_PASSWORD_FILE: %w", err)
-	}
-	authority, err := os.ReadFile(env("SPINAL_CA"))
-	if err != nil {
-		return c, fmt.Errorf("SPINAL_CA: %w", err)
-	}
-	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(authority) {
-		return c, errors.New("SPINAL_CA: no certificate in it")
-	}
-	c.tls = &tls.Config{RootCAs: roots, ServerName: c.address.Domainpart(), MinVersion: tls.VersionTLS12}
-	c.password = strings.TrimSpace(string(password))
-	c.server = env("SPINAL_SERVER")
+	address, roots := variable("SPINAL_ADDRESS"), x509.NewCertPool()
+	c.password, c.server = file("SPINAL_PASSWORD_FILE"), variable("SPINAL_SERVER")
 	c.dispatchers = strings.Fields(env("SPINAL_DISPATCHER"))
-	return c, nil
+	if !roots.AppendCertsFromPEM([]byte(file("SPINAL_CA"))) && err == nil {
+		err = errors.New("SPINAL_CA: there is no certificate in it")
+	}
+	if err != nil {
+		return c, err
+	}
+	c.address, err = jid.Parse(address)
+	c.tls = &tls.Config{RootCAs: roots, ServerName: c.address.Domainpart(), MinVersion: tls.VersionTLS12}
+	return c, err
 }
 
 // stay keeps the agent on line until the context ends, or the login is refused.
@@ -129,11 +132,12 @@ func stream(ctx context.Context, c credentials, a *agent) error {
 }
 
 func login(ctx context.Context, c credentials) (*xmpp.Session, error) {
-	ctx, done := context.WithTimeout(ctx, 20*time.Second)
-	defer done()
-	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", c.server)
+	conn, err := (&net.Dialer{Timeout: patience}).DialContext(ctx, "tcp", c.server)
 	if err != nil {
 		return nil, err
+	}
+	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+		return nil, errors.Join(err, conn.Close())
 	}
 	s, err := xmpp.NewClientSession(ctx, c.address, conn, bind(), xmpp.StartTLS(c.tls),
 		xmpp.SASL("", c.password, sasl.ScramSha256, sasl.ScramSha1))
@@ -141,7 +145,7 @@ func login(ctx context.Context, c credentials) (*xmpp.Session, error) {
 		conn.Close()
 		return nil, err
 	}
-	return s, nil
+	return s, conn.SetDeadline(time.Time{})
 }
 
 // bind asks for our resource: the BindResource of mellium.im/xmpp 0.22 sends an empty one, and the server picks.
@@ -231,10 +235,12 @@ func speak(ctx context.Context, s *xmpp.Session, out <-chan stanza) error {
 	}
 }
 
+// say has a deadline of its own: a context that ends after Encode may still break the next write (mellium.im/xmpp 0.22).
 func say(s *xmpp.Session, next stanza) error {
-	ctx, done := context.WithTimeout(context.Background(), 10*time.Second)
-	defer done()
-	return s.Encode(ctx, next)
+	if err := s.Conn().SetWriteDeadline(time.Now().Add(patience)); err != nil {
+		return err
+	}
+	return s.Encode(context.Background(), next)
 }
 
 func wait(ctx context.Context, d time.Duration) {

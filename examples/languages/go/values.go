@@ -70,10 +70,8 @@ func read(text string) ([]event, error) {
 				delete(e, name)
 			}
 		}
-		if rule, ok := rules[kind]; ok {
-			if name, wrong := rule.wrong(object(e)); wrong != "" {
-				return nil, problem{Reason: "malformed", Text: fmt.Sprintf("%q of %q %s", name, kind, wrong)}
-			}
+		if name, how := rules[kind].wrong(object(e)); how != "" {
+			return nil, problem{Reason: "malformed", Text: fmt.Sprintf("'%s' of '%s' %s", name, kind, how)}
 		}
 	}
 	return events, nil
@@ -132,67 +130,49 @@ func sound(value any, level int, room *int) bool {
 
 // A schema holds the keywords of JSON Schema that events.json and operations.json use.
 type schema struct {
-	Type                 string
-	Properties           map[string]schema
-	AdditionalProperties *bool
-	Required             []string
-	Items                *schema
-	MaxItems             int
-	Minimum, Maximum     *float64
-	MaxLength            int
-	Pattern              string
-	Default              any
+	Type             string
+	Properties       map[string]schema
+	Required         []string
+	Items            *schema
+	MaxItems         int
+	Minimum, Maximum float64
+	MaxLength        int
+	Pattern          *regexp.Regexp
+	Default          any
 }
 
-// wrong says what is wrong with a value, and with which of its members; nothing if it fits.
-func (s schema) wrong(value any) (name, wrong string) {
-	ok := true
-	switch s.Type {
-	case "object":
-		var members object
-		if members, ok = value.(object); ok {
-			return s.wrongMember(members)
-		}
-	case "array":
-		var items []any
-		items, ok = value.([]any)
-		ok = ok && len(items) <= s.MaxItems && !slices.ContainsFunc(items, func(item any) bool {
-			_, wrong := s.Items.wrong(item)
-			return wrong != ""
-		})
-	case "string":
-		var text string
-		text, ok = value.(string)
-		ok = ok && (s.MaxLength == 0 || utf8.RuneCountInString(text) <= s.MaxLength) && regexp.MustCompile(s.Pattern).MatchString(text)
-	case "integer", "number":
-		var n json.Number
-		n, ok = value.(json.Number)
-		f := number(n)
-		ok = ok && (s.Minimum == nil || f >= *s.Minimum) && (s.Maximum == nil || f <= *s.Maximum) &&
-			(s.Type == "number" || !strings.ContainsAny(n.String(), ".eE"))
-	}
-	if !ok {
-		return "", "does not fit its description"
-	}
-	return "", ""
-}
-
-func (s schema) wrongMember(members object) (name, wrong string) {
+// wrong says which member is missing or does not fit, and how; nothing if all is well.
+func (s schema) wrong(members object) (name, how string) {
 	for _, name := range s.Required {
 		if _, ok := members[name]; !ok {
-			return name, "is required"
+			return name, "is missing"
 		}
 	}
 	for name, member := range members {
-		property, ok := s.Properties[name]
-		if !ok && s.AdditionalProperties != nil {
-			return name, "is unknown"
-		}
-		if _, wrong := property.wrong(member); wrong != "" {
-			return name, wrong
+		if property, ok := s.Properties[name]; ok && !property.fits(member) {
+			return name, "does not fit"
 		}
 	}
 	return "", ""
+}
+
+func (s schema) fits(value any) bool {
+	if s.Type == "" {
+		return true
+	}
+	switch v := value.(type) {
+	case string:
+		return s.Type == "string" && (s.Pattern != nil && s.Pattern.MatchString(v) || s.Pattern == nil && utf8.RuneCountInString(v) <= s.MaxLength)
+	case json.Number:
+		whole := !strings.ContainsAny(v.String(), ".eE")
+		return (s.Type == "number" || s.Type == "integer" && whole) && number(v) >= s.Minimum && number(v) <= s.Maximum
+	case []any:
+		unfit := func(item any) bool { return !s.Items.fits(item) }
+		return s.Type == "array" && len(v) <= s.MaxItems && !slices.ContainsFunc(v, unfit)
+	case object:
+		return s.Type == "object"
+	}
+	return false
 }
 
 func (e event) string(name string) string {

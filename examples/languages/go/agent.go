@@ -128,16 +128,20 @@ func (a *agent) event(r *request, e event) {
 	case kind == "cancel" && allowed:
 		r.answers = append(r.answers, k.about("cancelled", event{"state": a.cancel(k, e)}))
 	case kind == "describe" && allowed && e.string("hash") == hash:
-		r.answers = []event{{"type": "description", "hash": hash, "text": description}}
+		r.answers = append(r.answers, event{"type": "description", "hash": hash, "text": description})
 	case kind == "hello":
 		a.hello(r.from, e)
 	}
 }
 
+// answer sends the result of a stanza; if it asks for more than fits, the answer to its op, which is the last, does.
 func (a *agent) answer(r *request) {
 	s := stanza{XMLName: name("iq"), Type: "result", To: r.from, ID: r.id}
-	if len(r.answers) > 0 {
-		s.X = []string{write(r.answers)}
+	for ; len(r.answers) > 0; r.answers = r.answers[(len(r.answers)+1)/2:] {
+		if text := write(r.answers); len(text) <= maxText {
+			s.X = []string{text}
+			break
+		}
 	}
 	a.post(s)
 }
@@ -225,6 +229,8 @@ func (a *agent) run(ctx context.Context, x *exchange, do operation, args object,
 		x.answer = x.about("error", event{"problem": p})
 	case errors.As(err, &p):
 		x.answer = x.about("final", event{"ran": ran, "problem": p})
+	case value == nil:
+		x.answer = x.about("final", event{"ran": ran})
 	default:
 		x.answer = x.about("final", event{"ran": ran, "value": value})
 	}
@@ -356,11 +362,14 @@ func (a *agent) greet(to string) {
 }
 
 func (a *agent) advertise(to string) {
-	state := map[bool]string{false: "available", true: "draining"}[a.draining]
-	a.direct(to, event{
-		"type": "advertisement", "hash": hash, "epoch": epoch, "state": state,
-		"slots": slots, "busy": a.running, "load": float64(a.running) / slots, "features": features,
-	})
+	e := event{
+		"type": "advertisement", "hash": hash, "epoch": epoch, "features": features,
+		"slots": slots, "busy": a.running, "load": float64(a.running) / slots,
+	}
+	if a.draining {
+		e["state"] = "draining"
+	}
+	a.direct(to, e)
 }
 
 func (a *agent) direct(to string, e event) {

@@ -103,7 +103,7 @@ func stay(ctx context.Context, c credentials, a *agent) error {
 		if time.Since(began) > time.Minute {
 			pause = time.Second
 		}
-		wait(ctx, pause/2+time.Duration(rand.Int64N(int64(pause/2))))
+		wait(ctx, pause/2+rand.N(pause/2))
 	}
 }
 

@@ -1,8 +1,9 @@
-module conform-agent
+module agent
 
 go 1.25
 
 require (
+	github.com/santhosh-tekuri/jsonschema/v6 v6.0.3
 	mellium.im/sasl v0.3.2
 	mellium.im/xmpp v0.22.0
 )

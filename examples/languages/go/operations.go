@@ -2,89 +2,73 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
-	"fmt"
+	_ "embed"
+	"encoding/json"
+	"errors"
 	"strings"
 	"sync"
 	"time"
-
-	_ "embed"
 )
 
-// An operation does what was asked, with arguments that fit, and may tell how far it is.
-// It returns early, with the cause, when its context ends.
-type operation func(ctx context.Context, args object, tell func(event)) (any, error)
+// The description is told as it is, and arguments are checked against it.
+//
+//go:embed operations.json
+var description string
 
-// An offer is what the description says of an operation, as far as it is needed here.
-type offer struct {
-	Args    schema
-	Timeout float64
+// To make the agent yours, change this table, the arguments, and operations.json.
+var operations = map[string]operation{
+	"/conform/echo":   func(_ context.Context, args arguments) (any, error) { return args.Value, nil },
+	"/conform/fail":   func(_ context.Context, args arguments) (any, error) { return nil, errors.New(args.Text) },
+	"/conform/refuse": func(_ context.Context, args arguments) (any, error) { return nil, refused(args.Text) },
+	"/conform/repeat": func(_ context.Context, args arguments) (any, error) {
+		return strings.Repeat(args.Text, args.Times), nil
+	},
+	"/conform/work": work,
+}
+
+// An operation returns early when its context ends.
+type operation func(context.Context, arguments) (any, error)
+
+// refused is the error of an operation that did nothing.
+type refused string
+
+func (r refused) Error() string { return string(r) }
+
+// arguments of all operations.
+type arguments struct {
+	Value      json.RawMessage
+	Text, Name string
+	Times      int
+	Seconds    float64
+}
+
+var defaults = arguments{Times: 1}
+
+func work(ctx context.Context, args arguments) (any, error) {
+	times := begin(args.Name)
+	select {
+	case <-time.After(time.Duration(args.Seconds * float64(time.Second))):
+		return times, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }
 
 var (
-	// The text that is hashed and told; arguments are checked against it.
-	//
-	//go:embed operations.json
-	description string
-	offers      = parse[map[string]map[string]offer](description)["ops"]
-	digest      = sha256.Sum256([]byte(description))
-	hash        = hex.EncodeToString(digest[:])
-	operations  = map[string]operation{
-		"/conform/echo":   func(_ context.Context, args object, _ func(event)) (any, error) { return args["value"], nil },
-		"/conform/fail":   ending("failed"),
-		"/conform/refuse": ending("refused"),
-		"/conform/repeat": repeat,
-		"/conform/report": report,
-		"/conform/work":   (&worker{begun: map[string]int{}}).work,
-	}
+	mu    sync.Mutex
+	begun = map[string]int{} // how often work was begun under each of the last 10000 names
+	names []string
 )
 
-func ending(reason string) operation {
-	return func(_ context.Context, args object, _ func(event)) (any, error) {
-		return nil, problem{Reason: reason, Text: args["text"].(string)}
+func begin(name string) int {
+	mu.Lock()
+	defer mu.Unlock()
+	if begun[name]++; begun[name] == 1 {
+		names = append(names, name)
 	}
-}
-
-func repeat(_ context.Context, args object, _ func(event)) (any, error) {
-	return strings.Repeat(args["text"].(string), int(number(args["times"]))), nil
-}
-
-func report(_ context.Context, args object, tell func(event)) (any, error) {
-	steps := int(number(args["steps"]))
-	for i := 1; i <= steps; i++ {
-		tell(event{"type": "progress", "done": i, "total": steps})
-		tell(event{"type": "log", "text": fmt.Sprintf("step %d", i)})
+	if len(names) > 10000 {
+		delete(begun, names[0])
+		names = names[1:]
 	}
-	return steps, nil
-}
-
-// A worker counts how often work was begun under each of the last 10000 names.
-type worker struct {
-	mu    sync.Mutex
-	begun map[string]int
-	names []string
-}
-
-func (w *worker) work(ctx context.Context, args object, _ func(event)) (any, error) {
-	n := w.begin(args["name"].(string))
-	select {
-	case <-time.After(time.Duration(number(args["seconds"]) * float64(time.Second))):
-		return n, nil
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	}
-}
-
-func (w *worker) begin(name string) int {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.begun[name]++; w.begun[name] == 1 {
-		w.names = append(w.names, name)
-	}
-	if len(w.names) > 10000 {
-		delete(w.begun, w.names[0])
-		w.names = w.names[1:]
-	}
-	return w.begun[name]
+	return begun[name]
 }

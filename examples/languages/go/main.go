@@ -3,7 +3,6 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/xml"
@@ -20,7 +19,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/santhosh-tekuri/jsonschema/v6"
 	"mellium.im/sasl"
 	"mellium.im/xmpp"
 	"mellium.im/xmpp/jid"
@@ -29,26 +27,27 @@ import (
 
 const patience = 10 * time.Second // for the server, when it is dialled and written to
 
-var hash = fmt.Sprintf("%x", sha256.Sum256([]byte(description)))
-
 func main() {
 	log.SetFlags(0)
 	address := must(jid.Parse(variable("SPINAL_ADDRESS")))
 	password := strings.TrimSpace(string(must(os.ReadFile(variable("SPINAL_PASSWORD_FILE")))))
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(must(os.ReadFile(variable("SPINAL_CA"))))
+	server := strings.Fields(variable("SPINAL_SERVER"))[0]
 	a := &agent{
 		domain: address.Domainpart(), dispatchers: strings.Fields(os.Getenv("SPINAL_DISPATCHER")),
-		schemas: schemas(), known: map[exchange]*call{},
+		known: map[exchange]call{}, pause: time.Second,
 	}
 	go a.advertise()
-	go a.stay(address, strings.Fields(variable("SPINAL_SERVER"))[0],
-		xmpp.StartTLS(&tls.Config{RootCAs: roots, ServerName: address.Domainpart()}),
+	go a.stay(address, server, xmpp.StartTLS(&tls.Config{RootCAs: roots, ServerName: address.Domainpart()}),
 		xmpp.SASL("", password, sasl.ScramSha256, sasl.ScramSha1), bind("agent"))
 	asked := make(chan os.Signal, 1)
 	signal.Notify(asked, syscall.SIGTERM, os.Interrupt)
 	<-asked
-	a.drain()
+	a.draining.Store(true)
+	for time.Sleep(patience / 100); a.open.Load() > 0; time.Sleep(patience / 100) {
+	}
+	a.send("<presence type='unavailable'/></stream:stream>")
 }
 
 func must[T any](value T, err error) T {
@@ -66,37 +65,23 @@ func variable(name string) string {
 	return value
 }
 
-func schemas() map[string]*jsonschema.Schema {
-	found := map[string]*jsonschema.Schema{}
-	compiler := jsonschema.NewCompiler()
-	must(0, compiler.AddResource("/", must(jsonschema.UnmarshalJSON(strings.NewReader(description)))))
-	for path := range operations {
-		found[path] = must(compiler.Compile("/#/ops/" + strings.ReplaceAll(path, "/", "~1") + "/args"))
-	}
-	return found
-}
-
 // stay keeps the agent on line, unless the login is refused.
 func (a *agent) stay(address jid.JID, server string, features ...xmpp.StreamFeature) {
-	for pause := time.Second; ; pause = min(2*pause, time.Minute) {
-		began := time.Now()
-		err := a.stream(address, server, features...)
+	for ; ; a.pause = min(2*a.pause, time.Minute) {
+		err := a.listen(address, server, features...)
 		// The library keeps its type of SASL failures to itself.
 		var failure interface{ TokenReader() xml.TokenReader }
 		if errors.As(err, &failure) && !errors.As(err, new(stream.Error)) {
 			log.Fatalf("the login of %s was refused: %v", address, err)
 		}
 		log.Print("off line: ", err)
-		if time.Since(began) > time.Minute {
-			pause = time.Second
-		}
-		time.Sleep(pause/2 + rand.N(pause/2))
+		time.Sleep(a.pause/2 + rand.N(a.pause/2))
 	}
 }
 
-// stream logs in, and takes what comes until the stream ends.
+// listen logs in, and takes what comes until the stream ends.
 // It reads stanzas itself, because Session.Serve answers each IQ that is not answered when its handler returns.
-func (a *agent) stream(address jid.JID, server string, features ...xmpp.StreamFeature) error {
+func (a *agent) listen(address jid.JID, server string, features ...xmpp.StreamFeature) error {
 	conn, err := net.DialTimeout("tcp", server, patience)
 	if err != nil {
 		return err
@@ -108,10 +93,11 @@ func (a *agent) stream(address jid.JID, server string, features ...xmpp.StreamFe
 		return err
 	}
 	conn.SetDeadline(time.Time{})
-	a.locked(func() {
-		a.conn, a.greeted, a.told = s.Conn(), map[string]bool{}, ""
-		a.send("<presence/>")
-	})
+	a.mu.Lock()
+	a.conn, a.pause, a.greeted = s.Conn(), time.Second, map[string]bool{}
+	a.mu.Unlock()
+	a.send("<presence/>")
+	a.news.Store(true)
 	r := s.TokenReader()
 	defer r.Close()
 	for decoder := xml.NewTokenDecoder(r); ; {
@@ -149,9 +135,13 @@ type stanza struct {
 	X       []string `xml:"urn:spinal:1 x"`
 }
 
-// answer sends the result of a stanza, with events or without.
+// answer sends the result of a stanza, with an event or without.
 func (a *agent) answer(s stanza, events ...object) {
-	a.send("<iq type='result' to='%s' id='%s'>%s</iq>", html.EscapeString(s.From), html.EscapeString(s.ID), x(events))
+	x := ""
+	if len(events) > 0 {
+		x = "<x xmlns='urn:spinal:1'>" + write(events) + "</x>"
+	}
+	a.send("<iq type='result' to='%s' id='%s'>%s</iq>", html.EscapeString(s.From), html.EscapeString(s.ID), x)
 }
 
 // refuse answers a stanza of which nothing is taken.
@@ -162,18 +152,13 @@ func (a *agent) refuse(s stanza, kind, condition, reason string) {
 }
 
 func (a *agent) direct(to string, event object) {
-	a.send("<presence to='%s'>%s</presence>", html.EscapeString(to), x([]object{event}))
-}
-
-func x(events []object) string {
-	if len(events) == 0 {
-		return ""
-	}
-	return "<x xmlns='urn:spinal:1'>" + write(events) + "</x>"
+	a.send("<presence to='%s'><x xmlns='urn:spinal:1'>[%s]</x></presence>", html.EscapeString(to), write(event))
 }
 
 // send writes to the stream; without one it is lost, and callers ask again.
 func (a *agent) send(format string, values ...any) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	if a.conn == nil {
 		return
 	}

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/santhosh-tekuri/jsonschema/v6"
 )
 
 // The description is told as it is, and arguments are checked against it.
@@ -42,7 +44,25 @@ type arguments struct {
 	Seconds    float64
 }
 
-var defaults = arguments{Times: 1}
+// schemas of the arguments.
+var schemas = func() map[string]*jsonschema.Schema {
+	found := map[string]*jsonschema.Schema{}
+	compiler := jsonschema.NewCompiler()
+	must(0, compiler.AddResource("/", must(jsonschema.UnmarshalJSON(strings.NewReader(description)))))
+	for path := range operations {
+		found[path] = must(compiler.Compile("/#/ops/" + strings.ReplaceAll(path, "/", "~1") + "/args"))
+	}
+	return found
+}()
+
+// check gives the arguments of an operation, if they fit.
+func check(path string, given map[string]json.RawMessage) (args arguments, fit bool) {
+	args = arguments{Times: 1}
+	text := []byte(write(given))
+	var value map[string]any
+	fit = json.Unmarshal(text, &value) == nil && schemas[path].Validate(value) == nil && json.Unmarshal(text, &args) == nil
+	return args, fit
+}
 
 func work(ctx context.Context, args arguments) (any, error) {
 	times := begin(args.Name)

@@ -2,6 +2,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -105,6 +106,7 @@ func (a *agent) listen(address jid.JID, server string, features ...xmpp.StreamFe
 		if err := decoder.Decode(&received); err != nil {
 			return err
 		}
+		received.From = cmp.Or(received.From, address.Bare().String()) // RFC 6120, 8.1.2.1
 		a.receive(received)
 	}
 }

@@ -95,7 +95,7 @@ try {
     {
       address: variable("SPINAL_ADDRESS"),
       resource: "agent",
-      password: readFileSync(variable("SPINAL_PASSWORD_FILE"), "utf8").trimEnd(),
+      password: readFileSync(variable("SPINAL_PASSWORD_FILE"), "utf8").split("\n", 1)[0].trim(),
       ca: readFileSync(variable("SPINAL_CA")),
       server: variable("SPINAL_SERVER"),
       dispatchers: (process.env.SPINAL_DISPATCHER ?? "").split(" ").filter(Boolean),

@@ -84,6 +84,7 @@ export class Agent {
     for (const address of new Set([...this.#live].map((call) => call.addresses[0]))) this.#greet(address);
     console.log(`online ${client.jid}`);
     await gone;
+    if (!this.#draining) console.error("offline: the connection was lost");
   }
 
   /** Takes no new work, ends what runs, waits until the finals are acknowledged, and says goodbye. */

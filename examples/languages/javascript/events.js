@@ -1,6 +1,9 @@
 // The text of <x>: which events may come, and how they are written (sections 2, 4, 5 and 11 of the protocol).
 
-const LIMITS = { bytes: 1_048_576, events: 1000, depth: 32, members: 20_000 };
+/** Bytes of JSON text that are read in one stanza. */
+export const READS = 262_144;
+
+const LIMITS = { events: 1000, depth: 32, members: 20_000 };
 const YEAR = 31_622_400_000;
 const NUMBER_OR_STRING = /"[^"\\]*(?:\\.[^"\\]*)*"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?/g;
 
@@ -72,7 +75,7 @@ const EVENTS = {
 
 /** Reads the text of one <x>: a list of known events, with their defaults. Throws a Problem if anything is wrong. */
 export function readEvents(json) {
-  if (Buffer.byteLength(json) > LIMITS.bytes) throw new Problem("too-large", "the text is too large");
+  if (Buffer.byteLength(json) > READS) throw new Problem("too-large", "the text is too large");
   const [events, strict] = parse(json);
   if (!Array.isArray(events)) throw malformed("the text is not a list of events");
   if (events.length > LIMITS.events) throw new Problem("too-large", "there are too many events");
@@ -89,7 +92,8 @@ function parse(json) {
     return token;
   });
   try {
-    return [JSON.parse(json), JSON.parse(strict)];
+    const events = JSON.parse(json);
+    return [events, strict === json ? events : JSON.parse(strict)];
   } catch {
     throw malformed("the text is not JSON");
   }

@@ -7,7 +7,7 @@ import { performance } from "node:perf_hooks";
 import { setTimeout as sleep } from "node:timers/promises";
 import { login, LoginRefused } from "./bus.js";
 import { Call } from "./calls.js";
-import { Problem, readArguments, readEvents, writeJSON } from "./events.js";
+import { Problem, READS, readArguments, readEvents, writeJSON } from "./events.js";
 
 const NS = "urn:spinal:1";
 const NS_STANZAS = "urn:ietf:params:xml:ns:xmpp-stanzas";
@@ -42,7 +42,8 @@ export class Agent {
   #calls = new Map(); // all that are remembered, by owner, id and attempt
   #live = new Set(); // those that run, or whose final is kept
   #peers = new Map(); // by full address: whether it is here, since when, and whether it was greeted in this stream
-  #dispatchers; // that are believed: those of the credentials, and those that these have named
+  #dispatchers; // that are believed
+  #named = []; // dispatchers that one of them has named last
   #heard = 0; // when something came from the server
   #told = { at: 0, text: "" }; // what the dispatchers know
 
@@ -81,7 +82,9 @@ export class Agent {
     this.#send(xml("presence"));
     this.#advertise(...this.#dispatchers);
     for (const peer of this.#peers.values()) peer.greeted = false;
-    for (const address of new Set([...this.#live].map((call) => call.addresses[0]))) this.#greet(address);
+    for (const address of new Set([...this.#live].map((call) => call.addresses[0]))) {
+      if (!this.#dispatchers.has(address)) this.#greet(address);
+    }
     console.log(`online ${client.jid}`);
     await gone;
     if (!this.#draining) console.error("offline: the connection was lost");
@@ -211,25 +214,27 @@ export class Agent {
     if (!this.#allows(from)) return;
     const { here = false, greeted = false } = this.#peers.get(from) ?? {};
     this.#peers.delete(from); // so that the first one is who was silent longest
-    this.#peers.set(from, { here: true, greeted: true, stanza });
+    this.#peers.set(from, { here: true, greeted, stanza });
     if (this.#peers.size > MOST.peers) this.#peers.delete(this.#peers.keys().next().value);
     if (this.#dispatchers.has(from)) {
-      if (dispatchers.length > 0) this.#believe(dispatchers);
+      if (dispatchers.length > 0) this.#named = dispatchers;
+      this.#believe();
       this.#advertise(from);
     } else if (!greeted) this.#greet(from);
     if (here) return;
     for (const call of this.#live) if (call.kept && call.addresses.includes(from)) this.#repeat(call, 1);
   }
 
-  /** The list of dispatchers is refreshed; who is no longer on it stays while it is there. */
-  #believe(named) {
-    const here = [...this.#dispatchers].filter((address) => this.#peers.get(address)?.here);
-    this.#dispatchers = new Set([...this.#settings.dispatchers, ...named, ...here].slice(0, MOST.dispatchers));
-  }
-
   #left(from) {
     const peer = this.#peers.get(from);
     if (peer?.here) Object.assign(peer, { here: false, greeted: false, since: performance.now() });
+    this.#believe();
+  }
+
+  /** Whom the credentials do not name, nor the last list of a dispatcher, is believed for as long as it is here. */
+  #believe() {
+    const here = [...this.#dispatchers].filter((address) => this.#peers.get(address)?.here);
+    this.#dispatchers = new Set([...this.#settings.dispatchers, ...this.#named, ...here].slice(0, MOST.dispatchers));
   }
 
   // What goes
@@ -256,13 +261,14 @@ export class Agent {
     this.#send(xml("message", { type: "headline", to }, x(...events)));
   }
 
-  /** Waits until all are answered; a batch not for long after the first one. */
+  /** Waits until all are answered, but in a batch not for long after the first one. */
   async #window(calls) {
     const running = calls.filter((call) => call.running);
+    if (running.length === 0) return;
     const ends = running.map((call) => once(call, "ended"));
     const first = running.length < calls.length ? Promise.resolve() : Promise.race(ends);
-    const enough = calls.length > 1 ? first.then(() => sleep(BATCH)) : sleep(WINDOW);
-    if (running.length > 0) await Promise.race([Promise.all(ends), enough, sleep(WINDOW)]);
+    const enough = calls.length > 1 ? first.then(() => sleep(BATCH)) : ends[0];
+    await Promise.race([Promise.all(ends), enough, sleep(WINDOW)]);
   }
 
   /** Adds to the events what is to say about the calls; finals that do not fit go in stanzas of their own. */
@@ -278,7 +284,9 @@ export class Agent {
   }
 
   #greet(to) {
-    const hello = { type: "hello", role: "agent", features: FEATURES, epoch: this.#epoch };
+    const peer = this.#peers.get(to);
+    if (peer) peer.greeted = true;
+    const hello = { type: "hello", role: "agent", features: FEATURES, stanza: READS, epoch: this.#epoch };
     this.#send(xml("presence", { to }, x(hello)));
   }
 
@@ -295,6 +303,7 @@ export class Agent {
       holds: holds.slice(0, MOST.holds).map(({ id, attempt }) => [id, attempt]),
       more: holds.length > MOST.holds || undefined,
       features: FEATURES,
+      stanza: READS,
     };
     for (const to of dispatchers) this.#send(xml("presence", { to }, x(advertisement)));
   }

@@ -39,17 +39,12 @@ export function login({ address, resource, password, server, ca }) {
   return new Promise((resolve, reject) => {
     const fail = (error) => {
       clearTimeout(timer);
-      client.drop?.();
+      client.drop();
       reject(error);
     };
     const timer = setTimeout(() => fail(new Error("the login took too long")), LOGIN_TIMEOUT);
     client.on("error", fail);
     client.once("disconnect", () => fail(new Error("the server closed the connection")));
-    client.once("connect", () => {
-      const socket = client.socket.setNoDelay(true); // or Nagle's algorithm holds answers back for 40 ms
-      client.drop = () => socket.destroy();
-      Object.defineProperty(client, "backlog", { get: () => client.socket?.socket?.writableLength ?? 0 });
-    });
     client.once("online", () => {
       clearTimeout(timer);
       // The login was the middleware's last work; it throws at addresses that its parser does not like.
@@ -57,19 +52,21 @@ export function login({ address, resource, password, server, ca }) {
       client.once("close", client.drop);
       resolve(client);
     });
-    client
-      .connect(client.options.service)
-      .then(() => client.open({ domain }))
-      .catch(fail);
+    const connected = client.connect(client.options.service);
+    const socket = client.socket.setNoDelay(true); // or Nagle's algorithm holds answers back for 40 ms
+    client.drop = () => socket.destroy();
+    Object.defineProperty(client, "backlog", { get: () => client.socket?.socket?.writableLength ?? 0 });
+    connected.then(() => client.open({ domain })).catch(fail);
   });
 }
 
+/** The client listens for errors as well, but only until it has heard of the first one; a later one would end the process. */
 async function startTLS(client, domain, ca) {
   const answer = await client.sendReceive(xml("starttls", { xmlns: NS_TLS }));
   if (!answer.is("proceed", NS_TLS)) throw new Error("the server refused TLS");
   const secure = new TLSSocket();
-  secure.on("error", () => {}); // the client listens too, but not to the last words of a dropped socket
   secure.connect({ socket: client.socket, host: domain, servername: domain, ca });
+  for (const socket of [client.socket, secure, secure.socket]) socket.on("error", () => {});
   secure.socket.setEncoding("utf8"); // the library decodes chunk by chunk, and would break characters
   client._attachSocket(secure);
   await once(secure, "connect");

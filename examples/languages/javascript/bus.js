@@ -24,7 +24,7 @@ export class LoginRefused extends Error {}
  * The client that it gives emits "stanza" for each stanza, and "disconnect" once, at its end.
  * `client.drop()` cuts the connection without a word; `client.backlog` is how many bytes wait to be written.
  */
-export function login({ address, resource, password, server, ca }) {
+export async function login({ address, resource, password, server, ca }) {
   const [username, domain] = address.split("@");
   const client = new Client({ service: `xmpp://${server}`, domain, timeout: LOGIN_TIMEOUT });
   const middleware = createMiddleware({ entity: client });
@@ -35,6 +35,11 @@ export function login({ address, resource, password, server, ca }) {
     authenticate(client, offer, username, password),
   );
   resourceBinding({ streamFeatures, iqCaller: iqCaller({ middleware, entity: client }) }, resource);
+
+  const connected = client.connect(client.options.service);
+  const socket = client.socket.setNoDelay(true); // or Nagle's algorithm holds answers back for 40 ms
+  client.drop = () => socket.destroy();
+  Object.defineProperty(client, "backlog", { get: () => client.socket?.socket?.writableLength ?? 0 });
 
   return new Promise((resolve, reject) => {
     const fail = (error) => {
@@ -52,10 +57,6 @@ export function login({ address, resource, password, server, ca }) {
       client.once("close", client.drop);
       resolve(client);
     });
-    const connected = client.connect(client.options.service);
-    const socket = client.socket.setNoDelay(true); // or Nagle's algorithm holds answers back for 40 ms
-    client.drop = () => socket.destroy();
-    Object.defineProperty(client, "backlog", { get: () => client.socket?.socket?.writableLength ?? 0 });
     connected.then(() => client.open({ domain })).catch(fail);
   });
 }

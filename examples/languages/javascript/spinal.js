@@ -45,7 +45,7 @@ export class Agent {
   #dispatchers; // that are believed
   #named = []; // dispatchers that one of them has named last
   #heard = 0; // when something came from the server
-  #told = { at: 0, text: "" }; // what the dispatchers know
+  #told = { at: -Infinity, text: "" }; // what the dispatchers know, and since when
 
   constructor(settings, operations) {
     this.#settings = settings;
@@ -80,7 +80,8 @@ export class Agent {
     client.on("stanza", (stanza) => this.#take(stanza));
     this.#heard = performance.now();
     this.#send(xml("presence"));
-    this.#advertise(...this.#dispatchers);
+    this.#told.at = -Infinity;
+    this.#tick();
     for (const peer of this.#peers.values()) peer.greeted = false;
     for (const address of new Set([...this.#live].map((call) => call.addresses[0]))) {
       if (!this.#dispatchers.has(address)) this.#greet(address);

@@ -59,14 +59,15 @@ export class Call extends EventEmitter {
     this.answer = this.event("error", { problem });
   }
 
-  /** Runs the operation to its end, which is never later than the deadline. */
+  /** Runs the operation, and ends the call at its deadline even if the operation does not heed the signal. */
   async run({ run, timeout }, args, left) {
     const began = performance.now();
     const late = () => this.stop(new Problem("deadline", "the deadline passed"));
     const timer = setTimeout(late, Math.min(left, timeout * 1000));
+    const stopped = new Promise((_resolve, reject) => this.signal.addEventListener("abort", reject));
     this.running = true;
     try {
-      const value = await run(args, this);
+      const value = (await Promise.race([run(args, this), stopped])) ?? null;
       if (Buffer.byteLength(writeJSON(value)) > INLINE) throw new Problem("too-large", "the result is too large");
       this.answer = this.event("final", { value });
     } catch (error) {

@@ -15,7 +15,8 @@ export class Problem extends Error {
   }
 
   toJSON() {
-    return { reason: this.reason, text: this.message.slice(0, 4096), argument: this.argument };
+    const short = (text, most) => text?.slice(0, most).toWellFormed(); // it may have been cut within a character
+    return { reason: this.reason, text: short(this.message, 4096), argument: short(this.argument, 256) };
   }
 }
 
@@ -138,7 +139,7 @@ const escape = (character) => "\\u" + character.charCodeAt(0).toString(16).padSt
 
 /** Checks arguments against the keywords of section 8.1 that this program uses; gives them with their defaults. */
 export function readArguments({ properties, required = [] }, args) {
-  const wrong = (name, says) => new Problem("bad-arguments", `'${name}' ${says}`.slice(0, 300), name.slice(0, 256));
+  const wrong = (name, says) => new Problem("bad-arguments", `'${name}' ${says}`, name);
   for (const name of Object.keys(args)) if (!Object.hasOwn(properties, name)) throw wrong(name, "is not an argument");
   const read = {};
   for (const [name, schema] of Object.entries(properties)) {

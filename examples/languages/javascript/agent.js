@@ -24,5 +24,5 @@ serve({
   "/conform/repeat": { ...reads, args: { text, times }, run: ({ text, times }) => text.repeat(times) },
   "/conform/fail": { ...reads, args: { text }, run: ({ text }) => Promise.reject(new Problem("failed", text)) },
   "/conform/refuse": { ...reads, args: { text }, run: ({ text }) => Promise.reject(new Problem("refused", text)) },
-  "/conform/work": { summary: "Waits.", args: { name, seconds }, timeout: 600, run: work },
+  "/conform/work": { args: { name, seconds }, timeout: 600, run: work },
 });

@@ -5,6 +5,7 @@ import { upgrade } from "@xmpp/starttls/starttls.js";
 import { createHash, createHmac, pbkdf2Sync, randomUUID } from "node:crypto";
 import { readFileSync } from "node:fs";
 
+const TIMEOUT = 20_000; // milliseconds
 const SASL = "urn:ietf:params:xml:ns:xmpp-sasl";
 
 const variable = (name) => process.env[name] || quit(`${name} is not set`);
@@ -17,11 +18,14 @@ const ca = readFileSync(variable("SPINAL_CA"));
 const password = readFileSync(variable("SPINAL_PASSWORD_FILE"), "utf8").trim();
 
 /** Once it is started, it logs in whenever it is offline. */
-export const client = createClient({ service: `xmpp://${server}`, domain, resource: "agent", timeout: 30_000 });
+export const client = createClient({ service: `xmpp://${server}`, domain, resource: "agent", timeout: TIMEOUT });
 
-client.on("error", (error) => {
-  console.error(error.message);
-  if (client.status !== "online") client.disconnect();
+client.on("error", (error) => console.error(error.message));
+
+let watch; // the library would wait for ever for a login that hangs
+client.on("connecting", () => {
+  clearTimeout(watch);
+  watch = setTimeout(() => client.status === "online" || client.disconnect(), TIMEOUT);
 });
 
 // Of what the server offers, the library sees the binding of the resource only.

@@ -1,0 +1,139 @@
+//! An agent for the Spinal bus that offers the conformance operations of its protocol.
+
+mod agent;
+mod ops;
+mod stream;
+mod wire;
+
+use std::time::Duration;
+
+use futures::{SinkExt, StreamExt};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc::{Receiver, channel};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio_xmpp::error::AuthError;
+use tokio_xmpp::parsers::{iq::Iq, ping::Ping, sasl::DefinedCondition::TemporaryAuthFailure};
+use tokio_xmpp::{Error, Stanza, xmlstream::ReadError};
+
+use agent::{Agent, Key, Said};
+use stream::{Account, Stream, connect, trust};
+
+const RESOURCE: &str = "agent";
+const SETUP: Duration = Duration::from_secs(30);
+const WRITE: Duration = Duration::from_secs(10);
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), std::process::ExitCode> {
+    run().await.map_err(|why| {
+        eprintln!("error: {why}");
+        std::process::ExitCode::FAILURE
+    })
+}
+
+fn variable(name: &str) -> Result<String, String> {
+    std::env::var(name).map_err(|_| format!("{name} is not set"))
+}
+
+fn account() -> Result<Account, String> {
+    let address = variable("SPINAL_ADDRESS")?;
+    let (user, domain) = address.split_once('@').ok_or("SPINAL_ADDRESS is not user@domain")?;
+    let file = variable("SPINAL_PASSWORD_FILE")?;
+    let password = std::fs::read_to_string(&file).map_err(|why| format!("{file}: {why}"))?;
+    let ca = variable("SPINAL_CA")?;
+    Ok(Account {
+        user: user.to_owned(),
+        domain: domain.to_owned(),
+        password: password.trim_end().to_owned(),
+        server: variable("SPINAL_SERVER")?,
+        tls: trust(&ca).map_err(|why| format!("{ca}: {why}"))?,
+    })
+}
+
+/// Keep the agent on the bus until it has drained.
+async fn run() -> Result<(), String> {
+    let account = account()?;
+    let dispatchers = variable("SPINAL_DISPATCHER")?
+        .split_whitespace()
+        .map(str::to_owned)
+        .collect();
+    let mut stop = signal(SignalKind::terminate()).map_err(|why| why.to_string())?;
+    let (said, mut heard) = channel(100);
+    let mut agent = Agent::new(account.domain.clone(), dispatchers, said);
+    let mut pause = 1.0;
+    loop {
+        let opened = tokio::select! {
+            opened = timeout(SETUP, connect(&account, RESOURCE)) => opened,
+            _ = stop.recv() => return Ok(()),
+        };
+        let ended = match opened {
+            Ok(Ok((mut stream, address))) => {
+                pause = 1.0;
+                live(&mut stream, &address, &mut agent, &mut heard, &mut stop).await
+            }
+            Ok(Err(Error::Auth(AuthError::Fail(TemporaryAuthFailure)))) => Err("the server is not ready".into()),
+            Ok(Err(Error::Auth(why))) => return Err(format!("the login was refused: {why}")),
+            Ok(Err(why)) => Err(why.to_string()),
+            Err(_) => Err("the server does not answer".into()),
+        };
+        let Err(why) = ended else { return Ok(()) };
+        if agent.draining {
+            return Ok(());
+        }
+        let drawn = Duration::from_secs_f64(pause * rand::random_range(0.5..1.0));
+        eprintln!("error: {why}; trying again in {drawn:.1?}");
+        tokio::select! {
+            _ = sleep(drawn) => (),
+            _ = stop.recv() => return Ok(()),
+        }
+        pause = f64::min(pause * 2.0, 30.0);
+    }
+}
+
+/// Be there until the stream breaks (an error) or the agent has drained.
+async fn live(
+    stream: &mut Stream,
+    address: &str,
+    agent: &mut Agent,
+    heard: &mut Receiver<(Key, Said)>,
+    stop: &mut Signal,
+) -> Result<(), String> {
+    let mut ticks = interval(Duration::from_secs(1));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    agent.online();
+    send(stream, agent).await?;
+    println!("online {address}");
+    while !(agent.draining && agent.idle()) {
+        tokio::select! {
+            read = stream.next() => match read {
+                Some(Ok(stanza)) if stanza.name == "error" => {
+                    return Err(format!("the server ended the stream: {}", stanza.text.unwrap_or_default()));
+                }
+                Some(Ok(stanza)) => agent.take(stanza),
+                Some(Err(ReadError::SoftTimeout)) => agent.out.push(Iq::from_get("ping", Ping).into()),
+                Some(Err(why)) => return Err(why.to_string()),
+                None => return Err("the stream ended".into()),
+            },
+            Some((key, said)) = heard.recv() => agent.hear(key, said),
+            _ = ticks.tick() => agent.tick(),
+            _ = stop.recv() => {
+                agent.draining = true;
+                agent.tick();
+            }
+        }
+        send(stream, agent).await?;
+    }
+    agent.out.push(agent::goodbye());
+    send(stream, agent).await?;
+    // The server may have closed first, which is as good.
+    let _ = timeout(WRITE, SinkExt::<&Stanza>::close(stream)).await;
+    Ok(())
+}
+
+async fn send(stream: &mut Stream, agent: &mut Agent) -> Result<(), String> {
+    for stanza in agent.out.drain(..) {
+        let sent = timeout(WRITE, stream.send(&stanza)).await;
+        sent.map_err(|_| "the server reads nothing".to_owned())?
+            .map_err(|why| why.to_string())?;
+    }
+    Ok(())
+}

@@ -116,8 +116,7 @@ impl Agent {
     /// Once a second: forget what is over, cancel for who is gone, tell the dispatchers.
     pub fn tick(&mut self) {
         let now = Instant::now();
-        self.exchanges
-            .retain(|_, exchange| exchange.task.is_some() || exchange.deadline > now);
+        self.exchanges.retain(|_, exchange| exchange.task.is_some() || exchange.deadline > now);
         self.size = self.exchanges.values().map(|exchange| exchange.size).sum();
         let left: Vec<Key> = self
             .exchanges
@@ -152,9 +151,8 @@ impl Agent {
 
     fn direct(&mut self, to: &str, event: &Value) {
         if let Ok(to) = Jid::new(to) {
-            let presence = Presence::available()
-                .with_to(to)
-                .with_payloads(vec![x(std::slice::from_ref(event))]);
+            let presence =
+                Presence::available().with_to(to).with_payloads(vec![x(std::slice::from_ref(event))]);
             self.out.push(presence.into());
         }
     }
@@ -164,7 +162,8 @@ impl Agent {
             ("iq", "set") if stanza.text.is_some() || stanza.broken => self.request(stanza),
             ("iq", "set" | "get") => {
                 let text = "not understood here";
-                let error = StanzaError::new(ErrorType::Cancel, DefinedCondition::ServiceUnavailable, "en", text);
+                let error =
+                    StanzaError::new(ErrorType::Cancel, DefinedCondition::ServiceUnavailable, "en", text);
                 self.refuse(stanza, error);
             }
             ("presence", "" | "unavailable") => self.presence(stanza),
@@ -174,16 +173,7 @@ impl Agent {
 
     fn refuse(&mut self, stanza: Stanza, error: StanzaError) {
         if let Ok(to) = stanza.from.as_deref().map(Jid::new).transpose() {
-            self.out.push(
-                Iq::Error {
-                    from: None,
-                    to,
-                    id: stanza.id,
-                    error,
-                    payload: None,
-                }
-                .into(),
-            );
+            self.out.push(Iq::Error { from: None, to, id: stanza.id, error, payload: None }.into());
         }
     }
 
@@ -202,18 +192,15 @@ impl Agent {
             }
         };
         let from = stanza.from.clone().unwrap_or_default();
-        let mut reply = Reply {
-            to: stanza.from,
-            id: stanza.id,
-            events: Vec::new(),
-        };
+        let mut reply = Reply { to: stanza.from, id: stanza.id, events: Vec::new() };
         let mut asked: Option<Key> = None;
         let mut described = false;
         for event in &events {
             let key = self.key(&from, event);
             match event["type"].as_str().unwrap_or_default() {
                 "op" if asked.is_some() => {
-                    let why = problem("not-understood", "one operation in a stanza: there is no 'batch' here");
+                    let why =
+                        problem("not-understood", "one operation in a stanza: there is no 'batch' here");
                     reply.events.push(answer("error", &key, "problem", why));
                 }
                 "op" => {
@@ -251,10 +238,7 @@ impl Agent {
         if !self.allows(from) {
             return refuse(problem("not-allowed", "that is not allowed"));
         }
-        if event
-            .get("epoch")
-            .is_some_and(|epoch| epoch.as_u64() != Some(self.epoch))
-        {
+        if event.get("epoch").is_some_and(|epoch| epoch.as_u64() != Some(self.epoch)) {
             return refuse(problem("stale-epoch", "the agent was restarted since"));
         }
         if let Some(known) = self.exchanges.get_mut(key) {
@@ -293,24 +277,17 @@ impl Agent {
 
     fn start(&mut self, key: &Key, event: &Object, left: Duration) -> Result<AbortHandle, Problem> {
         let op = event["op"].as_str().unwrap_or_default();
-        let must = event
-            .get("must")
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten()
-            .filter_map(Value::as_str);
+        let must =
+            event.get("must").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
         let known = |name: &&str| wire::UNDERSTOOD.contains(name) || FEATURES.contains(name);
         if event.contains_key("each") || !must.clone().all(|name| known(&name)) {
             let name = must.clone().find(|name| !known(name)).unwrap_or("each");
             return Err(json!({"reason": "not-understood", "argument": name}));
         }
         let offered = self.ops["ops"].get(op);
-        let offered = offered.ok_or_else(|| problem("unknown-op", "the agent does not offer this operation"))?;
-        let args = event
-            .get("args")
-            .and_then(Value::as_object)
-            .cloned()
-            .unwrap_or_default();
+        let offered =
+            offered.ok_or_else(|| problem("unknown-op", "the agent does not offer this operation"))?;
+        let args = event.get("args").and_then(Value::as_object).cloned().unwrap_or_default();
         wire::check(&offered["args"], &args)?;
         if wire::escape(&event.get("args").cloned().unwrap_or_default()).len() > wire::INLINE {
             return Err(problem("too-large", "the arguments are too large"));
@@ -351,8 +328,7 @@ impl Agent {
             Said::Along(events) => {
                 let running = self.exchanges.get(&key).filter(|exchange| exchange.task.is_some());
                 if let Some(to) = running.and_then(|exchange| Jid::new(&exchange.asker).ok()) {
-                    self.out
-                        .push(Message::headline(to).with_payloads(vec![x(&events)]).into());
+                    self.out.push(Message::headline(to).with_payloads(vec![x(&events)]).into());
                 }
             }
         }
@@ -445,9 +421,11 @@ impl Agent {
         let first = self.allows(from) && self.present.len() < PEERS && self.present.insert(from.to_owned());
         if self.dispatchers.contains(from) {
             if let Some(Value::Array(listed)) = event.get("dispatchers") {
-                let listed: Vec<String> = listed.iter().filter_map(Value::as_str).map(str::to_owned).collect();
-                let stays =
-                    |name: &String| listed.contains(name) || self.named.contains(name) || self.present.contains(name);
+                let listed: Vec<String> =
+                    listed.iter().filter_map(Value::as_str).map(str::to_owned).collect();
+                let stays = |name: &String| {
+                    listed.contains(name) || self.named.contains(name) || self.present.contains(name)
+                };
                 self.dispatchers.retain(stays);
                 self.dispatchers.extend(listed);
             }
@@ -477,15 +455,7 @@ impl Agent {
     fn answer(&mut self, reply: Reply) {
         if let Ok(to) = reply.to.as_deref().map(Jid::new).transpose() {
             let payload = (!reply.events.is_empty()).then(|| x(&reply.events));
-            self.out.push(
-                Iq::Result {
-                    from: None,
-                    to,
-                    id: reply.id,
-                    payload,
-                }
-                .into(),
-            );
+            self.out.push(Iq::Result { from: None, to, id: reply.id, payload }.into());
         }
     }
 }

@@ -5,7 +5,7 @@ mod ops;
 mod stream;
 mod wire;
 
-use std::time::Duration;
+use std::{process::ExitCode, time::Duration};
 
 use futures::{SinkExt, StreamExt};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -23,11 +23,10 @@ const SETUP: Duration = Duration::from_secs(30);
 const WRITE: Duration = Duration::from_secs(10);
 
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> Result<(), std::process::ExitCode> {
-    run().await.map_err(|why| {
-        eprintln!("error: {why}");
-        std::process::ExitCode::FAILURE
-    })
+async fn main() -> ExitCode {
+    let Err(why) = run().await else { return ExitCode::SUCCESS };
+    eprintln!("error: {why}");
+    ExitCode::FAILURE
 }
 
 fn variable(name: &str) -> Result<String, String> {
@@ -52,10 +51,7 @@ fn account() -> Result<Account, String> {
 /// Keep the agent on the bus until it has drained.
 async fn run() -> Result<(), String> {
     let account = account()?;
-    let dispatchers = variable("SPINAL_DISPATCHER")?
-        .split_whitespace()
-        .map(str::to_owned)
-        .collect();
+    let dispatchers = variable("SPINAL_DISPATCHER")?.split_whitespace().map(str::to_owned).collect();
     let mut stop = signal(SignalKind::terminate()).map_err(|why| why.to_string())?;
     let (said, mut heard) = channel(100);
     let mut agent = Agent::new(account.domain.clone(), dispatchers, said);
@@ -70,7 +66,9 @@ async fn run() -> Result<(), String> {
                 pause = 1.0;
                 live(&mut stream, &address, &mut agent, &mut heard, &mut stop).await
             }
-            Ok(Err(Error::Auth(AuthError::Fail(TemporaryAuthFailure)))) => Err("the server is not ready".into()),
+            Ok(Err(Error::Auth(AuthError::Fail(TemporaryAuthFailure)))) => {
+                Err("the server is not ready".into())
+            }
             Ok(Err(Error::Auth(why))) => return Err(format!("the login was refused: {why}")),
             Ok(Err(why)) => Err(why.to_string()),
             Err(_) => Err("the server does not answer".into()),
@@ -132,8 +130,7 @@ async fn live(
 async fn send(stream: &mut Stream, agent: &mut Agent) -> Result<(), String> {
     for stanza in agent.out.drain(..) {
         let sent = timeout(WRITE, stream.send(&stanza)).await;
-        sent.map_err(|_| "the server reads nothing".to_owned())?
-            .map_err(|why| why.to_string())?;
+        sent.map_err(|_| "the server reads nothing".to_owned())?.map_err(|why| why.to_string())?;
     }
     Ok(())
 }

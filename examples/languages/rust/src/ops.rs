@@ -54,11 +54,7 @@ impl Counts {
             }
             self.1.push_back(name.to_owned());
         }
-        *self
-            .0
-            .entry(name.to_owned())
-            .and_modify(|count| *count += 1)
-            .or_insert(1)
+        *self.0.entry(name.to_owned()).and_modify(|count| *count += 1).or_insert(1)
     }
 }
 

@@ -18,10 +18,8 @@ use xso::{Context, FromEventsBuilder, FromXml, error::FromEventsError};
 
 pub const SPINAL: &str = "urn:spinal:1";
 const LONGEST: usize = 1_048_576;
-const TIMEOUTS: Timeouts = Timeouts {
-    read_timeout: Duration::from_secs(30),
-    response_timeout: Duration::from_secs(15),
-};
+const TIMEOUTS: Timeouts =
+    Timeouts { read_timeout: Duration::from_secs(30), response_timeout: Duration::from_secs(15) };
 
 pub type Stream = XmlStream<BufStream<TlsStream<TcpStream>>, Stanza>;
 
@@ -46,10 +44,7 @@ pub fn trust(file: &str) -> Result<Arc<ClientConfig>, Box<dyn std::error::Error>
 
 /// Log in with this resource; gives the stream and the address that the server bound.
 pub async fn connect(account: &Account, resource: &str) -> Result<(Stream, String), Error> {
-    let to = || StreamHeader {
-        to: Some(account.domain.as_str().into()),
-        ..StreamHeader::default()
-    };
+    let to = || StreamHeader { to: Some(account.domain.as_str().into()), ..StreamHeader::default() };
     let socket = BufStream::new(TcpStream::connect(&account.server).await?);
     let opened = initiate_stream(socket, ns::JABBER_CLIENT, to(), TIMEOUTS).await?;
     let (_, mut plain) = opened.recv_features::<Stanza>().await?;
@@ -66,9 +61,7 @@ pub async fn connect(account: &Account, resource: &str) -> Result<(Stream, Strin
     let (features, stream) = opened.recv_features().await?;
     let mut offered = features.sasl_mechanisms;
     offered.retain(|mechanism| mechanism.starts_with("SCRAM-"));
-    let secret = Credentials::default()
-        .with_username(&account.user)
-        .with_password(&account.password);
+    let secret = Credentials::default().with_username(&account.user).with_password(&account.password);
     let opened = client_login(stream, offered, secret).await?.send_header(to()).await?;
 
     let (_, mut stream) = opened.recv_features::<Stanza>().await?;
@@ -106,12 +99,8 @@ impl FromXml for Stanza {
     type Builder = Reader;
 
     fn from_events((_, name): QName, attrs: AttrMap, _: &Context<'_>) -> Result<Reader, FromEventsError> {
-        let get = |name: &str| {
-            attrs
-                .iter()
-                .find(|((_, key), _)| **key == *name)
-                .map(|(_, value)| value.clone())
-        };
+        let get =
+            |name: &str| attrs.iter().find(|((_, key), _)| **key == *name).map(|(_, value)| value.clone());
         let stanza = Stanza {
             name: name.to_string(),
             kind: get("type").unwrap_or_default(),
@@ -119,10 +108,7 @@ impl FromXml for Stanza {
             id: get("id").unwrap_or_default(),
             ..Stanza::default()
         };
-        Ok(Reader {
-            stanza,
-            ..Reader::default()
-        })
+        Ok(Reader { stanza, ..Reader::default() })
     }
 }
 
@@ -135,8 +121,8 @@ impl FromEventsBuilder for Reader {
             Event::StartElement(_, (namespace, name), _) => {
                 self.depth += 1;
                 stanza.broken |= self.inside.is_some();
-                let wanted =
-                    (namespace == SPINAL && name == "x" && self.depth == 1) || (namespace == ns::BIND && name == "jid");
+                let wanted = (namespace == SPINAL && name == "x" && self.depth == 1)
+                    || (namespace == ns::BIND && name == "jid");
                 if stanza.name == "error" && self.depth == 1 {
                     stanza.text.get_or_insert(name.to_string());
                 } else if wanted && stanza.text.is_none() {

@@ -43,22 +43,13 @@ const RULES: &[(&str, &[Rule])] = &[
             ("of", false, |v| list(v, 1000, |v| integer(v, 0, 1000))),
         ],
     ),
-    (
-        "ack",
-        &[
-            ("id", true, id),
-            ("attempt", false, attempt),
-            ("also", false, |v| list(v, 255, pair)),
-        ],
-    ),
+    ("ack", &[("id", true, id), ("attempt", false, attempt), ("also", false, |v| list(v, 255, pair))]),
     ("describe", &[("hash", true, |v| text(v, 64))]),
     (
         "hello",
         &[
             ("version", false, |v| text(v, 16)),
-            ("role", false, |v| {
-                ["agent", "caller", "dispatcher"].iter().any(|role| v == role)
-            }),
+            ("role", false, |v| ["agent", "caller", "dispatcher"].iter().any(|role| v == role)),
             ("features", false, |v| list(v, 64, |v| text(v, 64))),
             ("stanza", false, |v| integer(v, 4096, LARGEST)),
             ("dispatchers", false, |v| list(v, 64, |v| text(v, 3071))),
@@ -90,15 +81,14 @@ pub fn read(text: &str) -> Result<Vec<Object>, String> {
             return Err("an event is not an object".into());
         };
         event.retain(|_, member| !member.is_null());
-        let kind = event
-            .get("type")
-            .and_then(Value::as_str)
-            .ok_or("an event has no type")?;
+        let kind = event.get("type").and_then(Value::as_str).ok_or("an event has no type")?;
         if let Some((_, rules)) = RULES.iter().find(|(name, _)| *name == kind) {
             for (member, required, fits) in *rules {
                 match event.get(*member) {
                     None if *required => return Err(format!("'{kind}' lacks '{member}'")),
-                    Some(value) if !fits(value) => return Err(format!("'{member}' of '{kind}' does not fit")),
+                    Some(value) if !fits(value) => {
+                        return Err(format!("'{member}' of '{kind}' does not fit"));
+                    }
                     _ => (),
                 }
             }
@@ -136,14 +126,12 @@ pub fn escape(value: &Value) -> String {
 /// I-JSON, at most so many levels, and so many elements and members in all.
 fn bounded(value: &Value, levels: usize, room: &mut usize) -> Result<(), String> {
     let inner: Vec<&Value> = match value {
-        Value::Number(number) if !exact(number) => return Err(format!("{number} cannot be kept exactly")),
+        Value::Number(number) if !exact(number) => return Err("a number is too large".into()),
         Value::Array(items) => items.iter().collect(),
         Value::Object(members) => members.values().collect(),
         _ => return Ok(()),
     };
-    *room = room
-        .checked_sub(inner.len())
-        .ok_or("more than 20000 elements and members")?;
+    *room = room.checked_sub(inner.len()).ok_or("more than 20000 elements and members")?;
     let levels = levels.checked_sub(1).ok_or("more than 32 levels")?;
     inner.into_iter().try_for_each(|value| bounded(value, levels, room))
 }
@@ -166,9 +154,7 @@ pub fn integer(value: &Value, least: u64, most: u64) -> bool {
 }
 
 fn id(value: &Value) -> bool {
-    value
-        .as_str()
-        .is_some_and(|id| (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic()))
+    value.as_str().is_some_and(|id| (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic()))
 }
 
 fn attempt(value: &Value) -> bool {
@@ -184,15 +170,11 @@ fn text(value: &Value, most: usize) -> bool {
 }
 
 fn list(value: &Value, most: usize, fits: Check) -> bool {
-    value
-        .as_array()
-        .is_some_and(|items| items.len() <= most && items.iter().all(fits))
+    value.as_array().is_some_and(|items| items.len() <= most && items.iter().all(fits))
 }
 
 fn pair(value: &Value) -> bool {
-    value
-        .as_array()
-        .is_some_and(|pair| pair.len() == 2 && id(&pair[0]) && attempt(&pair[1]))
+    value.as_array().is_some_and(|pair| pair.len() == 2 && id(&pair[0]) && attempt(&pair[1]))
 }
 
 fn path(value: &Value) -> bool {
@@ -220,12 +202,7 @@ pub fn check(schema: &Value, args: &Object) -> Result<(), Problem> {
             Some(schema) => fits(schema, value).map_err(|why| bad(&short, format!("'{short}' {why}")))?,
         }
     }
-    for name in schema["required"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-    {
+    for name in schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str) {
         if !args.contains_key(name) {
             return Err(bad(name, format!("'{name}' is missing")));
         }

@@ -12,13 +12,15 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{Receiver, channel};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_xmpp::error::AuthError;
-use tokio_xmpp::parsers::{iq::Iq, ping::Ping, sasl::DefinedCondition::TemporaryAuthFailure};
-use tokio_xmpp::{Error, Stanza, xmlstream::ReadError};
+use tokio_xmpp::parsers::sasl::DefinedCondition::TemporaryAuthFailure;
+use tokio_xmpp::parsers::{iq::Iq, ping::Ping, presence::Presence};
+use tokio_xmpp::{Error, Stanza as Outgoing, xmlstream::ReadError};
 
 use agent::{Agent, Key, Said};
-use stream::{Account, Stream, connect, trust};
+use stream::{Account, Stanza, Stream, connect, trust};
 
 const RESOURCE: &str = "agent";
+const CONFLICT: &str = "conflict";
 const SETUP: Duration = Duration::from_secs(30);
 const WRITE: Duration = Duration::from_secs(10);
 
@@ -54,29 +56,28 @@ async fn run() -> Result<(), String> {
     let dispatchers = variable("SPINAL_DISPATCHER")?.split_whitespace().map(str::to_owned).collect();
     let mut stop = signal(SignalKind::terminate()).map_err(|why| why.to_string())?;
     let (said, mut heard) = channel(100);
-    let mut agent = Agent::new(account.domain.clone(), dispatchers, said);
+    let mut agent = Agent::new(&account.domain, dispatchers, said);
     let mut pause = 1.0;
     loop {
         let opened = tokio::select! {
             opened = timeout(SETUP, connect(&account, RESOURCE)) => opened,
             _ = stop.recv() => return Ok(()),
         };
-        let ended = match opened {
+        let why = match opened {
             Ok(Ok((mut stream, address))) => {
                 pause = 1.0;
-                live(&mut stream, &address, &mut agent, &mut heard, &mut stop).await
+                match live(&mut stream, &address, &mut agent, &mut heard, &mut stop).await {
+                    Ok(()) => return Ok(()),
+                    Err(why) if why == CONFLICT => return Err("another program took this address".into()),
+                    Err(why) => why,
+                }
             }
-            Ok(Err(Error::Auth(AuthError::Fail(TemporaryAuthFailure)))) => {
-                Err("the server is not ready".into())
+            Ok(Err(Error::Auth(why))) if !matches!(why, AuthError::Fail(TemporaryAuthFailure)) => {
+                return Err(format!("the login was refused: {why}"));
             }
-            Ok(Err(Error::Auth(why))) => return Err(format!("the login was refused: {why}")),
-            Ok(Err(why)) => Err(why.to_string()),
-            Err(_) => Err("the server does not answer".into()),
+            Ok(Err(why)) => why.to_string(),
+            Err(_) => "the server does not answer".into(),
         };
-        let Err(why) = ended else { return Ok(()) };
-        if agent.draining {
-            return Ok(());
-        }
         let drawn = Duration::from_secs_f64(pause * rand::random_range(0.5..1.0));
         eprintln!("error: {why}; trying again in {drawn:.1?}");
         tokio::select! {
@@ -100,12 +101,10 @@ async fn live(
     agent.online();
     send(stream, agent).await?;
     println!("online {address}");
-    while !(agent.draining && agent.idle()) {
+    while !agent.drained() {
         tokio::select! {
             read = stream.next() => match read {
-                Some(Ok(stanza)) if stanza.name == "error" => {
-                    return Err(format!("the server ended the stream: {}", stanza.text.unwrap_or_default()));
-                }
+                Some(Ok(Stanza { name, text, .. })) if name == "error" => return Err(text.unwrap_or(Ok(name))?),
                 Some(Ok(stanza)) => agent.take(stanza),
                 Some(Err(ReadError::SoftTimeout)) => agent.out.push(Iq::from_get("ping", Ping).into()),
                 Some(Err(why)) => return Err(why.to_string()),
@@ -120,10 +119,10 @@ async fn live(
         }
         send(stream, agent).await?;
     }
-    agent.out.push(agent::goodbye());
+    agent.out.push(Presence::unavailable().into());
     send(stream, agent).await?;
-    // The server may have closed first, which is as good.
-    let _ = timeout(WRITE, SinkExt::<&Stanza>::close(stream)).await;
+    // That the server may have closed first is as good.
+    let _ = timeout(WRITE, SinkExt::<&Outgoing>::close(stream)).await;
     Ok(())
 }
 

@@ -68,31 +68,29 @@ pub async fn connect(account: &Account, resource: &str) -> Result<(Stream, Strin
     let bind = BindQuery::new(Some(resource.to_owned()));
     stream.send(&Iq::from_set("bind", bind)).await?;
     match stream.next().await {
-        Some(Ok(answer)) if answer.kind == "result" => Ok((stream, answer.text.unwrap_or_default())),
+        Some(Ok(Stanza { text: Some(Ok(address)), .. })) => Ok((stream, address)),
         _ => Err(ProtocolError::InvalidBindResponse.into()),
     }
 }
 
 /// What this agent reads of a stanza: its head, and the text of the first `<x>`.
 ///
-/// It is read flat and to a bound: a peer can nest elements as deep as it likes.
+/// It is read flat and to a bound, because a peer may nest elements as deep as its server lets it.
 #[derive(Debug, Default)]
 pub struct Stanza {
     pub name: String,
     pub kind: String,
     pub from: Option<String>,
     pub id: String,
-    /// The text of `<x>`, or the address in the answer to a bind; for a stream error the condition.
-    pub text: Option<String>,
-    /// `<x>` held elements, or more than may be read.
-    pub broken: bool,
+    /// The text of `<x>`, or why it cannot be read; the address that was bound; what a stream ended of.
+    pub text: Option<Result<String, String>>,
 }
 
 #[derive(Default)]
 pub struct Reader {
     stanza: Stanza,
     depth: usize,
-    inside: Option<usize>,
+    reading: Option<usize>,
 }
 
 impl FromXml for Stanza {
@@ -100,14 +98,9 @@ impl FromXml for Stanza {
 
     fn from_events((_, name): QName, attrs: AttrMap, _: &Context<'_>) -> Result<Reader, FromEventsError> {
         let get =
-            |name: &str| attrs.iter().find(|((_, key), _)| **key == *name).map(|(_, value)| value.clone());
-        let stanza = Stanza {
-            name: name.to_string(),
-            kind: get("type").unwrap_or_default(),
-            from: get("from"),
-            id: get("id").unwrap_or_default(),
-            ..Stanza::default()
-        };
+            |name| attrs.iter().find(|((_, key), _)| key.as_str() == name).map(|(_, value)| value.clone());
+        let (kind, id) = (get("type").unwrap_or_default(), get("id").unwrap_or_default());
+        let stanza = Stanza { name: name.to_string(), kind, from: get("from"), id, text: None };
         Ok(Reader { stanza, ..Reader::default() })
     }
 }
@@ -116,30 +109,29 @@ impl FromEventsBuilder for Reader {
     type Output = Stanza;
 
     fn feed(&mut self, event: Event, _: &Context<'_>) -> Result<Option<Stanza>, xso::error::Error> {
-        let stanza = &mut self.stanza;
+        let text = &mut self.stanza.text;
         match event {
             Event::StartElement(_, (namespace, name), _) => {
                 self.depth += 1;
-                stanza.broken |= self.inside.is_some();
-                let wanted = (namespace == SPINAL && name == "x" && self.depth == 1)
-                    || (namespace == ns::BIND && name == "jid");
-                if stanza.name == "error" && self.depth == 1 {
-                    stanza.text.get_or_insert(name.to_string());
-                } else if wanted && stanza.text.is_none() {
-                    stanza.text = Some(String::new());
-                    self.inside = Some(self.depth);
+                if self.reading.is_some() {
+                    *text = Some(Err("<x> holds elements".to_owned()));
+                } else if text.is_none() && self.stanza.name == "error" {
+                    *text = Some(Ok(name.to_string()));
+                } else if text.is_none()
+                    && (namespace == SPINAL && name == "x" && self.depth == 1
+                        || namespace == ns::BIND && name == "jid")
+                {
+                    *text = Some(Ok(String::new()));
+                    self.reading = Some(self.depth);
                 }
             }
-            Event::Text(_, text) if self.inside == Some(self.depth) => {
-                let held = stanza.text.get_or_insert_default();
-                stanza.broken |= held.len() + text.len() > LONGEST;
-                if !stanza.broken {
-                    held.push_str(&text);
-                }
-            }
-            Event::EndElement(_) if self.depth == 0 => return Ok(Some(std::mem::take(stanza))),
+            Event::Text(_, more) if self.reading == Some(self.depth) => match text {
+                Some(Ok(held)) if held.len() + more.len() <= LONGEST => held.push_str(&more),
+                _ => *text = Some(Err("the text of <x> is too long".to_owned())),
+            },
+            Event::EndElement(_) if self.depth == 0 => return Ok(Some(std::mem::take(&mut self.stanza))),
             Event::EndElement(_) => {
-                self.inside = self.inside.filter(|depth| *depth != self.depth);
+                self.reading = self.reading.filter(|depth| *depth < self.depth);
                 self.depth -= 1;
             }
             _ => (),

@@ -1,111 +1,130 @@
 //! The text of `<x>`: reading it within the limits of the protocol, checking it, writing it.
 
-use serde_json::{Map, Number, Value, json};
+use std::sync::LazyLock;
+
+use serde_json::{Map, Value, json};
 
 pub type Object = Map<String, Value>;
 pub type Problem = Value;
 
+/// The events that this agent takes, as schemas. They know two formats more than descriptions do.
+static EVENTS: LazyLock<Value> =
+    LazyLock::new(|| serde_json::from_str(include_str!("events.json")).expect("a table that is JSON"));
+/// The members of `op` that this agent understands, and may find in `must`.
+pub const UNDERSTOOD: [&str; 7] = ["id", "attempt", "op", "left", "args", "epoch", "must"];
 const LARGEST: u64 = (1 << 53) - 1;
-const LONGEST_LEFT: u64 = 31_622_400_000;
+/// Bytes of the arguments or the result of one call, and of what is written in one stanza.
 pub const INLINE: usize = 32_768;
 const STANZA: usize = 61_440;
-
-type Check = fn(&Value) -> bool;
-type Rule = (&'static str, bool, Check);
-
-/// The events that this agent takes: their members, whether they are required, what fits.
-const RULES: &[(&str, &[Rule])] = &[
-    (
-        "op",
-        &[
-            ("id", true, id),
-            ("attempt", false, attempt),
-            ("op", true, path),
-            ("left", true, left),
-            ("args", false, Value::is_object),
-            ("each", false, |v| list(v, 1000, Value::is_object)),
-            ("epoch", false, |v| integer(v, 0, LARGEST)),
-            ("key", false, |v| text(v, 256)),
-            ("caller", false, |v| text(v, 3071)),
-            ("grant", false, |v| text(v, 4096)),
-            ("trace", false, |v| text(v, 128)),
-            ("window", false, |v| integer(v, 0, 10_000)),
-            ("must", false, |v| list(v, 32, |v| text(v, 64))),
-            ("want", false, Value::is_object),
-        ],
-    ),
-    (
-        "cancel",
-        &[
-            ("id", true, id),
-            ("attempt", false, attempt),
-            ("left", false, left),
-            ("of", false, |v| list(v, 1000, |v| integer(v, 0, 1000))),
-        ],
-    ),
-    ("ack", &[("id", true, id), ("attempt", false, attempt), ("also", false, |v| list(v, 255, pair))]),
-    ("describe", &[("hash", true, |v| text(v, 64))]),
-    (
-        "hello",
-        &[
-            ("version", false, |v| text(v, 16)),
-            ("role", false, |v| ["agent", "caller", "dispatcher"].iter().any(|role| v == role)),
-            ("features", false, |v| list(v, 64, |v| text(v, 64))),
-            ("stanza", false, |v| integer(v, 4096, LARGEST)),
-            ("dispatchers", false, |v| list(v, 64, |v| text(v, 3071))),
-            ("epoch", false, |v| integer(v, 0, LARGEST)),
-        ],
-    ),
-];
-
-/// The members of `op` that this agent understands, and may find in `must`.
-pub const UNDERSTOOD: &[&str] = &["id", "attempt", "op", "left", "args", "epoch", "must"];
 
 pub fn problem(reason: &str, text: impl Into<String>) -> Problem {
     json!({"reason": reason, "text": text.into()})
 }
 
-/// The events of this text that have a known type, or why none of them can be taken.
+/// The events of this text that are known here, or why none of them can be taken.
 pub fn read(text: &str) -> Result<Vec<Object>, String> {
-    let value = serde_json::from_str(text).map_err(|error| format!("not JSON: {error}"))?;
-    let Value::Array(items) = value else {
-        return Err("not a list of events".into());
-    };
+    let items: Vec<Object> = serde_json::from_str(text).map_err(|_| "not a list of events")?;
     if items.len() > 1000 {
-        return Err("more than 1000 events".into());
+        return Err("more than 1000 events".to_owned());
     }
     let mut events = Vec::new();
-    for item in items {
-        bounded(&item, 32, &mut 20_000)?;
-        let Value::Object(mut event) = item else {
-            return Err("an event is not an object".into());
-        };
+    for mut event in items {
+        let mut room = 20_000_usize.checked_sub(event.len()).ok_or("an event is too large")?;
+        event.values().try_for_each(|member| bounded(member, 31, &mut room))?;
         event.retain(|_, member| !member.is_null());
         let kind = event.get("type").and_then(Value::as_str).ok_or("an event has no type")?;
-        if let Some((_, rules)) = RULES.iter().find(|(name, _)| *name == kind) {
-            for (member, required, fits) in *rules {
-                match event.get(*member) {
-                    None if *required => return Err(format!("'{kind}' lacks '{member}'")),
-                    Some(value) if !fits(value) => {
-                        return Err(format!("'{member}' of '{kind}' does not fit"));
-                    }
-                    _ => (),
-                }
-            }
+        if let Some(schema) = EVENTS.get(kind) {
+            check(schema, &event).map_err(|(member, why)| format!("'{member}' of '{kind}' {why}"))?;
             events.push(event);
         }
     }
     Ok(events)
 }
 
-/// The events as text that XML can hold; those that would make it too long are left out.
+/// I-JSON, at most so many levels, and so many elements and members in all.
+fn bounded(value: &Value, levels: usize, room: &mut usize) -> Result<(), &'static str> {
+    let inner: Vec<&Value> = match value {
+        Value::Array(items) => items.iter().collect(),
+        Value::Object(members) => members.values().collect(),
+        Value::Number(number) if number.as_str().contains(['.', 'e', 'E']) => {
+            return number.as_f64().filter(|it| it.is_finite()).map(|_| ()).ok_or("a number is not finite");
+        }
+        Value::Number(number) => {
+            let size = number.as_str().trim_start_matches('-').parse();
+            return if size.is_ok_and(|size: u64| size <= LARGEST) {
+                Ok(())
+            } else {
+                Err("an integer is too large")
+            };
+        }
+        _ => return Ok(()),
+    };
+    *room = room.checked_sub(inner.len()).ok_or("an event is too large")?;
+    let levels = levels.checked_sub(1).ok_or("an event is too deep")?;
+    inner.into_iter().try_for_each(|value| bounded(value, levels, room))
+}
+
+/// Do these members fit this schema of an object? If not, which one, and why.
+pub fn check(schema: &Value, members: &Object) -> Result<(), (String, &'static str)> {
+    for (name, value) in members {
+        let why = match schema["properties"].get(name) {
+            Some(schema) if fits(schema, value) => continue,
+            None if schema["additionalProperties"] != false => continue,
+            Some(_) => "does not fit",
+            None => "is unknown",
+        };
+        // The name is the peer's: it is told back shortened.
+        return Err((name.chars().take(64).collect(), why));
+    }
+    let mut required = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    required
+        .find(|name| !members.contains_key(*name))
+        .map_or(Ok(()), |name| Err((name.to_owned(), "is missing")))
+}
+
+fn fits(schema: &Value, value: &Value) -> bool {
+    let kind = match schema["type"].as_str() {
+        Some("object") => value.is_object(),
+        Some("array") => value.is_array(),
+        Some("string") => value.is_string(),
+        Some("number") => value.is_number(),
+        Some("integer") => value.as_f64().is_some_and(|number| number.fract() == 0.0),
+        _ => true,
+    };
+    let text = value.as_str().unwrap_or_default();
+    let format = match schema["format"].as_str() {
+        Some("int") => value.as_u64().is_some(),
+        Some("id") => (1..=128).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic()),
+        Some("path") => text.len() <= 512 && (text == "/" || path(text)),
+        _ => true,
+    };
+    let (size, most) = match value {
+        Value::String(text) => (Some(text.chars().count() as f64), "maxLength"),
+        Value::Array(items) => (Some(items.len() as f64), "maxItems"),
+        _ => (value.as_f64(), "maximum"),
+    };
+    let least = schema["minimum"].as_f64().unwrap_or(f64::MIN);
+    let most = schema[most].as_f64().unwrap_or(f64::MAX);
+    let items = value.as_array().into_iter().flatten();
+    kind && format
+        && size.is_none_or(|size| (least..=most).contains(&size))
+        && schema["enum"].as_array().is_none_or(|values| values.contains(value))
+        && schema.get("items").is_none_or(|schema| items.into_iter().all(|item| fits(schema, item)))
+}
+
+fn path(text: &str) -> bool {
+    let odd = |c: char| c.is_whitespace() || c.is_control() || "*?{}[]<>\"'\\".contains(c);
+    let part = |part: &str| !["", ".", ".."].contains(&part) && !part.contains(odd);
+    text.strip_prefix('/').is_some_and(|parts| parts.split('/').count() <= 32 && parts.split('/').all(part))
+}
+
+/// The events as a text that XML can hold; those that would make it too long are left out.
 pub fn write(events: &[Value]) -> String {
     let mut text = String::from("[");
-    for event in events {
-        let event = escape(event);
+    for event in events.iter().map(escape) {
         if text.len() + event.len() + 2 <= STANZA {
-            text.push_str(if text.len() > 1 { "," } else { "" });
-            text.push_str(&event);
+            text += if text.len() > 1 { "," } else { "" };
+            text += &event;
         }
     }
     text + "]"
@@ -121,117 +140,4 @@ pub fn escape(value: &Value) -> String {
         }
     }
     text
-}
-
-/// I-JSON, at most so many levels, and so many elements and members in all.
-fn bounded(value: &Value, levels: usize, room: &mut usize) -> Result<(), String> {
-    let inner: Vec<&Value> = match value {
-        Value::Number(number) if !exact(number) => return Err("a number is too large".into()),
-        Value::Array(items) => items.iter().collect(),
-        Value::Object(members) => members.values().collect(),
-        _ => return Ok(()),
-    };
-    *room = room.checked_sub(inner.len()).ok_or("more than 20000 elements and members")?;
-    let levels = levels.checked_sub(1).ok_or("more than 32 levels")?;
-    inner.into_iter().try_for_each(|value| bounded(value, levels, room))
-}
-
-fn exact(number: &Number) -> bool {
-    match whole(number) {
-        Some(digits) => digits.parse().is_ok_and(|size: u64| size <= LARGEST),
-        None => number.as_f64().is_some_and(f64::is_finite),
-    }
-}
-
-/// The digits of a number that was written as an integer.
-fn whole(number: &Number) -> Option<&str> {
-    let text = number.as_str();
-    (!text.contains(['.', 'e', 'E'])).then(|| text.trim_start_matches('-'))
-}
-
-pub fn integer(value: &Value, least: u64, most: u64) -> bool {
-    value.as_u64().is_some_and(|number| (least..=most).contains(&number))
-}
-
-fn id(value: &Value) -> bool {
-    value.as_str().is_some_and(|id| (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic()))
-}
-
-fn attempt(value: &Value) -> bool {
-    integer(value, 1, 1_000_000)
-}
-
-fn left(value: &Value) -> bool {
-    integer(value, 0, LONGEST_LEFT)
-}
-
-fn text(value: &Value, most: usize) -> bool {
-    value.as_str().is_some_and(|text| text.chars().count() <= most)
-}
-
-fn list(value: &Value, most: usize, fits: Check) -> bool {
-    value.as_array().is_some_and(|items| items.len() <= most && items.iter().all(fits))
-}
-
-fn pair(value: &Value) -> bool {
-    value.as_array().is_some_and(|pair| pair.len() == 2 && id(&pair[0]) && attempt(&pair[1]))
-}
-
-fn path(value: &Value) -> bool {
-    let Some(path) = value.as_str().filter(|path| path.len() <= 512) else {
-        return false;
-    };
-    let part = |part: &str| {
-        let odd = |c: char| c.is_whitespace() || c.is_control() || "*?{}[]<>\"'\\".contains(c);
-        !["", ".", ".."].contains(&part) && !part.contains(odd)
-    };
-    match path.strip_prefix('/') {
-        Some(parts) => parts.is_empty() || (parts.split('/').count() <= 32 && parts.split('/').all(part)),
-        None => false,
-    }
-}
-
-/// Do these arguments fit this schema of an object? If not, the problem.
-pub fn check(schema: &Value, args: &Object) -> Result<(), Problem> {
-    let bad = |name: &str, text: String| json!({"reason": "bad-arguments", "text": text, "argument": name});
-    for (name, value) in args {
-        // The name is the peer's: it is told back shortened.
-        let short: String = name.chars().take(64).collect();
-        match schema["properties"].get(name) {
-            None => return Err(bad(&short, format!("unknown argument '{short}'"))),
-            Some(schema) => fits(schema, value).map_err(|why| bad(&short, format!("'{short}' {why}")))?,
-        }
-    }
-    for name in schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str) {
-        if !args.contains_key(name) {
-            return Err(bad(name, format!("'{name}' is missing")));
-        }
-    }
-    Ok(())
-}
-
-fn fits(schema: &Value, value: &Value) -> Result<(), String> {
-    let number = value.as_f64();
-    let fits = match schema["type"].as_str() {
-        Some("string") => value.is_string(),
-        Some("number") => value.is_number(),
-        Some("integer") => number.is_some_and(|number| number.fract() == 0.0),
-        _ => true,
-    };
-    if !fits {
-        return Err(format!("must be of type {}", schema["type"]));
-    }
-    for (keyword, size) in [
-        ("maxLength", value.as_str().map(|text| text.chars().count() as f64)),
-        ("maximum", number),
-        ("minimum", number.map(|number| -number)),
-    ] {
-        let sign = if keyword == "minimum" { -1.0 } else { 1.0 };
-        if let (Some(bound), Some(size)) = (schema[keyword].as_f64(), size)
-            && size > bound * sign
-        {
-            return Err(format!("goes beyond its {keyword}, {bound}"));
-        }
-    }
-    Ok(())
 }

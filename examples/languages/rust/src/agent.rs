@@ -194,17 +194,18 @@ impl Agent {
 
     /// Take the events of an IQ set. It is answered when its op, if it has one, has ended.
     fn request(&mut self, from: &str, mut reply: Reply, events: &[Object]) {
-        let mut asked = None;
+        let (mut asked, mut running) = (false, None);
         for event in events {
             let key = self.key(from, event);
             match event["type"].as_str().unwrap_or_default() {
-                "op" if asked.is_some() => {
+                "op" if asked => {
                     let why = problem("not-understood", "one op in a stanza: there is no 'batch' here");
                     reply.events.push(answer("error", &key, "problem", why));
                 }
                 "op" => {
-                    reply.events.extend(self.op(from, &key, event));
-                    asked = Some(key);
+                    let answer = self.op(from, &key, event);
+                    (asked, running) = (true, answer.is_none().then_some(key));
+                    reply.events.extend(answer);
                 }
                 "cancel" => reply.events.push(self.cancel(from, &key, event)),
                 "ack" => self.acknowledge(&key),
@@ -216,15 +217,18 @@ impl Agent {
                 _ => (),
             }
         }
-        match asked.and_then(|key| self.exchanges.get_mut(&key)).map(|exchange| &mut exchange.state) {
+        match running.and_then(|key| self.exchanges.get_mut(&key)).map(|exchange| &mut exchange.state) {
             Some(State::Running { waiting, .. }) => {
                 if waiting.len() == WAITING {
                     waiting.remove(0);
                 }
-                waiting.push(reply);
+                return waiting.push(reply);
             }
-            _ => self.out.push(reply.into()),
+            // It was cancelled in the same stanza.
+            Some(State::Over { answer, .. }) => reply.events.insert(0, answer.clone()),
+            None => (),
         }
+        self.out.push(reply.into());
     }
 
     /// Take an op: its answer, unless it runs.

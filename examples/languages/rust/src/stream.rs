@@ -126,8 +126,11 @@ impl FromEventsBuilder for Reader {
                 }
             }
             Event::Text(_, more) if self.reading == Some(self.depth) => match text {
-                Some(Ok(held)) if held.len() + more.len() <= LONGEST => held.push_str(&more),
-                _ => *text = Some(Err("the text of <x> is too long".to_owned())),
+                Some(Ok(held)) if held.len() + more.len() > LONGEST => {
+                    *text = Some(Err("the text of <x> is too long".to_owned()));
+                }
+                Some(Ok(held)) => held.push_str(&more),
+                _ => (),
             },
             Event::EndElement(_) if self.depth == 0 => return Ok(Some(std::mem::take(&mut self.stanza))),
             Event::EndElement(_) => {

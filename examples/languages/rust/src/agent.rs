@@ -19,7 +19,7 @@ use crate::wire::{self, Object, Problem, problem};
 const FEATURES: [&str; 1] = ["cancel"];
 const SLOTS: usize = 1000;
 const PEERS: usize = 10_000;
-/// Bytes of answers that are kept, and what an exchange counts beside its answer.
+/// Bytes that may be remembered, and what anything that is remembered counts at least.
 const MEMORY: usize = 64 << 20;
 const OVERHEAD: usize = 512;
 /// Stanzas of one call that wait for its end. A caller says its op again every 5 s.
@@ -61,7 +61,16 @@ impl Exchange {
     }
 
     fn size(&self) -> usize {
-        OVERHEAD + if let State::Over { size, .. } = self.state { size } else { 0 }
+        match &self.state {
+            State::Over { size, .. } => OVERHEAD + size,
+            State::Running { waiting, .. } => OVERHEAD + waiting.iter().map(Reply::size).sum::<usize>(),
+        }
+    }
+}
+
+impl Reply {
+    fn size(&self) -> usize {
+        OVERHEAD * (1 + self.events.len())
     }
 }
 
@@ -219,9 +228,10 @@ impl Agent {
         }
         match running.and_then(|key| self.exchanges.get_mut(&key)).map(|exchange| &mut exchange.state) {
             Some(State::Running { waiting, .. }) => {
-                if waiting.len() == WAITING {
+                if waiting.len() == WAITING || self.memory >= MEMORY && !waiting.is_empty() {
                     waiting.remove(0);
                 }
+                self.memory += reply.size();
                 return waiting.push(reply);
             }
             // It was cancelled in the same stanza.

@@ -24,6 +24,8 @@ const MEMORY: usize = 64 << 20;
 const OVERHEAD: usize = 512;
 /// Stanzas of one call that wait for its end. A caller says its op again every 5 s.
 const WAITING: usize = 200;
+/// With the fifth tick after the last advertisement.
+const HEARTBEAT: Duration = Duration::from_millis(4500);
 const GRACE: Duration = Duration::from_secs(10);
 /// All dispatchers of the home are one caller; no bare address is empty.
 const DISPATCHERS: &str = "";
@@ -130,14 +132,15 @@ impl Agent {
         self.advertise(true);
     }
 
-    /// Once a second: forget what is over, cancel for who is gone, tell the dispatchers.
+    /// About once a second: forget what is over, cancel for who is gone, tell the dispatchers.
     pub fn tick(&mut self) {
         let now = Instant::now();
         self.exchanges.retain(|_, exchange| exchange.runs() || exchange.deadline > now);
         self.memory = self.exchanges.values().map(Exchange::size).sum();
-        let left = |exchange: &Exchange| self.gone.get(&exchange.asker).is_some_and(|at| now > *at + GRACE);
-        let left = self.exchanges.iter().filter(|(key, it)| key.0 != DISPATCHERS && it.runs() && left(it));
-        for key in left.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
+        let gone = |asker: &str| self.gone.get(asker).is_some_and(|at| now > *at + GRACE);
+        let given_up = |(key, it): &(&Key, &Exchange)| key.0 != DISPATCHERS && it.runs() && gone(&it.asker);
+        let keys: Vec<Key> = self.exchanges.iter().filter(given_up).map(|(key, _)| key.clone()).collect();
+        for key in keys {
             self.end(&key, Err(problem("cancelled", "its caller left")));
         }
         self.gone.retain(|_, at| now <= *at + GRACE);
@@ -155,7 +158,7 @@ impl Agent {
                 self.direct(&dispatcher, &advertisement);
             }
             self.advertised = advertisement;
-            self.heartbeat = Instant::now() + Duration::from_millis(rand::random_range(4000..5000));
+            self.heartbeat = Instant::now() + HEARTBEAT;
         }
     }
 
@@ -383,11 +386,12 @@ impl Agent {
     }
 
     fn hello(&mut self, from: &str, event: &Object) {
-        if !self.allows(from) || self.present.len() == PEERS {
+        let known = self.dispatchers.contains(from);
+        if !self.allows(from) || self.present.len() >= PEERS && !known {
             return;
         }
         let first = self.present.insert(from.to_owned());
-        if self.dispatchers.contains(from) {
+        if known {
             if let Some(Value::Array(all)) = event.get("dispatchers") {
                 let all: BTreeSet<_> = all.iter().filter_map(Value::as_str).map(str::to_owned).collect();
                 self.dispatchers.retain(|it| self.named.contains(it) || self.present.contains(it));

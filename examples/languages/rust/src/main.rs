@@ -96,7 +96,8 @@ async fn live(
     heard: &mut Receiver<(Key, Said)>,
     stop: &mut Signal,
 ) -> Result<(), String> {
-    let mut ticks = interval(Duration::from_secs(1));
+    // A jitter of up to a tenth: agents that start together do not advertise together.
+    let mut ticks = interval(Duration::from_millis(rand::random_range(1000..1100)));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     agent.online();
     send(stream, agent).await?;

@@ -1,441 +1,423 @@
-//! The agent: takes stanzas, runs operations, and says what is to be sent. The stream is elsewhere.
+//! The agent: takes stanzas, runs operations, remembers answers. What is to be sent is in `out`.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use tokio::sync::mpsc::Sender;
-use tokio::task::AbortHandle;
+use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio::time::{Instant, timeout};
+use tokio_xmpp::jid::{BareJid, Jid};
+use tokio_xmpp::minidom::Element;
 use tokio_xmpp::parsers::stanza_error::{DefinedCondition, ErrorType, StanzaError};
-use tokio_xmpp::parsers::{iq::Iq, message::Message, presence::Presence};
-use tokio_xmpp::{Stanza as Outgoing, jid::Jid, minidom::Element};
+use tokio_xmpp::parsers::{iq::Iq, message::Message, presence::Presence, stanza::Stanza};
 
-use crate::ops::{self, Counts, Outcome, Teller};
-use crate::stream::{SPINAL, Stanza};
-use crate::wire::{self, Object, Problem, problem};
+use crate::events::{self, failed, refused};
+use crate::ops;
 
+const SPINAL: &str = "urn:spinal:1";
 const FEATURES: [&str; 1] = ["cancel"];
-const SLOTS: usize = 1000;
-const PEERS: usize = 10_000;
-/// Bytes that may be remembered, and what anything that is remembered counts at least.
-const MEMORY: usize = 64 << 20;
-const OVERHEAD: usize = 512;
-/// Stanzas of one call that wait for its end. A caller says its op again every 5 s.
-const WAITING: usize = 200;
-/// With the fifth tick after the last advertisement.
+/// Calls that run, calls that are remembered, stanzas of one call that wait, callers that were greeted.
+const SLOTS: usize = 100;
+const CALLS: usize = 4000;
+const WAITING: usize = 8;
+const GREETED: usize = 10_000;
+/// An answer is remembered for so long after its deadline.
+const LONGER: Duration = Duration::from_secs(10);
+/// A tick later than this, dispatchers are told again.
 const HEARTBEAT: Duration = Duration::from_millis(4500);
-const GRACE: Duration = Duration::from_secs(10);
-/// All dispatchers of the home are one caller; no bare address is empty.
-const DISPATCHERS: &str = "";
 
-/// An exchange: the caller, the id, the attempt.
-pub type Key = (String, String, u64);
+/// What names a call: the bare address of its caller, its id, its attempt.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Key(String, String, u64);
 
-/// What a running operation says.
-pub enum Said {
-    Along(Vec<Value>),
-    End(Outcome),
-}
-
-/// A stanza that is to be answered, with what there is to say so far.
-struct Reply {
-    to: Option<Jid>,
-    id: String,
-    events: Vec<Value>,
-}
-
-struct Exchange {
-    asker: String,
-    deadline: Instant,
+struct Call {
+    until: Instant,
     state: State,
 }
 
 enum State {
-    Running { task: AbortHandle, since: Instant, waiting: Vec<Reply> },
-    Over { answer: Value, size: usize },
+    Running(AbortHandle, Vec<Reply>),
+    Ended(Value),
 }
 
-impl Exchange {
-    fn runs(&self) -> bool {
-        matches!(self.state, State::Running { .. })
-    }
-
-    fn size(&self) -> usize {
-        match &self.state {
-            State::Over { size, .. } => OVERHEAD + size,
-            State::Running { waiting, .. } => OVERHEAD + waiting.iter().map(Reply::size).sum::<usize>(),
-        }
-    }
+/// The answer to an IQ, so far.
+struct Reply {
+    to: Jid,
+    id: String,
+    events: Vec<Value>,
 }
 
-impl Reply {
-    fn size(&self) -> usize {
-        OVERHEAD * (1 + self.events.len())
-    }
+/// Whom a running operation may tell how far it is.
+pub struct Caller {
+    key: Key,
+    to: Jid,
+    out: Sender<Stanza>,
 }
 
 pub struct Agent {
-    pub out: Vec<Outgoing>,
+    pub out: Vec<Stanza>,
+    pub running: JoinSet<(Key, Value)>,
+    pub told: Receiver<Stanza>,
     pub draining: bool,
-    domain: String,
-    named: BTreeSet<String>,
-    dispatchers: BTreeSet<String>,
+    tell: Sender<Stanza>,
+    address: BareJid,
+    dispatchers: Vec<Jid>,
     epoch: u64,
     description: Value,
     hash: String,
-    counts: Counts,
-    said: Sender<(Key, Said)>,
-    exchanges: HashMap<Key, Exchange>,
-    running: usize,
-    memory: usize,
-    present: BTreeSet<String>,
-    gone: BTreeMap<String, Instant>,
-    advertised: Value,
-    heartbeat: Instant,
+    calls: HashMap<Key, Call>,
+    greeted: HashSet<Jid>,
+    advertised: (Value, Instant),
 }
 
 impl Agent {
-    pub fn new(domain: &str, dispatchers: BTreeSet<String>, said: Sender<(Key, Said)>) -> Self {
-        let description: Value = serde_json::from_str(ops::DESCRIPTION).expect("a description that is JSON");
-        let now = SystemTime::UNIX_EPOCH.elapsed().expect("a clock that is set");
+    pub fn new(address: BareJid, dispatchers: Vec<Jid>) -> Self {
+        let (tell, told) = channel(100);
         Agent {
             out: Vec::new(),
+            running: JoinSet::new(),
+            told,
             draining: false,
-            domain: domain.to_owned(),
-            named: dispatchers.clone(),
+            tell,
+            address,
             dispatchers,
-            epoch: now.as_millis() as u64,
+            epoch: SystemTime::UNIX_EPOCH
+                .elapsed()
+                .expect("a clock that is set")
+                .as_millis() as u64,
+            description: serde_json::from_str(ops::DESCRIPTION)
+                .expect("a description that is JSON"),
             hash: format!("{:x}", Sha256::digest(ops::DESCRIPTION)),
-            description,
-            counts: Counts::default(),
-            said,
-            exchanges: HashMap::new(),
-            running: 0,
-            memory: 0,
-            present: BTreeSet::new(),
-            gone: BTreeMap::new(),
-            advertised: Value::Null,
-            heartbeat: Instant::now(),
+            calls: HashMap::new(),
+            greeted: HashSet::new(),
+            advertised: (Value::Null, Instant::now()),
         }
-    }
-
-    pub fn drained(&self) -> bool {
-        self.draining && self.running == 0
     }
 
     /// A new stream: nobody has heard of us on it.
     pub fn online(&mut self) {
-        self.present.clear();
-        self.out.push(Presence::available().into());
-        self.advertise(true);
+        self.out = vec![Presence::available().into()];
+        self.greeted.clear();
+        self.advertised.0 = Value::Null;
     }
 
-    /// About once a second: forget what is over, cancel for who is gone, tell the dispatchers.
+    /// Once a second: forget what is over, and tell the dispatchers what is new.
     pub fn tick(&mut self) {
         let now = Instant::now();
-        self.exchanges.retain(|_, exchange| exchange.runs() || exchange.deadline > now);
-        self.memory = self.exchanges.values().map(Exchange::size).sum();
-        let gone = |asker: &str| self.gone.get(asker).is_some_and(|at| now > *at + GRACE);
-        let given_up = |(key, it): &(&Key, &Exchange)| key.0 != DISPATCHERS && it.runs() && gone(&it.asker);
-        let keys: Vec<Key> = self.exchanges.iter().filter(given_up).map(|(key, _)| key.clone()).collect();
-        for key in keys {
-            self.end(&key, Err(problem("cancelled", "its caller left")));
-        }
-        self.gone.retain(|_, at| now <= *at + GRACE);
-        self.advertise(false);
-    }
-
-    fn advertise(&mut self, at_once: bool) {
-        let state = if self.draining { "draining" } else { "available" };
-        let advertisement = json!({
-            "type": "advertisement", "hash": self.hash, "epoch": self.epoch, "state": state, "slots": SLOTS,
-            "busy": self.running, "load": self.running as f64 / SLOTS as f64, "features": FEATURES,
+        self.calls.retain(|_, call| call.until > now);
+        let news = json!({
+            "type": "advertisement", "hash": self.hash, "epoch": self.epoch, "features": FEATURES,
+            "state": if self.draining { "draining" } else { "available" },
+            "slots": SLOTS, "busy": self.running.len(),
         });
-        if at_once || advertisement != self.advertised || Instant::now() >= self.heartbeat {
-            for dispatcher in self.dispatchers.clone() {
-                self.direct(&dispatcher, &advertisement);
-            }
-            self.advertised = advertisement;
-            self.heartbeat = Instant::now() + HEARTBEAT;
+        if news != self.advertised.0 || now > self.advertised.1 + HEARTBEAT {
+            let told = self
+                .dispatchers
+                .iter()
+                .map(|dispatcher| presence(dispatcher, &news));
+            self.out.extend(told);
+            self.advertised = (news, now);
         }
     }
 
-    fn direct(&mut self, to: &str, event: &Value) {
-        if let Ok(to) = Jid::new(to) {
-            let event = x(std::slice::from_ref(event));
-            self.out.push(Presence::available().with_to(to).with_payloads(vec![event]).into());
-        }
-    }
-
-    pub fn take(&mut self, stanza: Stanza) {
-        let from = stanza.from.unwrap_or_default();
-        let to = Jid::new(&from).ok();
-        match (stanza.name.as_str(), stanza.kind.as_str(), stanza.text) {
-            ("iq", "set", Some(text)) => match text.as_deref().map_err(Clone::clone).and_then(wire::read) {
-                Ok(events) => self.request(&from, Reply { to, id: stanza.id, events: Vec::new() }, &events),
-                Err(why) => {
-                    let mut error =
-                        StanzaError::new(ErrorType::Modify, DefinedCondition::BadRequest, "en", why);
-                    error.other = Some(Element::builder("reason", SPINAL).append("malformed").build());
-                    self.out.push(Iq::Error { from: None, to, id: stanza.id, error, payload: None }.into());
-                }
-            },
-            ("iq", "set" | "get", _) => {
-                let condition = DefinedCondition::ServiceUnavailable;
-                let error = StanzaError::new(ErrorType::Cancel, condition, "en", "not understood here");
-                self.out.push(Iq::Error { from: None, to, id: stanza.id, error, payload: None }.into());
+    pub fn take(&mut self, stanza: &Element) {
+        // Without `from` it is from the own account (RFC 6120, 8.1.2.1).
+        let from = stanza.attr("from").and_then(|from| Jid::new(from).ok());
+        let from = from.unwrap_or_else(|| self.address.clone().into());
+        let allowed = from.domain() == self.address.domain() || self.dispatchers.contains(&from);
+        let id = stanza.attr("id").unwrap_or_default().to_owned();
+        let events = stanza
+            .get_child("x", SPINAL)
+            .map(|x| events::read(&x.text()));
+        let (kind, condition, reason, text) = match (
+            stanza.name(),
+            stanza.attr("type").unwrap_or_default(),
+            events,
+        ) {
+            ("iq", "set", Some(_)) if !allowed => (
+                ErrorType::Auth,
+                DefinedCondition::Forbidden,
+                "not-allowed",
+                "that is not allowed".into(),
+            ),
+            ("iq", "set", Some(Err(why))) => (
+                ErrorType::Modify,
+                DefinedCondition::BadRequest,
+                "malformed",
+                why,
+            ),
+            ("iq", "set", Some(Ok(events))) => return self.request(from, id, &events),
+            ("iq", "set" | "get", _) => (
+                ErrorType::Cancel,
+                DefinedCondition::ServiceUnavailable,
+                "",
+                "not understood here".into(),
+            ),
+            ("presence", "", Some(Ok(events))) if allowed => {
+                return events
+                    .iter()
+                    .filter(|event| event["type"] == "hello")
+                    .for_each(|_| self.hello(&from));
             }
             ("presence", "unavailable", _) => {
-                self.present.remove(&from);
-                if self.exchanges.values().any(|exchange| exchange.runs() && exchange.asker == from) {
-                    self.gone.insert(from, Instant::now());
-                }
+                self.greeted.remove(&from);
+                return;
             }
-            ("presence", "", text) => {
-                self.gone.remove(&from);
-                let events = text.and_then(Result::ok).and_then(|text| wire::read(&text).ok());
-                for event in events.into_iter().flatten().filter(|event| event["type"] == "hello") {
-                    self.hello(&from, &event);
-                }
+            _ => return,
+        };
+        let mut error = StanzaError::new(kind, condition, "en", text);
+        error.other =
+            (!reason.is_empty()).then(|| Element::builder("reason", SPINAL).append(reason).build());
+        self.out.push(
+            Iq::Error {
+                from: None,
+                to: Some(from),
+                id,
+                error,
+                payload: None,
             }
-            _ => (),
-        }
+            .into(),
+        );
     }
 
-    /// Take the events of an IQ set. It is answered when its op, if it has one, has ended.
-    fn request(&mut self, from: &str, mut reply: Reply, events: &[Object]) {
-        let (mut asked, mut running) = (false, None);
+    /// Take the events of an IQ. It is answered when its op, if it has one, has ended.
+    fn request(&mut self, to: Jid, id: String, events: &[Value]) {
+        let mut reply = Reply {
+            to,
+            id,
+            events: Vec::new(),
+        };
+        let mut asked = None;
         for event in events {
-            let key = self.key(from, event);
-            match event["type"].as_str().unwrap_or_default() {
-                "op" if asked => {
-                    let why = problem("not-understood", "one op in a stanza: there is no 'batch' here");
-                    reply.events.push(answer("error", &key, "problem", why));
+            let key = self.key(&reply.to, event);
+            match event["type"].as_str() {
+                Some("op") if asked.is_some() => {
+                    reply
+                        .events
+                        .push(key.about(refused("not-understood", "one op in a stanza")));
                 }
-                "op" => {
-                    let answer = self.op(from, &key, event);
-                    (asked, running) = (true, answer.is_none().then_some(key));
-                    reply.events.extend(answer);
-                }
-                "cancel" => reply.events.push(self.cancel(from, &key, event)),
-                "ack" => self.acknowledge(&key),
-                "describe" if event["hash"] == self.hash.as_str() && self.allows(from) => {
-                    let text = json!({"type": "description", "hash": self.hash, "text": ops::DESCRIPTION});
-                    reply.events.push(text);
-                }
-                "hello" => self.hello(from, event),
+                Some("op") => match self.op(&key, event, &reply.to) {
+                    Some(answer) => reply.events.push(answer),
+                    None => asked = Some(key),
+                },
+                Some("cancel") => reply.events.push(self.cancel(&key, event)),
+                Some("describe") if event["hash"] == self.hash.as_str() => reply.events.push(
+                    json!({"type": "description", "hash": self.hash, "text": ops::DESCRIPTION}),
+                ),
+                Some("hello") => self.hello(&reply.to),
                 _ => (),
             }
         }
-        match running.and_then(|key| self.exchanges.get_mut(&key)).map(|exchange| &mut exchange.state) {
-            Some(State::Running { waiting, .. }) => {
-                if waiting.len() == WAITING || self.memory >= MEMORY && !waiting.is_empty() {
-                    waiting.remove(0);
+        match asked
+            .and_then(|key| self.calls.get_mut(&key))
+            .map(|call| &mut call.state)
+        {
+            Some(State::Running(_, waiting)) => {
+                waiting.push(reply);
+                if waiting.len() > WAITING {
+                    self.out.push(waiting.remove(0).into());
                 }
-                self.memory += reply.size();
-                return waiting.push(reply);
             }
             // It was cancelled in the same stanza.
-            Some(State::Over { answer, .. }) => reply.events.insert(0, answer.clone()),
-            None => (),
+            Some(State::Ended(answer)) => self.out.push(reply.with(answer)),
+            None => self.out.push(reply.into()),
         }
-        self.out.push(reply.into());
     }
 
     /// Take an op: its answer, unless it runs.
-    fn op(&mut self, from: &str, key: &Key, event: &Object) -> Option<Value> {
-        let left = Duration::from_millis(event["left"].as_u64().unwrap_or_default());
-        let deadline = Instant::now() + left;
-        let refuse = |reason, text| Some(answer("error", key, "problem", problem(reason, text)));
-        if !self.allows(from) {
-            return refuse("not-allowed", "that is not allowed");
-        }
-        if event.get("epoch").is_some_and(|epoch| epoch.as_u64() != Some(self.epoch)) {
-            return refuse("stale-epoch", "the agent was restarted since");
-        }
-        if let Some(known) = self.exchanges.get_mut(key) {
-            known.asker = from.to_owned();
-            known.deadline = known.deadline.max(deadline);
-            let State::Over { answer, .. } = &known.state else { return None };
-            let mut answer = answer.clone();
-            if answer["type"] == "final" {
-                answer["again"] = json!(true);
+    fn op(&mut self, key: &Key, event: &Value, from: &Jid) -> Option<Value> {
+        match self.calls.get(key).map(|call| &call.state) {
+            Some(State::Running(..)) => return None,
+            Some(State::Ended(answer)) => {
+                let mut answer = answer.clone();
+                if answer["type"] == "final" {
+                    answer["again"] = json!(true);
+                }
+                return Some(answer);
             }
-            return Some(answer);
-        }
-        if self.memory >= MEMORY {
-            return refuse("busy", "the agent can remember no more calls");
-        }
-        let state = match self.start(key, event, left) {
-            Ok(task) => State::Running { task, since: Instant::now(), waiting: Vec::new() },
-            Err(problem) => State::Over { answer: answer("error", key, "problem", problem), size: 0 },
-        };
-        let over = if let State::Over { answer, .. } = &state { Some(answer.clone()) } else { None };
-        self.running += usize::from(over.is_none());
-        self.remember(from, key, deadline, state);
-        over
-    }
-
-    fn remember(&mut self, from: &str, key: &Key, deadline: Instant, state: State) {
-        self.memory += OVERHEAD;
-        self.exchanges.insert(key.clone(), Exchange { asker: from.to_owned(), deadline, state });
-    }
-
-    /// Start an op, or refuse it with a problem.
-    fn start(&mut self, key: &Key, event: &Object, left: Duration) -> Result<AbortHandle, Problem> {
-        let must =
-            event.get("must").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
-        let mut must = must.chain(event.contains_key("each").then_some("each"));
-        if let Some(name) = must.find(|name| !wire::UNDERSTOOD.contains(name) && !FEATURES.contains(name)) {
-            return Err(json!({"reason": "not-understood", "argument": name}));
+            None => (),
         }
         let op = event["op"].as_str().unwrap_or_default();
-        let offered = self.description["ops"].get(op);
-        let offered =
-            offered.ok_or_else(|| problem("unknown-op", "the agent does not offer this operation"))?;
-        let args = event.get("args").and_then(Value::as_object).cloned().unwrap_or_default();
-        wire::check(&offered["args"], &args).map_err(|(name, why)| {
-            json!({"reason": "bad-arguments", "text": format!("'{name}' {why}"), "argument": name})
-        })?;
-        let args = Value::Object(args);
-        for (refused, reason, text) in [
-            (wire::escape(&args).len() > wire::INLINE, "too-large", "the arguments are too large"),
-            (left.is_zero(), "expired", "the deadline had passed"),
-            (self.draining, "draining", "the agent is shutting down"),
-            (self.running == SLOTS, "busy", "the agent has no free slot"),
-        ] {
-            if refused {
-                return Err(problem(reason, text));
+        let offered = &self.description["ops"][op];
+        let understood = |name: &str| {
+            !events::TAKEN["op"]["properties"][name].is_null() || FEATURES.contains(&name)
+        };
+        let must = event["must"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str);
+        let strange = must
+            .into_iter()
+            .find(|name| !understood(name))
+            .map(str::to_owned);
+        let misfit = events::misfit(&offered["args"], &event["args"]);
+        let refusals = [
+            (event["left"] == 0, "expired", None),
+            (
+                event.get("epoch").is_some_and(|epoch| *epoch != self.epoch),
+                "stale-epoch",
+                None,
+            ),
+            (strange.is_some(), "not-understood", strange),
+            (offered.is_null(), "unknown-op", None),
+            (misfit.is_some(), "bad-arguments", misfit),
+            (self.draining, "draining", None),
+            (
+                self.running.len() >= SLOTS || self.calls.len() >= CALLS,
+                "busy",
+                None,
+            ),
+        ];
+        for (applies, reason, argument) in refusals {
+            if applies {
+                return Some(key.about(
+                    json!({"type": "error", "problem": {"reason": reason, "argument": argument}}),
+                ));
             }
         }
-        let longest = left.min(Duration::from_secs_f64(offered["timeout"].as_f64().unwrap_or(60.0)));
-        let teller = Teller { key: key.clone(), said: self.said.clone() };
-        let work = ops::start(op, &args, &mut self.counts, teller.clone())?;
-        let run = async move {
-            let late = |_| Err(problem("deadline", "the deadline passed"));
-            teller.say(Said::End(timeout(longest, work).await.unwrap_or_else(late))).await;
+        let left = Duration::from_millis(event["left"].as_u64().unwrap_or_default());
+        let longest = left.min(Duration::from_secs_f64(
+            offered["timeout"].as_f64().unwrap_or(60.0),
+        ));
+        let caller = Caller {
+            key: key.clone(),
+            to: from.clone(),
+            out: self.tell.clone(),
         };
-        Ok(tokio::spawn(run).abort_handle())
+        let work = timeout(
+            longest,
+            ops::run(op.to_owned(), event["args"].clone(), caller),
+        );
+        let named = key.clone();
+        let task = self.running.spawn(async move {
+            (
+                named,
+                work.await
+                    .unwrap_or_else(|_| failed("deadline", "the deadline passed")),
+            )
+        });
+        let call = Call {
+            until: Instant::now() + left + LONGER,
+            state: State::Running(task, Vec::new()),
+        };
+        self.calls.insert(key.clone(), call);
+        None
     }
 
-    /// What an operation said: its end, or news for who asked last.
-    pub fn hear(&mut self, key: Key, said: Said) {
-        match said {
-            Said::End(outcome) => self.end(&key, outcome),
-            Said::Along(events) => {
-                let running = self.exchanges.get(&key).filter(|exchange| exchange.runs());
-                if let Some(to) = running.and_then(|exchange| Jid::new(&exchange.asker).ok()) {
-                    self.out.push(Message::headline(to).with_payloads(vec![x(&events)]).into());
-                }
-            }
+    /// A task has ended; one that was aborted was answered then.
+    pub fn ended(&mut self, task: Result<(Key, Value), JoinError>) {
+        if let Ok((key, answer)) = task {
+            self.end(&key, answer);
         }
     }
 
-    fn end(&mut self, key: &Key, outcome: Outcome) {
-        let Some(exchange) = self.exchanges.get_mut(key) else { return };
-        let State::Running { task, since, waiting } = &mut exchange.state else { return };
-        task.abort();
-        let (member, value) = match outcome {
-            Ok(value) if wire::escape(&value).len() <= wire::INLINE => ("value", value),
-            Ok(_) => ("problem", problem("too-large", "the result is too large")),
-            Err(problem) => ("problem", problem),
-        };
-        let mut answer = answer("final", key, member, value);
-        answer["ran"] = json!(since.elapsed().as_millis() as u64);
-        for mut reply in waiting.drain(..) {
-            reply.events.insert(0, answer.clone());
-            self.out.push(reply.into());
-        }
-        let size = answer.to_string().len();
-        exchange.state = State::Over { answer, size };
-        self.memory += size;
-        self.running -= 1;
-    }
-
-    fn cancel(&mut self, from: &str, key: &Key, event: &Object) -> Value {
-        let state = match self.exchanges.get(key).map(Exchange::runs) {
-            Some(true) => {
-                self.end(key, Err(problem("cancelled", "it was cancelled")));
-                "cancelled"
-            }
-            Some(false) => "late",
-            None => {
-                // A tombstone: the cancel may have overtaken its op.
-                if self.memory < MEMORY && self.allows(from) {
-                    let left =
-                        Duration::from_millis(event.get("left").and_then(Value::as_u64).unwrap_or(60_000));
-                    let why = problem("cancelled", "it was cancelled before it arrived");
-                    let state = State::Over { answer: answer("error", key, "problem", why), size: 0 };
-                    self.remember(from, key, Instant::now() + left, state);
-                }
-                "unknown"
-            }
-        };
-        answer("cancelled", key, "state", json!(state))
-    }
-
-    fn acknowledge(&mut self, key: &Key) {
-        if let Some(State::Over { answer: kept, size }) = self.exchanges.get_mut(key).map(|it| &mut it.state)
-            && kept["type"] == "final"
+    fn end(&mut self, key: &Key, answer: Value) {
+        let answer = key.about(answer);
+        if let Some(Call { state, .. }) = self.calls.get_mut(key)
+            && let State::Running(task, waiting) = state
         {
-            *kept = answer("error", key, "problem", problem("already-done", "it was already done"));
-            *size = 0;
+            task.abort();
+            self.out
+                .extend(waiting.drain(..).map(|reply| reply.with(&answer)));
+            *state = State::Ended(answer);
         }
     }
 
-    fn hello(&mut self, from: &str, event: &Object) {
-        let known = self.dispatchers.contains(from);
-        if !self.allows(from) || self.present.len() >= PEERS && !known {
-            return;
+    fn cancel(&mut self, key: &Key, event: &Value) -> Value {
+        let tombstone = key.about(refused("cancelled", "it was cancelled before it arrived"));
+        let state = match self.calls.get(key).map(|call| &call.state) {
+            Some(State::Running(..)) => "cancelled",
+            Some(State::Ended(answer)) if *answer != tombstone => "late",
+            _ => "unknown",
+        };
+        if state == "cancelled" {
+            self.end(key, failed("cancelled", "it was cancelled"));
+        } else if state == "unknown" && self.calls.len() < CALLS {
+            let left = Duration::from_millis(event["left"].as_u64().unwrap_or(60_000));
+            let call = Call {
+                until: Instant::now() + left + LONGER,
+                state: State::Ended(tombstone),
+            };
+            self.calls.entry(key.clone()).or_insert(call);
         }
-        let first = self.present.insert(from.to_owned());
-        if known {
-            if let Some(Value::Array(all)) = event.get("dispatchers") {
-                let all: BTreeSet<_> = all.iter().filter_map(Value::as_str).map(str::to_owned).collect();
-                self.dispatchers.retain(|it| self.named.contains(it) || self.present.contains(it));
-                self.dispatchers.extend(all);
-            }
-            self.advertise(true);
-        } else if first {
+        key.about(json!({"type": "cancelled", "state": state}))
+    }
+
+    fn hello(&mut self, from: &Jid) {
+        if self.dispatchers.contains(from) {
+            // The next tick tells it.
+            self.advertised.0 = Value::Null;
+        } else if self.greeted.len() < GREETED && self.greeted.insert(from.clone()) {
             let hello = json!({"type": "hello", "role": "agent", "epoch": self.epoch, "features": FEATURES});
-            self.direct(from, &hello);
+            self.out.push(presence(from, &hello));
         }
     }
 
-    fn allows(&self, from: &str) -> bool {
-        let domain = bare(from).rsplit('@').next();
-        domain == Some(&self.domain) || self.dispatchers.contains(from)
-    }
-
-    fn key(&self, from: &str, event: &Object) -> Key {
-        let owner = if self.dispatchers.contains(from) { DISPATCHERS } else { bare(from) };
-        let id = event.get("id").and_then(Value::as_str).unwrap_or_default();
-        (owner.to_owned(), id.to_owned(), event.get("attempt").and_then(Value::as_u64).unwrap_or(1))
+    /// All dispatchers are one caller.
+    fn key(&self, from: &Jid, event: &Value) -> Key {
+        let dispatcher = self.dispatchers.contains(from);
+        let owner = if dispatcher {
+            String::new()
+        } else {
+            from.to_bare().to_string()
+        };
+        let id = event["id"].as_str().unwrap_or_default().to_owned();
+        Key(owner, id, event["attempt"].as_u64().unwrap_or(1))
     }
 }
 
-impl From<Reply> for Outgoing {
-    fn from(Reply { to, id, events }: Reply) -> Outgoing {
-        let payload = (!events.is_empty()).then(|| x(&events));
-        Iq::Result { from: None, to, id, payload }.into()
+impl Key {
+    /// The event, with the members that say which call it is about.
+    fn about(&self, mut event: Value) -> Value {
+        event["id"] = json!(self.1);
+        event["attempt"] = json!(self.2);
+        event
     }
+}
+
+impl Caller {
+    /// Tell progress, or a line of log. It may be lost.
+    pub async fn tell(&self, event: Value) {
+        let message =
+            Message::headline(self.to.clone()).with_payloads(vec![x(&[self.key.about(event)])]);
+        // The receiver lives as long as the program.
+        self.out.send(message.into()).await.unwrap_or_default();
+    }
+}
+
+impl Reply {
+    fn with(mut self, answer: &Value) -> Stanza {
+        self.events.insert(0, answer.clone());
+        self.into()
+    }
+}
+
+impl From<Reply> for Stanza {
+    fn from(Reply { to, id, events }: Reply) -> Stanza {
+        let payload = (!events.is_empty()).then(|| x(&events));
+        Iq::Result {
+            from: None,
+            to: Some(to),
+            id,
+            payload,
+        }
+        .into()
+    }
+}
+
+fn presence(to: &Jid, event: &Value) -> Stanza {
+    let event = x(std::slice::from_ref(event));
+    Presence::available()
+        .with_to(to.clone())
+        .with_payloads(vec![event])
+        .into()
 }
 
 fn x(events: &[Value]) -> Element {
-    Element::builder("x", SPINAL).append(wire::write(events)).build()
-}
-
-fn bare(address: &str) -> &str {
-    address.split('/').next().unwrap_or_default()
-}
-
-/// An event about this exchange, with one member beside those that name it.
-pub fn answer(kind: &str, (_, id, attempt): &Key, member: &str, value: Value) -> Value {
-    let mut event = json!({"type": kind, "id": id, member: value});
-    if *attempt != 1 {
-        event["attempt"] = json!(attempt);
-    }
-    event
+    Element::builder("x", SPINAL)
+        .append(events::write(events))
+        .build()
 }

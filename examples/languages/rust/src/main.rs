@@ -1,87 +1,93 @@
-//! An agent for the Spinal bus that offers the conformance operations of its protocol.
+//! An agent for the Spinal bus, with the operations of its conformance kit.
 
 mod agent;
+mod events;
 mod ops;
 mod stream;
-mod wire;
 
-use std::{process::ExitCode, time::Duration};
+use std::{env, error::Error, fs, process::ExitCode, time::Duration};
 
 use futures::{SinkExt, StreamExt};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc::{Receiver, channel};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_xmpp::error::AuthError;
+use tokio_xmpp::jid::Jid;
+use tokio_xmpp::minidom::Element;
 use tokio_xmpp::parsers::sasl::DefinedCondition::TemporaryAuthFailure;
-use tokio_xmpp::parsers::{iq::Iq, ping::Ping, presence::Presence};
-use tokio_xmpp::{Error, Stanza as Outgoing, xmlstream::ReadError};
+use tokio_xmpp::parsers::{iq::Iq, ns, ping::Ping, presence::Presence, stanza::Stanza as Outgoing};
+use tokio_xmpp::xmlstream::ReadError;
 
-use agent::{Agent, Key, Said};
+use agent::Agent;
 use stream::{Account, Stanza, Stream, connect, trust};
 
-const RESOURCE: &str = "agent";
-const CONFLICT: &str = "conflict";
+type Outcome = Result<(), Box<dyn Error>>;
+
 const SETUP: Duration = Duration::from_secs(30);
 const WRITE: Duration = Duration::from_secs(10);
+const CONFLICT: &str = "the server ended the stream: conflict";
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let Err(why) = run().await else { return ExitCode::SUCCESS };
+    let Err(why) = run().await else {
+        return ExitCode::SUCCESS;
+    };
     eprintln!("error: {why}");
     ExitCode::FAILURE
 }
 
 fn variable(name: &str) -> Result<String, String> {
-    std::env::var(name).map_err(|_| format!("{name} is not set"))
+    env::var(name).map_err(|_| format!("{name} is not set"))
 }
 
-fn account() -> Result<Account, String> {
-    let address = variable("SPINAL_ADDRESS")?;
-    let (user, domain) = address.split_once('@').ok_or("SPINAL_ADDRESS is not user@domain")?;
+fn account() -> Result<Account, Box<dyn Error>> {
     let file = variable("SPINAL_PASSWORD_FILE")?;
-    let password = std::fs::read_to_string(&file).map_err(|why| format!("{file}: {why}"))?;
+    let password = fs::read_to_string(&file).map_err(|why| format!("{file}: {why}"))?;
     let ca = variable("SPINAL_CA")?;
     Ok(Account {
-        user: user.to_owned(),
-        domain: domain.to_owned(),
-        password: password.trim_end().to_owned(),
-        server: variable("SPINAL_SERVER")?,
+        address: variable("SPINAL_ADDRESS")?.parse()?,
+        password: password.lines().next().unwrap_or_default().to_owned(),
+        server: variable("SPINAL_SERVER")?
+            .split_whitespace()
+            .next()
+            .unwrap_or_default()
+            .to_owned(),
         tls: trust(&ca).map_err(|why| format!("{ca}: {why}"))?,
     })
 }
 
 /// Keep the agent on the bus until it has drained.
-async fn run() -> Result<(), String> {
+async fn run() -> Outcome {
     let account = account()?;
-    let dispatchers = variable("SPINAL_DISPATCHER")?.split_whitespace().map(str::to_owned).collect();
-    let mut stop = signal(SignalKind::terminate()).map_err(|why| why.to_string())?;
-    let (said, mut heard) = channel(100);
-    let mut agent = Agent::new(&account.domain, dispatchers, said);
+    let dispatchers = variable("SPINAL_DISPATCHER")?;
+    let dispatchers = dispatchers
+        .split_whitespace()
+        .map(Jid::new)
+        .collect::<Result<_, _>>()?;
+    let mut stop = signal(SignalKind::terminate())?;
+    let mut agent = Agent::new(account.address.clone(), dispatchers);
     let mut pause = 1.0;
     loop {
-        let opened = tokio::select! {
-            opened = timeout(SETUP, connect(&account, RESOURCE)) => opened,
-            _ = stop.recv() => return Ok(()),
-        };
-        let why = match opened {
-            Ok(Ok((mut stream, address))) => {
+        let why = match timeout(SETUP, connect(&account)).await {
+            Ok(Ok(mut stream)) => {
                 pause = 1.0;
-                match live(&mut stream, &address, &mut agent, &mut heard, &mut stop).await {
+                match live(&mut stream, &mut agent, &mut stop).await {
                     Ok(()) => return Ok(()),
-                    Err(why) if why == CONFLICT => return Err("another program took this address".into()),
+                    // Two that come back would throw each other out for ever.
+                    Err(why) if why.to_string() == CONFLICT => return Err(why),
                     Err(why) => why,
                 }
             }
-            Ok(Err(Error::Auth(why))) if !matches!(why, AuthError::Fail(TemporaryAuthFailure)) => {
-                return Err(format!("the login was refused: {why}"));
+            Ok(Err(tokio_xmpp::Error::Auth(why)))
+                if !matches!(why, AuthError::Fail(TemporaryAuthFailure)) =>
+            {
+                return Err(format!("the login was refused: {why}").into());
             }
-            Ok(Err(why)) => why.to_string(),
+            Ok(Err(why)) => why.into(),
             Err(_) => "the server does not answer".into(),
         };
-        let drawn = Duration::from_secs_f64(pause * rand::random_range(0.5..1.0));
-        eprintln!("error: {why}; trying again in {drawn:.1?}");
+        eprintln!("{why}; trying again");
         tokio::select! {
-            _ = sleep(drawn) => (),
+            _ = sleep(Duration::from_secs_f64(pause * rand::random_range(0.5..1.0))) => (),
             _ = stop.recv() => return Ok(()),
         }
         pause = f64::min(pause * 2.0, 30.0);
@@ -89,36 +95,31 @@ async fn run() -> Result<(), String> {
 }
 
 /// Be there until the stream breaks (an error) or the agent has drained.
-async fn live(
-    stream: &mut Stream,
-    address: &str,
-    agent: &mut Agent,
-    heard: &mut Receiver<(Key, Said)>,
-    stop: &mut Signal,
-) -> Result<(), String> {
-    // A jitter of up to a tenth: agents that start together do not advertise together.
+async fn live(stream: &mut Stream, agent: &mut Agent, stop: &mut Signal) -> Outcome {
+    // A jitter: agents that start together do not advertise together.
     let mut ticks = interval(Duration::from_millis(rand::random_range(1000..1100)));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     agent.online();
-    send(stream, agent).await?;
-    println!("online {address}");
-    while !agent.drained() {
+    while !(agent.draining && agent.running.is_empty()) {
+        send(stream, agent).await?;
         tokio::select! {
+            // What an operation told goes out before its end does.
+            biased;
+            Some(message) = agent.told.recv() => agent.out.push(message),
+            Some(task) = agent.running.join_next() => agent.ended(task),
+            _ = stop.recv() => agent.draining = true,
+            _ = ticks.tick() => agent.tick(),
             read = stream.next() => match read {
-                Some(Ok(Stanza { name, text, .. })) if name == "error" => return Err(text.unwrap_or(Ok(name))?),
-                Some(Ok(stanza)) => agent.take(stanza),
+                Some(Ok(Stanza(error))) if error.is("error", ns::STREAM) => {
+                    let why = error.children().next().map_or("nothing", Element::name);
+                    return Err(format!("the server ended the stream: {why}").into());
+                }
+                Some(Ok(Stanza(stanza))) => agent.take(&stanza),
                 Some(Err(ReadError::SoftTimeout)) => agent.out.push(Iq::from_get("ping", Ping).into()),
-                Some(Err(why)) => return Err(why.to_string()),
+                Some(Err(why)) => return Err(why.into()),
                 None => return Err("the stream ended".into()),
             },
-            Some((key, said)) = heard.recv() => agent.hear(key, said),
-            _ = ticks.tick() => agent.tick(),
-            _ = stop.recv() => {
-                agent.draining = true;
-                agent.tick();
-            }
         }
-        send(stream, agent).await?;
     }
     agent.out.push(Presence::unavailable().into());
     send(stream, agent).await?;
@@ -127,10 +128,9 @@ async fn live(
     Ok(())
 }
 
-async fn send(stream: &mut Stream, agent: &mut Agent) -> Result<(), String> {
+async fn send(stream: &mut Stream, agent: &mut Agent) -> Outcome {
     for stanza in agent.out.drain(..) {
-        let sent = timeout(WRITE, stream.send(&stanza)).await;
-        sent.map_err(|_| "the server reads nothing".to_owned())?.map_err(|why| why.to_string())?;
+        timeout(WRITE, stream.send(&stanza)).await??;
     }
     Ok(())
 }

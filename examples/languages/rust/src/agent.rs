@@ -1,94 +1,88 @@
-//! The agent: takes stanzas, runs operations, remembers answers. What is to be sent is in `out`.
+//! The agent: takes stanzas, runs operations, remembers answers, and says what it has to say.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, SystemTime};
 
+use futures::future::{BoxFuture, FutureExt, Shared, join_all, ready};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use tokio::sync::mpsc::{Receiver, Sender, channel};
-use tokio::task::{AbortHandle, JoinError, JoinSet};
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::{Instant, timeout};
 use tokio_xmpp::jid::{BareJid, Jid};
 use tokio_xmpp::minidom::Element;
-use tokio_xmpp::parsers::stanza_error::{DefinedCondition, ErrorType, StanzaError};
-use tokio_xmpp::parsers::{iq::Iq, message::Message, presence::Presence, stanza::Stanza};
+use tokio_xmpp::parsers::stanza_error::DefinedCondition::{BadRequest, ServiceUnavailable};
+use tokio_xmpp::parsers::stanza_error::ErrorType::{Cancel, Modify};
+use tokio_xmpp::parsers::{
+    iq::Iq, message::Message, presence::Presence, stanza, stanza_error::StanzaError,
+};
 
-use crate::events::{self, failed, refused};
+use crate::events::{self, Event, Op, failed};
 use crate::ops;
+use crate::stream::{SPINAL, Stanza};
 
-const SPINAL: &str = "urn:spinal:1";
-const FEATURES: [&str; 1] = ["cancel"];
-/// Calls that run, calls that are remembered, stanzas of one call that wait, callers that were greeted.
+/// Calls that run, calls that are remembered, stanzas that wait for one call, callers greeted.
 const SLOTS: usize = 100;
-const CALLS: usize = 4000;
-const WAITING: usize = 8;
+const CALLS: usize = 2000;
+const WAITING: usize = 200;
 const GREETED: usize = 10_000;
 /// An answer is remembered for so long after its deadline.
 const LONGER: Duration = Duration::from_secs(10);
-/// A tick later than this, dispatchers are told again.
+/// The tick after this is the heartbeat.
 const HEARTBEAT: Duration = Duration::from_millis(4500);
 
-/// What names a call: the bare address of its caller, its id, its attempt.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub struct Key(String, String, u64);
+/// What an op may name in `must`.
+const UNDERSTOOD: [&str; 7] = ["id", "attempt", "op", "left", "args", "epoch", "must"];
 
-struct Call {
-    until: Instant,
-    state: State,
-}
+/// What a call ends with, for each stanza that waits for it.
+type Answer = Shared<BoxFuture<'static, Value>>;
+type Said = UnboundedSender<stanza::Stanza>;
 
-enum State {
-    Running(AbortHandle, Vec<Reply>),
-    Ended(Value),
-}
-
-/// The answer to an IQ, so far.
-struct Reply {
-    to: Jid,
+/// A call, to the operation that it runs.
+pub struct Call {
     id: String,
-    events: Vec<Value>,
+    attempt: u64,
+    from: Jid,
+    said: Said,
 }
 
-/// Whom a running operation may tell how far it is.
-pub struct Caller {
-    key: Key,
-    to: Jid,
-    out: Sender<Stanza>,
+impl Call {
+    /// The event, with the members that say which call it is about.
+    fn about(&self, mut event: Value) -> Value {
+        event["id"] = json!(self.id);
+        event["attempt"] = json!(self.attempt);
+        event
+    }
+
+    /// Tell progress, or a line of log.
+    pub fn tell(&self, event: Value) {
+        let x = x(&[self.about(event)]);
+        let _ = self.said.send(Message::headline(self.from.clone()).with_payloads(vec![x]).into());
+    }
 }
 
 pub struct Agent {
-    pub out: Vec<Stanza>,
-    pub running: JoinSet<(Key, Value)>,
-    pub told: Receiver<Stanza>,
     pub draining: bool,
-    tell: Sender<Stanza>,
+    said: Said,
     address: BareJid,
     dispatchers: Vec<Jid>,
     epoch: u64,
     description: Value,
     hash: String,
-    calls: HashMap<Key, Call>,
+    calls: HashMap<(String, String, u64), (Instant, Answer)>,
     greeted: HashSet<Jid>,
     advertised: (Value, Instant),
 }
 
 impl Agent {
-    pub fn new(address: BareJid, dispatchers: Vec<Jid>) -> Self {
-        let (tell, told) = channel(100);
+    pub fn new(address: BareJid, dispatchers: Vec<Jid>, said: Said) -> Self {
+        let now = SystemTime::UNIX_EPOCH.elapsed().expect("a clock that is set");
         Agent {
-            out: Vec::new(),
-            running: JoinSet::new(),
-            told,
             draining: false,
-            tell,
+            said,
             address,
             dispatchers,
-            epoch: SystemTime::UNIX_EPOCH
-                .elapsed()
-                .expect("a clock that is set")
-                .as_millis() as u64,
-            description: serde_json::from_str(ops::DESCRIPTION)
-                .expect("a description that is JSON"),
+            epoch: now.as_millis() as u64,
+            description: serde_json::from_str(ops::DESCRIPTION).expect("a description in JSON"),
             hash: format!("{:x}", Sha256::digest(ops::DESCRIPTION)),
             calls: HashMap::new(),
             greeted: HashSet::new(),
@@ -98,326 +92,163 @@ impl Agent {
 
     /// A new stream: nobody has heard of us on it.
     pub fn online(&mut self) {
-        self.out = vec![Presence::available().into()];
         self.greeted.clear();
         self.advertised.0 = Value::Null;
+    }
+
+    pub fn busy(&self) -> usize {
+        self.calls.values().filter(|(_, answer)| answer.peek().is_none()).count()
     }
 
     /// Once a second: forget what is over, and tell the dispatchers what is new.
     pub fn tick(&mut self) {
         let now = Instant::now();
-        self.calls.retain(|_, call| call.until > now);
-        let news = json!({
-            "type": "advertisement", "hash": self.hash, "epoch": self.epoch, "features": FEATURES,
-            "state": if self.draining { "draining" } else { "available" },
-            "slots": SLOTS, "busy": self.running.len(),
-        });
+        self.calls.retain(|_, (until, _)| *until > now);
+        let state = if self.draining { "draining" } else { "available" };
+        let news = json!({"type": "advertisement", "hash": self.hash, "epoch": self.epoch,
+            "state": state, "slots": SLOTS, "busy": self.busy()});
         if news != self.advertised.0 || now > self.advertised.1 + HEARTBEAT {
-            let told = self
-                .dispatchers
-                .iter()
-                .map(|dispatcher| presence(dispatcher, &news));
-            self.out.extend(told);
+            self.dispatchers.iter().for_each(|dispatcher| self.direct(dispatcher, news.clone()));
             self.advertised = (news, now);
         }
     }
 
-    pub fn take(&mut self, stanza: &Element) {
-        // Without `from` it is from the own account (RFC 6120, 8.1.2.1).
-        let from = stanza.attr("from").and_then(|from| Jid::new(from).ok());
-        let from = from.unwrap_or_else(|| self.address.clone().into());
-        let allowed = from.domain() == self.address.domain() || self.dispatchers.contains(&from);
-        let id = stanza.attr("id").unwrap_or_default().to_owned();
-        let events = stanza
-            .get_child("x", SPINAL)
-            .map(|x| events::read(&x.text()));
-        let (kind, condition, reason, text) = match (
-            stanza.name(),
-            stanza.attr("type").unwrap_or_default(),
-            events,
-        ) {
-            ("iq", "set", Some(_)) if !allowed => (
-                ErrorType::Auth,
-                DefinedCondition::Forbidden,
-                "not-allowed",
-                "that is not allowed".into(),
-            ),
-            ("iq", "set", Some(Err(why))) => (
-                ErrorType::Modify,
-                DefinedCondition::BadRequest,
-                "malformed",
-                why,
-            ),
-            ("iq", "set", Some(Ok(events))) => return self.request(from, id, &events),
-            ("iq", "set" | "get", _) => (
-                ErrorType::Cancel,
-                DefinedCondition::ServiceUnavailable,
-                "",
-                "not understood here".into(),
-            ),
-            ("presence", "", Some(Ok(events))) if allowed => {
-                return events
-                    .iter()
-                    .filter(|event| event["type"] == "hello")
-                    .for_each(|_| self.hello(&from));
+    pub fn take(&mut self, stanza: Stanza) {
+        match stanza {
+            Stanza::Iq { from: Some(from), id, kind, x } if kind == "set" && !x.is_empty() => {
+                match events::read(&x[0].text) {
+                    Ok(events) => self.request(from, id, events),
+                    Err(why) => {
+                        let mut error = StanzaError::new(Modify, BadRequest, "en", why);
+                        error.other = Some(child("reason", "malformed"));
+                        self.say(Iq::from_error(id, error).with_to(from));
+                    }
+                }
             }
-            ("presence", "unavailable", _) => {
-                self.greeted.remove(&from);
-                return;
+            Stanza::Iq { from, id, kind, .. } if kind == "set" || kind == "get" => {
+                let error = StanzaError::new(Cancel, ServiceUnavailable, "en", "not understood");
+                self.say(Iq::Error { from: None, to: from, id, error, payload: None });
             }
-            _ => return,
-        };
-        let mut error = StanzaError::new(kind, condition, "en", text);
-        error.other =
-            (!reason.is_empty()).then(|| Element::builder("reason", SPINAL).append(reason).build());
-        self.out.push(
-            Iq::Error {
-                from: None,
-                to: Some(from),
-                id,
-                error,
-                payload: None,
+            Stanza::Presence { from, x } => {
+                let events = x.first().and_then(|x| events::read(&x.text).ok());
+                match events.into_iter().flatten().find(|event| matches!(event, Event::Hello)) {
+                    Some(_) => self.hello(&from),
+                    None => _ = self.greeted.remove(&from),
+                }
             }
-            .into(),
-        );
+            _ => (),
+        }
     }
 
-    /// Take the events of an IQ. It is answered when its op, if it has one, has ended.
-    fn request(&mut self, to: Jid, id: String, events: &[Value]) {
-        let mut reply = Reply {
-            to,
-            id,
-            events: Vec::new(),
-        };
-        let mut asked = None;
+    /// Take the events of an IQ, and answer it when its ops have ended.
+    fn request(&mut self, from: Jid, id: String, events: Vec<Event>) {
+        let mut answers = Vec::new();
         for event in events {
-            let key = self.key(&reply.to, event);
-            match event["type"].as_str() {
-                Some("op") if asked.is_some() => {
-                    reply
-                        .events
-                        .push(key.about(refused("not-understood", "one op in a stanza")));
+            match event {
+                Event::Op(op) => answers.extend(self.op(&from, op)),
+                Event::Describe(asked) if asked.hash == self.hash && self.allows(&from) => {
+                    let text = ops::DESCRIPTION;
+                    answers
+                        .push(now(json!({"type": "description", "hash": self.hash, "text": text})));
                 }
-                Some("op") => match self.op(&key, event, &reply.to) {
-                    Some(answer) => reply.events.push(answer),
-                    None => asked = Some(key),
-                },
-                Some("cancel") => reply.events.push(self.cancel(&key, event)),
-                Some("describe") if event["hash"] == self.hash.as_str() => reply.events.push(
-                    json!({"type": "description", "hash": self.hash, "text": ops::DESCRIPTION}),
-                ),
-                Some("hello") => self.hello(&reply.to),
+                Event::Hello => self.hello(&from),
                 _ => (),
             }
         }
-        match asked
-            .and_then(|key| self.calls.get_mut(&key))
-            .map(|call| &mut call.state)
-        {
-            Some(State::Running(_, waiting)) => {
-                waiting.push(reply);
-                if waiting.len() > WAITING {
-                    self.out.push(waiting.remove(0).into());
-                }
-            }
-            // It was cancelled in the same stanza.
-            Some(State::Ended(answer)) => self.out.push(reply.with(answer)),
-            None => self.out.push(reply.into()),
-        }
+        let said = self.said.clone();
+        tokio::spawn(async move {
+            let events = join_all(answers).await;
+            let payload = (!events.is_empty()).then(|| x(&events));
+            said.send(Iq::Result { from: None, to: Some(from), id, payload }.into())
+        });
     }
 
-    /// Take an op: its answer, unless it runs.
-    fn op(&mut self, key: &Key, event: &Value, from: &Jid) -> Option<Value> {
-        match self.calls.get(key).map(|call| &call.state) {
-            Some(State::Running(..)) => return None,
-            Some(State::Ended(answer)) => {
-                let mut answer = answer.clone();
-                if answer["type"] == "final" {
-                    answer["again"] = json!(true);
-                }
-                return Some(answer);
-            }
-            None => (),
-        }
-        let op = event["op"].as_str().unwrap_or_default();
-        let offered = &self.description["ops"][op];
-        let understood = |name: &str| {
-            !events::TAKEN["op"]["properties"][name].is_null() || FEATURES.contains(&name)
+    /// Take an op: its answer, unless too many stanzas wait for that.
+    fn op(&mut self, from: &Jid, asked: Op) -> Option<Answer> {
+        let dispatcher = self.dispatchers.contains(from);
+        // All dispatchers are one caller.
+        let owner = if dispatcher { String::new() } else { from.to_bare().to_string() };
+        let call = Call {
+            id: asked.id,
+            attempt: asked.attempt.unwrap_or(1),
+            from: from.clone(),
+            said: self.said.clone(),
         };
-        let must = event["must"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(Value::as_str);
-        let strange = must
-            .into_iter()
-            .find(|name| !understood(name))
-            .map(str::to_owned);
-        let misfit = events::misfit(&offered["args"], &event["args"]);
+        let key = (owner, call.id.clone(), call.attempt);
+        if let Some((_, answer)) = self.calls.get(&key) {
+            let Some(ended) = answer.peek() else {
+                return (answer.strong_count() < Some(WAITING)).then(|| answer.clone());
+            };
+            let mut ended = ended.clone();
+            if ended["type"] == "final" {
+                ended["again"] = json!(true);
+            }
+            return Some(now(ended));
+        }
+        let offered = &self.description["ops"][&asked.op];
+        let args = Value::Object(asked.args.unwrap_or_default());
+        let misfit = events::misfit(&offered["args"], &args);
+        let mut must = asked.must.into_iter().flatten();
+        let strange = must.find(|name| !UNDERSTOOD.contains(&name.as_str()));
         let refusals = [
-            (event["left"] == 0, "expired", None),
-            (
-                event.get("epoch").is_some_and(|epoch| *epoch != self.epoch),
-                "stale-epoch",
-                None,
-            ),
+            (!self.allows(from), "not-allowed", None),
+            (asked.left == 0, "expired", None),
+            (asked.epoch.is_some_and(|epoch| epoch != self.epoch), "stale-epoch", None),
             (strange.is_some(), "not-understood", strange),
             (offered.is_null(), "unknown-op", None),
             (misfit.is_some(), "bad-arguments", misfit),
             (self.draining, "draining", None),
-            (
-                self.running.len() >= SLOTS || self.calls.len() >= CALLS,
-                "busy",
-                None,
-            ),
+            (self.calls.len() >= CALLS || self.busy() >= SLOTS, "busy", None),
         ];
-        for (applies, reason, argument) in refusals {
-            if applies {
-                return Some(key.about(
-                    json!({"type": "error", "problem": {"reason": reason, "argument": argument}}),
-                ));
-            }
+        if let Some((_, reason, argument)) = refusals.into_iter().find(|(applies, ..)| *applies) {
+            let problem = json!({"reason": reason, "argument": argument});
+            return Some(now(call.about(json!({"type": "error", "problem": problem}))));
         }
-        let left = Duration::from_millis(event["left"].as_u64().unwrap_or_default());
-        let longest = left.min(Duration::from_secs_f64(
-            offered["timeout"].as_f64().unwrap_or(60.0),
-        ));
-        let caller = Caller {
-            key: key.clone(),
-            to: from.clone(),
-            out: self.tell.clone(),
+        let left = Duration::from_millis(asked.left);
+        let most = Duration::from_secs_f64(offered["timeout"].as_f64().unwrap_or(60.0));
+        let work = async move {
+            let ended = timeout(left.min(most), ops::run(&asked.op, &args, &call)).await;
+            call.about(ended.unwrap_or_else(|_| failed("deadline", "the deadline passed")))
         };
-        let work = timeout(
-            longest,
-            ops::run(op.to_owned(), event["args"].clone(), caller),
-        );
-        let named = key.clone();
-        let task = self.running.spawn(async move {
-            (
-                named,
-                work.await
-                    .unwrap_or_else(|_| failed("deadline", "the deadline passed")),
-            )
-        });
-        let call = Call {
-            until: Instant::now() + left + LONGER,
-            state: State::Running(task, Vec::new()),
-        };
-        self.calls.insert(key.clone(), call);
-        None
-    }
-
-    /// A task has ended; one that was aborted was answered then.
-    pub fn ended(&mut self, task: Result<(Key, Value), JoinError>) {
-        if let Ok((key, answer)) = task {
-            self.end(&key, answer);
-        }
-    }
-
-    fn end(&mut self, key: &Key, answer: Value) {
-        let answer = key.about(answer);
-        if let Some(Call { state, .. }) = self.calls.get_mut(key)
-            && let State::Running(task, waiting) = state
-        {
-            task.abort();
-            self.out
-                .extend(waiting.drain(..).map(|reply| reply.with(&answer)));
-            *state = State::Ended(answer);
-        }
-    }
-
-    fn cancel(&mut self, key: &Key, event: &Value) -> Value {
-        let tombstone = key.about(refused("cancelled", "it was cancelled before it arrived"));
-        let state = match self.calls.get(key).map(|call| &call.state) {
-            Some(State::Running(..)) => "cancelled",
-            Some(State::Ended(answer)) if *answer != tombstone => "late",
-            _ => "unknown",
-        };
-        if state == "cancelled" {
-            self.end(key, failed("cancelled", "it was cancelled"));
-        } else if state == "unknown" && self.calls.len() < CALLS {
-            let left = Duration::from_millis(event["left"].as_u64().unwrap_or(60_000));
-            let call = Call {
-                until: Instant::now() + left + LONGER,
-                state: State::Ended(tombstone),
-            };
-            self.calls.entry(key.clone()).or_insert(call);
-        }
-        key.about(json!({"type": "cancelled", "state": state}))
+        let answer = work.boxed().shared();
+        self.calls.insert(key, (Instant::now() + left + LONGER, answer.clone()));
+        Some(answer)
     }
 
     fn hello(&mut self, from: &Jid) {
         if self.dispatchers.contains(from) {
             // The next tick tells it.
             self.advertised.0 = Value::Null;
-        } else if self.greeted.len() < GREETED && self.greeted.insert(from.clone()) {
-            let hello = json!({"type": "hello", "role": "agent", "epoch": self.epoch, "features": FEATURES});
-            self.out.push(presence(from, &hello));
+        } else if self.allows(from)
+            && self.greeted.len() < GREETED
+            && self.greeted.insert(from.clone())
+        {
+            self.direct(from, json!({"type": "hello", "role": "agent", "epoch": self.epoch}));
         }
     }
 
-    /// All dispatchers are one caller.
-    fn key(&self, from: &Jid, event: &Value) -> Key {
-        let dispatcher = self.dispatchers.contains(from);
-        let owner = if dispatcher {
-            String::new()
-        } else {
-            from.to_bare().to_string()
-        };
-        let id = event["id"].as_str().unwrap_or_default().to_owned();
-        Key(owner, id, event["attempt"].as_u64().unwrap_or(1))
+    fn allows(&self, from: &Jid) -> bool {
+        from.domain() == self.address.domain() || self.dispatchers.contains(from)
     }
-}
 
-impl Key {
-    /// The event, with the members that say which call it is about.
-    fn about(&self, mut event: Value) -> Value {
-        event["id"] = json!(self.1);
-        event["attempt"] = json!(self.2);
-        event
+    fn direct(&self, to: &Jid, event: Value) {
+        self.say(Presence::available().with_to(to.clone()).with_payloads(vec![x(&[event])]));
     }
-}
 
-impl Caller {
-    /// Tell progress, or a line of log. It may be lost.
-    pub async fn tell(&self, event: Value) {
-        let message =
-            Message::headline(self.to.clone()).with_payloads(vec![x(&[self.key.about(event)])]);
+    fn say(&self, stanza: impl Into<stanza::Stanza>) {
         // The receiver lives as long as the program.
-        self.out.send(message.into()).await.unwrap_or_default();
+        self.said.send(stanza.into()).unwrap_or_default();
     }
 }
 
-impl Reply {
-    fn with(mut self, answer: &Value) -> Stanza {
-        self.events.insert(0, answer.clone());
-        self.into()
-    }
-}
-
-impl From<Reply> for Stanza {
-    fn from(Reply { to, id, events }: Reply) -> Stanza {
-        let payload = (!events.is_empty()).then(|| x(&events));
-        Iq::Result {
-            from: None,
-            to: Some(to),
-            id,
-            payload,
-        }
-        .into()
-    }
-}
-
-fn presence(to: &Jid, event: &Value) -> Stanza {
-    let event = x(std::slice::from_ref(event));
-    Presence::available()
-        .with_to(to.clone())
-        .with_payloads(vec![event])
-        .into()
+fn now(event: Value) -> Answer {
+    ready(event).boxed().shared()
 }
 
 fn x(events: &[Value]) -> Element {
-    Element::builder("x", SPINAL)
-        .append(events::write(events))
-        .build()
+    child("x", &events::write(events))
+}
+
+fn child(name: &str, text: &str) -> Element {
+    Element::builder(name, SPINAL).append(text).build()
 }

@@ -5,26 +5,21 @@ mod events;
 mod ops;
 mod stream;
 
-use std::{env, error::Error, fs, process::ExitCode, time::Duration};
+use std::{env, error::Error, fmt::Display, fs, io, process::ExitCode, time::Duration};
 
 use futures::{SinkExt, StreamExt};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
-use tokio_xmpp::error::AuthError;
-use tokio_xmpp::jid::Jid;
-use tokio_xmpp::minidom::Element;
-use tokio_xmpp::parsers::sasl::DefinedCondition::TemporaryAuthFailure;
-use tokio_xmpp::parsers::{iq::Iq, ns, ping::Ping, presence::Presence, stanza::Stanza as Outgoing};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio_xmpp::jid::{BareJid, Jid};
+use tokio_xmpp::parsers::{iq::Iq, ping::Ping, presence::Presence, stanza::Stanza};
 use tokio_xmpp::xmlstream::ReadError;
 
 use agent::Agent;
-use stream::{Account, Stanza, Stream, connect, trust};
-
-type Outcome = Result<(), Box<dyn Error>>;
+use stream::Stream;
 
 const SETUP: Duration = Duration::from_secs(30);
 const WRITE: Duration = Duration::from_secs(10);
-const CONFLICT: &str = "the server ended the stream: conflict";
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
@@ -35,102 +30,77 @@ async fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn variable(name: &str) -> Result<String, String> {
-    env::var(name).map_err(|_| format!("{name} is not set"))
-}
-
-fn account() -> Result<Account, Box<dyn Error>> {
-    let file = variable("SPINAL_PASSWORD_FILE")?;
-    let password = fs::read_to_string(&file).map_err(|why| format!("{file}: {why}"))?;
-    let ca = variable("SPINAL_CA")?;
-    Ok(Account {
-        address: variable("SPINAL_ADDRESS")?.parse()?,
-        password: password.lines().next().unwrap_or_default().to_owned(),
-        server: variable("SPINAL_SERVER")?
-            .split_whitespace()
-            .next()
-            .unwrap_or_default()
-            .to_owned(),
-        tls: trust(&ca).map_err(|why| format!("{ca}: {why}"))?,
-    })
+/// What this reads in a variable.
+fn variable<T, E: Display>(name: &str, read: fn(String) -> Result<T, E>) -> Result<T, String> {
+    let value = env::var(name).map_err(|why| format!("{name}: {why}"))?;
+    read(value).map_err(|why| format!("{name}: {why}"))
 }
 
 /// Keep the agent on the bus until it has drained.
-async fn run() -> Outcome {
-    let account = account()?;
-    let dispatchers = variable("SPINAL_DISPATCHER")?;
-    let dispatchers = dispatchers
-        .split_whitespace()
-        .map(Jid::new)
-        .collect::<Result<_, _>>()?;
+async fn run() -> Result<(), Box<dyn Error>> {
+    let address = variable("SPINAL_ADDRESS", |text| BareJid::new(&text))?;
+    let password = variable("SPINAL_PASSWORD_FILE", fs::read_to_string)?;
+    let server = variable("SPINAL_SERVER", Ok::<_, io::Error>)?;
+    let server = server.split(' ').next().unwrap_or_default();
+    let tls = variable("SPINAL_CA", stream::trust)?;
+    let dispatchers =
+        variable("SPINAL_DISPATCHER", |text| text.split_whitespace().map(Jid::new).collect())?;
     let mut stop = signal(SignalKind::terminate())?;
-    let mut agent = Agent::new(account.address.clone(), dispatchers);
+    let (said, mut heard) = unbounded_channel();
+    let mut agent = Agent::new(address.clone(), dispatchers, said);
     let mut pause = 1.0;
     loop {
-        let why = match timeout(SETUP, connect(&account)).await {
-            Ok(Ok(mut stream)) => {
-                pause = 1.0;
-                match live(&mut stream, &mut agent, &mut stop).await {
-                    Ok(()) => return Ok(()),
-                    // Two that come back would throw each other out for ever.
-                    Err(why) if why.to_string() == CONFLICT => return Err(why),
-                    Err(why) => why,
-                }
-            }
-            Ok(Err(tokio_xmpp::Error::Auth(why)))
-                if !matches!(why, AuthError::Fail(TemporaryAuthFailure)) =>
-            {
-                return Err(format!("the login was refused: {why}").into());
-            }
-            Ok(Err(why)) => why.into(),
-            Err(_) => "the server does not answer".into(),
+        let began = Instant::now();
+        let connecting = stream::connect(&address, password.trim_end(), server, &tls);
+        let end = match timeout(SETUP, connecting).await {
+            Ok(Ok(stream)) => live(stream, &mut agent, &mut heard, &mut stop).await,
+            Ok(Err(why)) => Err(why),
+            Err(late) => Err(io::Error::from(late).into()),
         };
-        eprintln!("{why}; trying again");
+        match end {
+            Ok(()) => return Ok(()),
+            Err(why @ tokio_xmpp::Error::Auth(_)) => return Err(why.into()),
+            Err(why) => eprintln!("{why}; trying again"),
+        }
         tokio::select! {
             _ = sleep(Duration::from_secs_f64(pause * rand::random_range(0.5..1.0))) => (),
             _ = stop.recv() => return Ok(()),
         }
-        pause = f64::min(pause * 2.0, 30.0);
+        pause = if began.elapsed() > 2 * SETUP { 1.0 } else { f64::min(pause * 2.0, 30.0) };
     }
 }
 
 /// Be there until the stream breaks (an error) or the agent has drained.
-async fn live(stream: &mut Stream, agent: &mut Agent, stop: &mut Signal) -> Outcome {
+async fn live(
+    mut stream: Stream,
+    agent: &mut Agent,
+    said: &mut UnboundedReceiver<Stanza>,
+    stop: &mut Signal,
+) -> Result<(), tokio_xmpp::Error> {
     // A jitter: agents that start together do not advertise together.
     let mut ticks = interval(Duration::from_millis(rand::random_range(1000..1100)));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    stream.send(&Presence::available()).await?;
     agent.online();
-    while !(agent.draining && agent.running.is_empty()) {
-        send(stream, agent).await?;
+    while !(agent.draining && agent.busy() == 0 && said.is_empty()) {
         tokio::select! {
-            // What an operation told goes out before its end does.
+            // Nothing is read while something is to be said: so that is bounded by what came.
             biased;
-            Some(message) = agent.told.recv() => agent.out.push(message),
-            Some(task) = agent.running.join_next() => agent.ended(task),
+            Some(stanza) = said.recv() => {
+                timeout(WRITE, stream.send(&stanza)).await.map_err(io::Error::from)??;
+            }
             _ = stop.recv() => agent.draining = true,
             _ = ticks.tick() => agent.tick(),
             read = stream.next() => match read {
-                Some(Ok(Stanza(error))) if error.is("error", ns::STREAM) => {
-                    let why = error.children().next().map_or("nothing", Element::name);
-                    return Err(format!("the server ended the stream: {why}").into());
-                }
-                Some(Ok(Stanza(stanza))) => agent.take(&stanza),
-                Some(Err(ReadError::SoftTimeout)) => agent.out.push(Iq::from_get("ping", Ping).into()),
-                Some(Err(why)) => return Err(why.into()),
-                None => return Err("the stream ended".into()),
+                Some(Ok(stanza)) => agent.take(stanza),
+                // What is no IQ and no presence.
+                Some(Err(ReadError::ParseError(_))) => (),
+                Some(Err(ReadError::SoftTimeout)) => stream.send(&Iq::from_get("ping", Ping)).await?,
+                Some(Err(ReadError::HardError(why))) => return Err(why.into()),
+                _ => return Err(tokio_xmpp::Error::Disconnected),
             },
         }
     }
-    agent.out.push(Presence::unavailable().into());
-    send(stream, agent).await?;
-    // That the server may have closed first is as good.
-    let _ = timeout(WRITE, SinkExt::<&Outgoing>::close(stream)).await;
-    Ok(())
-}
-
-async fn send(stream: &mut Stream, agent: &mut Agent) -> Outcome {
-    for stanza in agent.out.drain(..) {
-        timeout(WRITE, stream.send(&stanza)).await??;
-    }
-    Ok(())
+    stream.send(&Presence::unavailable()).await?;
+    Ok(stream.shutdown().await?)
 }

@@ -1,141 +1,99 @@
-//! One XMPP stream: STARTTLS that trusts the given authority alone, SCRAM, one resource.
-//!
-//! README.md says why this does not leave it to `tokio_xmpp::Client`.
+//! One XMPP stream: STARTTLS that trusts one authority alone, SCRAM, one resource.
+//! README.md says why this is not left to `tokio_xmpp::Client`.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{error, io, sync::Arc};
 
 use futures::{SinkExt, StreamExt};
-use rxml::{AttrMap, Event, QName};
 use sasl::common::Credentials;
 use tokio::{io::BufStream, net::TcpStream};
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use tokio_rustls::{TlsConnector, client::TlsStream};
-use tokio_xmpp::jid::BareJid;
-use tokio_xmpp::minidom::Element;
-use tokio_xmpp::parsers::{bind::BindQuery, iq::Iq, ns, starttls::Request};
+use tokio_xmpp::jid::{BareJid, Jid};
+use tokio_xmpp::parsers::{bind::BindQuery, iq::Iq, ns, starttls};
 use tokio_xmpp::xmlstream::{StreamHeader, Timeouts, XmlStream, initiate_stream};
 use tokio_xmpp::{Error, client_login, error::ProtocolError};
-use xso::{Context, FromEventsBuilder, FromXml, error::FromEventsError};
+use xso::FromXml;
 
+pub const SPINAL: &str = "urn:spinal:1";
 const RESOURCE: &str = "agent";
-const LEVELS: usize = 8;
-const TIMEOUTS: Timeouts = Timeouts {
-    read_timeout: Duration::from_secs(30),
-    response_timeout: Duration::from_secs(15),
-};
 
 pub type Stream = XmlStream<BufStream<TlsStream<TcpStream>>, Stanza>;
 
-pub struct Account {
-    pub address: BareJid,
-    pub password: String,
-    pub server: String,
-    pub tls: TlsConnector,
+/// What this agent reads of a stanza. What else is in it is dropped unseen, however deep it is.
+#[derive(Debug, FromXml)]
+#[xml()]
+pub enum Stanza {
+    #[xml(namespace = ns::JABBER_CLIENT, name = "iq", discard(text), on_unknown_attribute = Discard, on_unknown_child = Discard)]
+    Iq {
+        #[xml(attribute(default))]
+        from: Option<Jid>,
+        #[xml(attribute)]
+        id: String,
+        #[xml(attribute = "type")]
+        kind: String,
+        #[xml(child(n = ..))]
+        x: Vec<X>,
+    },
+    #[xml(namespace = ns::JABBER_CLIENT, name = "presence", discard(text), on_unknown_attribute = Discard, on_unknown_child = Discard)]
+    Presence {
+        #[xml(attribute)]
+        from: Jid,
+        #[xml(child(n = ..))]
+        x: Vec<X>,
+    },
+}
+
+#[derive(Debug, FromXml)]
+#[xml(namespace = SPINAL, name = "x", on_unknown_attribute = Discard, on_unknown_child = Discard)]
+pub struct X {
+    #[xml(text)]
+    pub text: String,
 }
 
 /// TLS that trusts the authorities in this PEM file and no others.
-pub fn trust(file: &str) -> Result<TlsConnector, Box<dyn std::error::Error>> {
+pub fn trust(file: String) -> Result<TlsConnector, Box<dyn error::Error>> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_file_iter(file)? {
         roots.add(certificate?)?;
     }
-    let config = ClientConfig::builder()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+    let config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
     Ok(Arc::new(config).into())
 }
 
-pub async fn connect(account: &Account) -> Result<Stream, Error> {
-    let domain = account.address.domain().as_str();
-    let header = || StreamHeader {
-        to: Some(domain.into()),
-        ..StreamHeader::default()
-    };
-    let socket = BufStream::new(TcpStream::connect(&account.server).await?);
-    let opened = initiate_stream(socket, ns::JABBER_CLIENT, header(), TIMEOUTS).await?;
-    let (_, mut plain) = opened.recv_features::<Stanza>().await?;
-    plain.send(&Request).await?;
-    if !matches!(plain.next().await, Some(Ok(Stanza(answer))) if answer.is("proceed", ns::TLS)) {
-        return Err(ProtocolError::NoTls.into());
-    }
-    let name = ServerName::try_from(domain.to_owned()).map_err(io::Error::other)?;
-    let socket = account
-        .tls
-        .connect(name, plain.into_inner().into_inner())
-        .await?;
+pub async fn connect(
+    address: &BareJid,
+    password: &str,
+    server: &str,
+    tls: &TlsConnector,
+) -> Result<Stream, Error> {
+    let domain = address.domain().as_str();
+    let to = || StreamHeader { to: Some(domain.into()), ..StreamHeader::default() };
+    let timeouts = Timeouts::tight();
 
-    let opened = initiate_stream(
-        BufStream::new(socket),
-        ns::JABBER_CLIENT,
-        header(),
-        TIMEOUTS,
-    )
-    .await?;
+    let socket = BufStream::new(TcpStream::connect(server).await?);
+    let opened = initiate_stream(socket, ns::JABBER_CLIENT, to(), timeouts).await?;
+    let (_, mut plain) = opened.recv_features::<starttls::Proceed>().await?;
+    plain.send(&starttls::Request).await?;
+    let Some(Ok(starttls::Proceed)) = plain.next().await else {
+        return Err(ProtocolError::NoTls.into());
+    };
+    let name = ServerName::try_from(domain.to_owned()).map_err(io::Error::other)?;
+    let socket = BufStream::new(tls.connect(name, plain.into_inner().into_inner()).await?);
+
+    let opened = initiate_stream(socket, ns::JABBER_CLIENT, to(), timeouts).await?;
     let (features, stream) = opened.recv_features().await?;
     let mut offered = features.sasl_mechanisms;
     offered.retain(|mechanism| mechanism.starts_with("SCRAM-"));
-    let user = account.address.node().map_or("", |node| node.as_str());
-    let secret = Credentials::default()
-        .with_username(user)
-        .with_password(&account.password);
-    let opened = client_login(stream, offered, secret)
-        .await?
-        .send_header(header())
-        .await?;
+    let user = address.node().map_or("", |node| node.as_str());
+    let login = Credentials::default().with_username(user).with_password(password);
+    let opened = client_login(stream, offered, login).await?.send_header(to()).await?;
 
     let (_, mut stream) = opened.recv_features::<Stanza>().await?;
-    stream
-        .send(&Iq::from_set(
-            "bind",
-            BindQuery::new(Some(RESOURCE.to_owned())),
-        ))
-        .await?;
+    let bind = BindQuery::new(Some(RESOURCE.to_owned()));
+    stream.send(&Iq::from_set("bind", bind)).await?;
     match stream.next().await {
-        Some(Ok(Stanza(answer))) if answer.attr("type") == Some("result") => Ok(stream),
+        Some(Ok(Stanza::Iq { kind, .. })) if kind == "result" => Ok(stream),
         _ => Err(ProtocolError::InvalidBindResponse.into()),
-    }
-}
-
-/// A stanza as a tree. What is nested deeper than anything this agent reads is left out of it,
-/// because the tree is built recursively, and not every server bounds the levels.
-#[derive(Debug)]
-pub struct Stanza(pub Element);
-
-pub struct Builder {
-    tree: <Element as FromXml>::Builder,
-    level: usize,
-}
-
-impl FromXml for Stanza {
-    type Builder = Builder;
-
-    fn from_events(
-        name: QName,
-        attrs: AttrMap,
-        within: &Context<'_>,
-    ) -> Result<Builder, FromEventsError> {
-        Ok(Builder {
-            tree: Element::from_events(name, attrs, within)?,
-            level: 1,
-        })
-    }
-}
-
-impl FromEventsBuilder for Builder {
-    type Output = Stanza;
-
-    fn feed(
-        &mut self,
-        event: Event,
-        within: &Context<'_>,
-    ) -> Result<Option<Stanza>, xso::error::Error> {
-        self.level += usize::from(matches!(event, Event::StartElement(..)));
-        let level = self.level;
-        self.level -= usize::from(matches!(event, Event::EndElement(..)));
-        if level > LEVELS {
-            return Ok(None);
-        }
-        Ok(self.tree.feed(event, within)?.map(Stanza))
     }
 }

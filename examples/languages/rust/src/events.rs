@@ -8,17 +8,19 @@ const INLINE: usize = 32_768;
 const STANZA: usize = 61_440;
 
 /// The events that this agent takes. A member that is `null` counts as absent.
-#[derive(Deserialize)]
+#[derive(Deserialize, PartialEq)]
 #[serde(tag = "type", rename_all = "lowercase")]
 pub enum Event {
     Op(Op),
-    Describe(Describe),
+    Describe {
+        hash: String,
+    },
     Hello,
     #[serde(other)]
     Other,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, PartialEq)]
 pub struct Op {
     pub id: String,
     pub attempt: Option<u64>,
@@ -27,11 +29,6 @@ pub struct Op {
     pub args: Option<Map<String, Value>>,
     pub epoch: Option<u64>,
     pub must: Option<Vec<String>>,
-}
-
-#[derive(Deserialize)]
-pub struct Describe {
-    pub hash: String,
 }
 
 impl Event {
@@ -46,18 +43,11 @@ impl Event {
     }
 }
 
-/// The events in this text, or why none of them can be taken.
-pub fn read(text: &str) -> Result<Vec<Event>, &'static str> {
-    let read: Vec<Map<String, Value>> = from_str(text).map_err(|_| "not a list of events")?;
-    let read: Value = read.into();
-    if !plain(&read, LEVELS + 1) {
-        return Err("a number is too large, or a value too deep");
-    }
-    let events: Vec<Event> = from_value(read).map_err(|_| "an event does not fit")?;
-    if !events.iter().all(Event::within_bounds) {
-        return Err("an op does not fit");
-    }
-    Ok(events)
+/// The events in this text, or none if one of them cannot be taken.
+pub fn read(text: &str) -> Option<Vec<Event>> {
+    let events: Value = from_str::<Vec<Map<String, Value>>>(text).ok()?.into();
+    let events: Vec<Event> = from_value(plain(&events, LEVELS + 1).then_some(events)?).ok()?;
+    events.iter().all(Event::within_bounds).then_some(events)
 }
 
 /// Is it I-JSON of at most so many levels? serde_json refuses lone surrogates, and 128 levels.
@@ -73,9 +63,9 @@ fn plain(value: &Value, levels: usize) -> bool {
 
 /// The first argument that does not fit this schema.
 pub fn misfit(schema: &Value, args: &Value) -> Option<String> {
-    let mut required = schema["required"].as_array()?.iter().filter_map(Value::as_str);
+    let mut required = schema["required"].as_array().into_iter().flatten().flat_map(Value::as_str);
     let missing = required.find(|name| args.get(name).is_none());
-    let mut given = args.as_object()?.iter();
+    let mut given = args.as_object().into_iter().flatten();
     let wrong = given.find(|(name, value)| !fits(&schema["properties"][name], value));
     // It may be the peer's own: it is told back shortened.
     Some(missing.or(wrong.map(|(name, _)| name.as_str()))?.chars().take(64).collect())
@@ -113,11 +103,12 @@ pub fn refused(reason: &str, text: &str) -> Value {
 
 /// The text of these events, without those at the end that would make it too long.
 pub fn write(events: &[Value]) -> String {
-    let mut texts: Vec<String> = events.iter().map(escaped).collect();
-    while texts.iter().map(|text| text.len() + 2).sum::<usize>() > STANZA {
-        texts.pop();
-    }
-    format!("[{}]", texts.join(","))
+    let mut room = STANZA;
+    let texts = events.iter().map(escaped).map_while(|text| {
+        room = room.checked_sub(text.len() + 2)?;
+        Some(text)
+    });
+    format!("[{}]", texts.collect::<Vec<_>>().join(","))
 }
 
 /// JSON text whose strings hold nothing that XML reserves or forbids.

@@ -2,17 +2,16 @@
 
 use std::{collections::HashMap, sync::LazyLock, sync::Mutex, time::Duration};
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::time::sleep;
 
-use crate::agent::Call;
 use crate::events::{done, failed, refused};
 
 /// The capability description, exactly as it is hashed and told.
 pub const DESCRIPTION: &str = include_str!("description.json");
 
 /// Run an operation, with arguments that fit the description.
-pub async fn run(op: &str, args: &Value, call: &Call) -> Value {
+pub async fn run(op: &str, args: &Value) -> Value {
     let text = args["text"].as_str().unwrap_or_default();
     match op {
         "/conform/echo" => done(args["value"].clone()),
@@ -20,7 +19,6 @@ pub async fn run(op: &str, args: &Value, call: &Call) -> Value {
         "/conform/work" => work(args).await,
         "/conform/fail" => failed("failed", text),
         "/conform/refuse" => refused("refused", text),
-        "/conform/report" => report(args, call),
         _ => refused("unknown-op", "it is described, and not there"),
     }
 }
@@ -40,12 +38,4 @@ async fn work(args: &Value) -> Value {
     };
     sleep(Duration::from_secs_f64(args["seconds"].as_f64().unwrap_or(0.0))).await;
     done(count)
-}
-
-fn report(args: &Value, call: &Call) -> Value {
-    for step in 1..=args["steps"].as_u64().unwrap_or_default() {
-        call.tell(json!({"type": "progress", "done": step, "total": args["steps"]}));
-        call.tell(json!({"type": "log", "text": format!("step {step}")}));
-    }
-    done(args["steps"].clone())
 }

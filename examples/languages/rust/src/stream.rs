@@ -16,15 +16,14 @@ use tokio_xmpp::{Error, client_login, error::ProtocolError};
 use xso::FromXml;
 
 pub const SPINAL: &str = "urn:spinal:1";
-const RESOURCE: &str = "agent";
 
 pub type Stream = XmlStream<BufStream<TlsStream<TcpStream>>, Stanza>;
 
-/// What this agent reads of a stanza. What else is in it is dropped unseen, however deep it is.
+/// What this agent reads of a stanza. All else is dropped unseen, however deep it is nested.
 #[derive(Debug, FromXml)]
-#[xml()]
+#[xml(namespace = ns::JABBER_CLIENT)]
 pub enum Stanza {
-    #[xml(namespace = ns::JABBER_CLIENT, name = "iq", discard(text), on_unknown_attribute = Discard, on_unknown_child = Discard)]
+    #[xml(name = "iq", discard(text))]
     Iq {
         #[xml(attribute(default))]
         from: Option<Jid>,
@@ -35,7 +34,7 @@ pub enum Stanza {
         #[xml(child(n = ..))]
         x: Vec<X>,
     },
-    #[xml(namespace = ns::JABBER_CLIENT, name = "presence", discard(text), on_unknown_attribute = Discard, on_unknown_child = Discard)]
+    #[xml(name = "presence", discard(text))]
     Presence {
         #[xml(attribute)]
         from: Jid,
@@ -45,10 +44,14 @@ pub enum Stanza {
 }
 
 #[derive(Debug, FromXml)]
-#[xml(namespace = SPINAL, name = "x", on_unknown_attribute = Discard, on_unknown_child = Discard)]
-pub struct X {
-    #[xml(text)]
-    pub text: String,
+#[xml(namespace = SPINAL, name = "x")]
+pub struct X(#[xml(text)] pub String);
+
+pub struct Account {
+    pub address: BareJid,
+    pub password: String,
+    pub server: String,
+    pub tls: TlsConnector,
 }
 
 /// TLS that trusts the authorities in this PEM file and no others.
@@ -61,17 +64,13 @@ pub fn trust(file: String) -> Result<TlsConnector, Box<dyn error::Error>> {
     Ok(Arc::new(config).into())
 }
 
-pub async fn connect(
-    address: &BareJid,
-    password: &str,
-    server: &str,
-    tls: &TlsConnector,
-) -> Result<Stream, Error> {
-    let domain = address.domain().as_str();
+/// Log in, with a resource.
+pub async fn connect(account: &Account) -> Result<Stream, Error> {
+    let domain = account.address.domain().as_str();
     let to = || StreamHeader { to: Some(domain.into()), ..StreamHeader::default() };
     let timeouts = Timeouts::tight();
 
-    let socket = BufStream::new(TcpStream::connect(server).await?);
+    let socket = BufStream::new(TcpStream::connect(&account.server).await?);
     let opened = initiate_stream(socket, ns::JABBER_CLIENT, to(), timeouts).await?;
     let (_, mut plain) = opened.recv_features::<starttls::Proceed>().await?;
     plain.send(&starttls::Request).await?;
@@ -79,18 +78,19 @@ pub async fn connect(
         return Err(ProtocolError::NoTls.into());
     };
     let name = ServerName::try_from(domain.to_owned()).map_err(io::Error::other)?;
-    let socket = BufStream::new(tls.connect(name, plain.into_inner().into_inner()).await?);
+    let socket = plain.into_inner().into_inner();
+    let socket = BufStream::new(account.tls.connect(name, socket).await?);
 
     let opened = initiate_stream(socket, ns::JABBER_CLIENT, to(), timeouts).await?;
     let (features, stream) = opened.recv_features().await?;
     let mut offered = features.sasl_mechanisms;
     offered.retain(|mechanism| mechanism.starts_with("SCRAM-"));
-    let user = address.node().map_or("", |node| node.as_str());
-    let login = Credentials::default().with_username(user).with_password(password);
+    let user = account.address.node().map_or("", |node| node.as_str());
+    let login = Credentials::default().with_username(user).with_password(&account.password);
     let opened = client_login(stream, offered, login).await?.send_header(to()).await?;
 
     let (_, mut stream) = opened.recv_features::<Stanza>().await?;
-    let bind = BindQuery::new(Some(RESOURCE.to_owned()));
+    let bind = BindQuery::new(Some("agent".to_owned()));
     stream.send(&Iq::from_set("bind", bind)).await?;
     match stream.next().await {
         Some(Ok(Stanza::Iq { kind, .. })) if kind == "result" => Ok(stream),

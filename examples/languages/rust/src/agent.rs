@@ -193,9 +193,9 @@ impl Agent {
 
     /// Refuse a stanza: one that cannot be read, or that is none of ours.
     fn error(&self, to: Option<Jid>, id: String, ours: bool) {
-        let mut error = StanzaError::new(Cancel, ServiceUnavailable, "en", "that is not served");
+        let mut error = StanzaError::new(Cancel, ServiceUnavailable, "en", "it is not understood");
         if ours {
-            error = StanzaError::new(Modify, BadRequest, "en", "that is no list of sound events");
+            error = StanzaError::new(Modify, BadRequest, "en", "it is no list of events that fit");
             error.other = Some(Element::builder("reason", SPINAL).append("malformed").build());
         }
         let error = Iq::Error { from: None, to, id, error, payload: None };

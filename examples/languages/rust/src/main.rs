@@ -89,7 +89,7 @@ async fn live(
             _ = ticks.tick() => agent.tick(),
             read = stream.next() => match read {
                 Some(Ok(stanza)) => agent.take(stanza),
-                // Neither IQ nor presence.
+                // One that lacks what every stanza has.
                 Some(Err(ReadError::ParseError(_))) => (),
                 Some(Err(ReadError::SoftTimeout)) => stream.send(&Iq::from_get("ping", Ping)).await?,
                 Some(Err(ReadError::HardError(why))) => return Err(why.into()),

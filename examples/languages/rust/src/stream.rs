@@ -34,6 +34,8 @@ pub enum Stanza {
         #[xml(child(n = ..))]
         x: Vec<X>,
     },
+    #[xml(name = "message", discard(text))]
+    Message {},
     #[xml(name = "presence", discard(text))]
     Presence {
         #[xml(attribute)]

@@ -71,6 +71,7 @@ pub fn misfit(schema: &Value, args: &Value) -> Option<String> {
     Some(missing.or(wrong.map(|(name, _)| name.as_str()))?.chars().take(64).collect())
 }
 
+/// Of the keywords of a schema only those that the description here uses.
 fn fits(schema: &Value, value: &Value) -> bool {
     let size = match schema["type"].as_str() {
         Some("string") => value.as_str().map(|text| text.chars().count() as f64),

@@ -25,8 +25,8 @@ import java.util.concurrent.ScheduledThreadPoolExecutor;
 import java.util.concurrent.ThreadLocalRandom;
 import java.util.concurrent.TimeUnit;
 import java.util.function.BiConsumer;
-import org.jivesoftware.smack.SmackException.NotConnectedException;
 import org.jivesoftware.smack.AbstractXMPPConnection;
+import org.jivesoftware.smack.SmackException.NotConnectedException;
 import org.jivesoftware.smack.packet.EmptyResultIQ;
 import org.jivesoftware.smack.packet.IQ;
 import org.jivesoftware.smack.packet.Message;
@@ -44,8 +44,8 @@ final class Agent {
     private static final int DISPATCHERS = 64, STANZA = 61440, INLINE = 32768;
     private static final long HEARTBEAT = 5000, CHANGE = 1000, GRACE = 10000; // milliseconds
     private static final List<String> FEATURES = List.of("cancel");
-    private static final Set<String> UNDERSTOOD =
-            Set.of("type", "id", "attempt", "op", "left", "args", "epoch", "caller", "trace", "window", "must", "cancel");
+    private static final Set<String> UNDERSTOOD = Set.of(
+            "type", "id", "attempt", "op", "left", "args", "epoch", "caller", "trace", "window", "must", "cancel");
 
     private static final String DESCRIPTION = Json.resource("/description.json");
     private static final JsonNode OPS = Json.tree(DESCRIPTION).get("ops");
@@ -65,7 +65,7 @@ final class Agent {
     /** One exchange, until its deadline has passed. */
     private static final class Call {
         final Key key;
-        final long began = System.nanoTime();
+        final long began = milliseconds();
         final Deque<Waiter> waiters = new ArrayDeque<>();
         Jid to;
         ObjectNode answer;
@@ -83,8 +83,12 @@ final class Agent {
 
     private final Map<String, BiConsumer<Call, JsonNode>> operations = Map.of(
             "/conform/echo", (call, args) -> finish(call, args.get("value")),
-            "/conform/repeat", (call, args) -> finish(
-                    call, TextNode.valueOf(args.get("text").textValue().repeat(args.path("times").asInt(1)))),
+            "/conform/repeat",
+                    (call, args) -> finish(
+                            call,
+                            TextNode.valueOf(args.get("text")
+                                    .textValue()
+                                    .repeat(args.path("times").asInt(1)))),
             "/conform/work", this::work,
             "/conform/fail", (call, args) -> fail(call, problem("failed").set("text", args.get("text"))),
             "/conform/refuse", (call, args) -> refuse(call, problem("refused").set("text", args.get("text"))),
@@ -157,12 +161,16 @@ final class Agent {
     }
 
     private void sayPresence(Jid to, ObjectNode event) {
-        say(StanzaBuilder.buildPresence().to(to).addExtension(Wire.extension(MAPPER.createArrayNode().add(event))).build());
+        say(StanzaBuilder.buildPresence()
+                .to(to)
+                .addExtension(Wire.extension(MAPPER.createArrayNode().add(event)))
+                .build());
     }
 
     private void answer(Jid to, String stanza, ArrayNode answers) {
         for (int i = 0, size = 2; i < answers.size(); i++)
-            if ((size += Json.size(answers.get(i)) + 1) > STANZA && i > 0) answers.remove(i--); // that of an op is the first
+            if ((size += Json.size(answers.get(i)) + 1) > STANZA && i > 0)
+                answers.remove(i--); // that of an op is the first
         var iq = answers.isEmpty() ? new EmptyResultIQ() : new Wire.EventsIq(Json.text(answers));
         iq.setType(IQ.Type.result);
         iq.setTo(to);
@@ -189,12 +197,17 @@ final class Agent {
     // ---- Dispatchers
 
     private void advertise() {
-        var now = TimeUnit.NANOSECONDS.toMillis(System.nanoTime());
+        var now = milliseconds();
         if (connection == null || advertised != 0 && now < advertised + CHANGE) return;
         if (heartbeat != 0 && now < heartbeat && !changed && draining == toldDraining) return;
-        var event = Json.object("type", "advertisement").put("hash", HASH).put("epoch", epoch)
-                .put("state", draining ? "draining" : "available").put("slots", SLOTS).put("busy", running)
-                .put("load", running / (double) SLOTS).set("features", MAPPER.valueToTree(FEATURES));
+        var event = Json.object("type", "advertisement")
+                .put("hash", HASH)
+                .put("epoch", epoch)
+                .put("state", draining ? "draining" : "available")
+                .put("slots", SLOTS)
+                .put("busy", running)
+                .put("load", running / (double) SLOTS)
+                .set("features", MAPPER.valueToTree(FEATURES));
         for (var address : dispatchers.keySet()) {
             try {
                 sayPresence(JidCreate.from(address), (ObjectNode) event);
@@ -202,11 +215,16 @@ final class Agent {
                 System.err.println("agent: no address: " + address);
             }
         }
-        advertised = now;
-        heartbeat = now + HEARTBEAT * 9 / 10 + ThreadLocalRandom.current().nextLong(HEARTBEAT / 5);
+        advertised = milliseconds();
+        heartbeat =
+                advertised + HEARTBEAT * 9 / 10 + ThreadLocalRandom.current().nextLong(HEARTBEAT / 5);
         changed = false;
         toldDraining = draining;
         notifyAll();
+    }
+
+    private static long milliseconds() {
+        return TimeUnit.NANOSECONDS.toMillis(System.nanoTime());
     }
 
     private boolean isDispatcher(Jid address) {
@@ -237,17 +255,32 @@ final class Agent {
     synchronized IQ take(Wire.EventsIq iq) {
         List<ObjectNode> events;
         if (iq.getFrom() == null)
-            return Wire.error(null, iq.getStanzaId(), StanzaError.getBuilder(StanzaError.Condition.service_unavailable));
+            return Wire.error(
+                    null, iq.getStanzaId(), StanzaError.getBuilder(StanzaError.Condition.service_unavailable));
         try {
             events = Json.events(iq.text);
         } catch (Json.Unreadable e) {
             return e.large
-                    ? error(iq, StanzaError.Condition.policy_violation, StanzaError.Type.MODIFY, "too-large", e.getMessage())
-                    : error(iq, StanzaError.Condition.bad_request, StanzaError.Type.MODIFY, "malformed", e.getMessage());
+                    ? error(
+                            iq,
+                            StanzaError.Condition.policy_violation,
+                            StanzaError.Type.MODIFY,
+                            "too-large",
+                            e.getMessage())
+                    : error(
+                            iq,
+                            StanzaError.Condition.bad_request,
+                            StanzaError.Type.MODIFY,
+                            "malformed",
+                            e.getMessage());
         }
         if (events.stream().filter(event -> is(event, "op")).count() > 1)
-            return error(iq, StanzaError.Condition.feature_not_implemented, StanzaError.Type.CANCEL,
-                    "not-understood", "more than one op needs 'batch'");
+            return error(
+                    iq,
+                    StanzaError.Condition.feature_not_implemented,
+                    StanzaError.Type.CANCEL,
+                    "not-understood",
+                    "more than one op needs 'batch'");
         var from = iq.getFrom();
         var answers = MAPPER.createArrayNode();
         Call call = null;
@@ -287,7 +320,9 @@ final class Agent {
             }
         } else if (type == Presence.Type.unavailable || type == Presence.Type.error) {
             greeted.remove(from);
-            var mine = calls.values().stream().filter(call -> call.runs() && call.to.equals(from)).toList();
+            var mine = calls.values().stream()
+                    .filter(call -> call.runs() && call.to.equals(from))
+                    .toList();
             if (!isDispatcher(from) && !mine.isEmpty())
                 graces.computeIfAbsent(from, address -> after(GRACE, () -> abandon(address)));
             dispatchers.remove(from.toString(), false);
@@ -297,7 +332,8 @@ final class Agent {
     private void abandon(Jid caller) {
         graces.remove(caller);
         for (var call : List.copyOf(calls.values()))
-            if (call.runs() && call.to.equals(caller)) fail(call, problem("cancelled").put("text", "its caller is gone"));
+            if (call.runs() && call.to.equals(caller))
+                fail(call, problem("cancelled").put("text", "its caller is gone"));
     }
 
     private static IQ error(IQ iq, StanzaError.Condition condition, StanzaError.Type type, String reason, String text) {
@@ -318,7 +354,8 @@ final class Agent {
 
     private Key key(ObjectNode event, Jid from) {
         var caller = isDispatcher(from) ? "" : from.asBareJid().toString();
-        return new Key(caller, event.get("id").textValue(), event.path("attempt").asInt(1));
+        return new Key(
+                caller, event.get("id").textValue(), event.path("attempt").asInt(1));
     }
 
     /** The exchange of an op; null if it makes none, or had ended: then its answer is among the others. */
@@ -331,13 +368,13 @@ final class Agent {
             return known;
         }
         if (known != null) {
-            answers.insert(0, is(known.answer, "final") ? known.answer.deepCopy().put("again", true) : known.answer);
+            answers.insert(
+                    0, is(known.answer, "final") ? known.answer.deepCopy().put("again", true) : known.answer);
             return null;
         }
-        var reason = !isAllowed(from) ? "not-allowed"
-                : left == 0 ? "expired"
-                : calls.size() >= CALLS || answerBytes >= ANSWERS ? "busy"
-                : null;
+        var reason = !isAllowed(from)
+                ? "not-allowed"
+                : left == 0 ? "expired" : calls.size() >= CALLS || answerBytes >= ANSWERS ? "busy" : null;
         if (reason != null) {
             answers.insert(0, key.event("error").set("problem", problem(reason)));
             return null;
@@ -354,20 +391,31 @@ final class Agent {
         if (draining) return problem("draining");
         if (op.path("epoch").asLong(epoch) != epoch) return problem("stale-epoch");
         for (var name : op.path("must"))
-            if (!UNDERSTOOD.contains(name.textValue())) return problem("not-understood").set("argument", name);
+            if (!UNDERSTOOD.contains(name.textValue()))
+                return problem("not-understood").set("argument", name);
         if (op.has("each")) return problem("not-understood").put("argument", "each");
         var operation = OPS.get(op.get("op").textValue());
         if (operation == null) return problem("unknown-op");
         for (var names = op.path("args").fieldNames(); names.hasNext(); ) {
             var name = names.next();
             if (!operation.at("/args/properties").has(name))
-                return problem("bad-arguments").put("text", "there is no such argument")
-                        .put("argument", name.substring(0, name.offsetByCodePoints(0, Math.min(256, name.codePointCount(0, name.length())))));
+                return problem("bad-arguments")
+                        .put("text", "there is no such argument")
+                        .put(
+                                "argument",
+                                name.substring(
+                                        0,
+                                        name.offsetByCodePoints(
+                                                0, Math.min(256, name.codePointCount(0, name.length())))));
         }
         var misfit = Schema.misfit(operation.get("args"), op.path("args"));
         if (misfit.isPresent())
-            return problem("bad-arguments").put("argument", misfit.get().name())
-                    .put("text", "'%s' %s".formatted(misfit.get().name(), misfit.get().text()));
+            return problem("bad-arguments")
+                    .put("argument", misfit.get().name())
+                    .put(
+                            "text",
+                            "'%s' %s"
+                                    .formatted(misfit.get().name(), misfit.get().text()));
         return running > SLOTS ? problem("busy") : null;
     }
 
@@ -388,7 +436,7 @@ final class Agent {
         var key = key(event, from);
         var call = calls.get(key);
         if (call == null && isAllowed(from) && calls.size() < CALLS) // a tombstone: it may have overtaken its op
-            refuse(begin(key, from, event.path("left").asLong(60000)), problem("cancelled"));
+        refuse(begin(key, from, event.path("left").asLong(60000)), problem("cancelled"));
         var state = call == null ? "unknown" : call.runs() ? "cancelled" : "late";
         if (call != null && call.runs()) fail(call, problem("cancelled"));
         return key.event("cancelled").put("state", state);
@@ -399,8 +447,7 @@ final class Agent {
     }
 
     private void finish(Call call, JsonNode value) {
-        if (Json.size(value) > INLINE)
-            fail(call, problem("too-large").put("text", "the result is larger than 32 KiB"));
+        if (Json.size(value) > INLINE) fail(call, problem("too-large").put("text", "the result is larger than 32 KiB"));
         else settle(call, call.key.event("final").set("value", value));
     }
 
@@ -414,7 +461,7 @@ final class Agent {
 
     /** Ends a call: the answer is kept, and goes to every stanza that waits for it. */
     private void settle(Call call, ObjectNode answer) {
-        if (is(answer, "final")) answer.put("ran", TimeUnit.NANOSECONDS.toMillis(System.nanoTime() - call.began));
+        if (is(answer, "final")) answer.put("ran", milliseconds() - call.began);
         call.answer = answer;
         call.bytes = Json.size(answer);
         answerBytes += call.bytes;
@@ -438,9 +485,14 @@ final class Agent {
         var steps = args.get("steps").intValue();
         for (var step = 1; step <= steps; step++) {
             var progress = call.key.event("progress").put("done", step).put("total", steps);
-            var events = MAPPER.createArrayNode().add(progress).add(call.key.event("log").put("text", "step " + step));
-            say(StanzaBuilder.buildMessage().ofType(Message.Type.headline).to(call.to)
-                    .addExtension(Wire.extension(events)).build());
+            var events = MAPPER.createArrayNode()
+                    .add(progress)
+                    .add(call.key.event("log").put("text", "step " + step));
+            say(StanzaBuilder.buildMessage()
+                    .ofType(Message.Type.headline)
+                    .to(call.to)
+                    .addExtension(Wire.extension(events))
+                    .build());
         }
         finish(call, IntNode.valueOf(steps));
     }

@@ -53,7 +53,9 @@ final class Json {
     }
 
     static final JsonMapper MAPPER = JsonMapper.builder(new JsonFactoryBuilder()
-                    .streamReadConstraints(StreamReadConstraints.builder().maxNestingDepth(1 + LEVELS).build())
+                    .streamReadConstraints(StreamReadConstraints.builder()
+                            .maxNestingDepth(1 + LEVELS)
+                            .build())
                     .characterEscapes(new XmlEscapes())
                     .highestNonEscapedChar(0xFFFD)
                     .build())
@@ -118,7 +120,11 @@ final class Json {
             var type = event.get("type").textValue();
             var misfit = Schema.misfit(SCHEMAS.path(type), event);
             if (misfit.isPresent())
-                throw new Unreadable("'%s' of '%s' %s".formatted(misfit.get().name(), type, misfit.get().text()), false);
+                throw new Unreadable(
+                        "'%s' of '%s' %s"
+                                .formatted(
+                                        misfit.get().name(), type, misfit.get().text()),
+                        false);
             events.add(event);
         }
         return events;
@@ -126,7 +132,8 @@ final class Json {
 
     /** How many members and elements there are, in all of them; each is I-JSON. */
     private static int elements(JsonNode node) throws Unreadable {
-        if (node.isIntegralNumber() && !(node.canConvertToLong() && node.longValue() >= -SAFE && node.longValue() <= SAFE)
+        if (node.isIntegralNumber()
+                        && !(node.canConvertToLong() && node.longValue() >= -SAFE && node.longValue() <= SAFE)
                 || node.isFloatingPointNumber() && !Double.isFinite(node.doubleValue()))
             throw new Unreadable("a number is too large", false);
         if (node.isTextual()) checkSurrogates(node.textValue());

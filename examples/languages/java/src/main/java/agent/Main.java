@@ -13,6 +13,7 @@ import java.util.concurrent.ThreadLocalRandom;
 import java.util.concurrent.TimeUnit;
 import java.util.logging.Level;
 import java.util.logging.Logger;
+import java.util.regex.Pattern;
 import java.util.stream.Stream;
 import javax.net.ssl.TrustManagerFactory;
 import javax.net.ssl.X509TrustManager;
@@ -53,11 +54,14 @@ public final class Main {
         ProviderManager.addIQProvider("x", Wire.NS, new Wire.EventsProvider());
         try {
             var address = JidCreate.entityBareFrom(variable("SPINAL_ADDRESS"));
-            var agent = new Agent(address.getDomain().toString(),
-                    Stream.of(variable("SPINAL_DISPATCHER").split(" ")).filter(name -> !name.isEmpty()).toList());
+            var agent = new Agent(
+                    address.getDomain().toString(),
+                    Stream.of(variable("SPINAL_DISPATCHER").split(" "))
+                            .filter(name -> !name.isEmpty())
+                            .toList());
             stayConnected(agent, configuration(address));
         } catch (IOException | GeneralSecurityException | IllegalArgumentException e) {
-            die(e.getMessage());
+            die(e.getClass().getSimpleName() + ": " + e.getMessage());
         }
     }
 
@@ -65,7 +69,9 @@ public final class Main {
             throws InterruptedException {
         Runtime.getRuntime().addShutdownHook(new Thread(() -> end(agent)));
         var ever = false;
-        for (long pause = 0; !ending; Thread.sleep(pause / 2 + ThreadLocalRandom.current().nextLong(pause / 2))) {
+        for (long pause = 0;
+                !ending;
+                Thread.sleep(pause / 2 + ThreadLocalRandom.current().nextLong(pause / 2))) {
             var connection = new Connection(configuration);
             var closed = new CountDownLatch(1);
             try {
@@ -78,11 +84,13 @@ public final class Main {
                 while (!closed.await(PING, TimeUnit.MILLISECONDS)) ping(connection, closed);
                 if (!ending) complain("the connection was lost");
             } catch (SASLErrorException e) {
-                if (!ever && e.getSASLFailure().getSASLError() == SASLError.not_authorized) die("the login was refused");
-                complain(e.getMessage());
+                if (!ever && e.getSASLFailure().getSASLError() == SASLError.not_authorized)
+                    die("the login was refused");
+                complain(String.valueOf(e.getMessage()));
             } catch (SmackException | XMPPException | IOException e) {
-                if (!ever && isAboutCertificate(e)) die("the certificate of the server is not trusted: " + e.getMessage());
-                complain(e.getMessage());
+                if (!ever && isAboutCertificate(e))
+                    die("the certificate of the server is not trusted: " + e.getMessage());
+                complain(String.valueOf(e.getMessage()));
             } finally {
                 agent.offline();
                 connection.instantShutdown();
@@ -110,9 +118,11 @@ public final class Main {
 
     /** Asks the server whether it is there: a cut cable closes no socket. */
     private static void ping(Connection connection, CountDownLatch closed) {
-        connection.sendIqRequestAsync(new SimpleIQ("ping", "urn:xmpp:ping") {}, PING / 2).onError(e -> {
-            if (e instanceof NoResponseException) closed.countDown();
-        });
+        connection
+                .sendIqRequestAsync(new SimpleIQ("ping", "urn:xmpp:ping") {}, PING / 2)
+                .onError(e -> {
+                    if (e instanceof NoResponseException) closed.countDown();
+                });
     }
 
     private static void end(Agent agent) {
@@ -129,15 +139,16 @@ public final class Main {
 
     private static XMPPTCPConnectionConfiguration configuration(EntityBareJid address)
             throws IOException, GeneralSecurityException {
-        var server = variable("SPINAL_SERVER");
-        var colon = server.lastIndexOf(':');
-        var password = Files.readString(Path.of(variable("SPINAL_PASSWORD_FILE"))).strip();
+        var server = Pattern.compile("\\[?(.+?)]?:(\\d{1,5})").matcher(variable("SPINAL_SERVER"));
+        if (!server.matches()) die("SPINAL_SERVER is not host:port");
+        var password =
+                Files.readString(Path.of(variable("SPINAL_PASSWORD_FILE"))).strip();
         return XMPPTCPConnectionConfiguration.builder()
                 .setXmppDomain(address.asDomainBareJid())
                 .setUsernameAndPassword(address.getLocalpart(), password)
                 .setResource(Resourcepart.from("agent"))
-                .setHost(server.substring(0, Math.max(0, colon)).replaceAll("[\\[\\]]", ""))
-                .setPort(Integer.parseInt(server.substring(colon + 1)))
+                .setHost(server.group(1))
+                .setPort(Integer.parseInt(server.group(2)))
                 .setSecurityMode(SecurityMode.required)
                 .setCustomX509TrustManager(trustManager(Path.of(variable("SPINAL_CA"))))
                 .addEnabledSaslMechanism(List.of(ScramSha256.NAME, "SCRAM-SHA-1"))
@@ -169,7 +180,7 @@ public final class Main {
     }
 
     private static void complain(String text) {
-        System.err.println("agent: " + text);
+        System.err.println("agent: " + text.lines().findFirst().orElse("failed"));
     }
 
     private static void die(String text) {

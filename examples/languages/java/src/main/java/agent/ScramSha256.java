@@ -22,7 +22,6 @@ import org.jivesoftware.smack.sasl.SASLMechanism;
 final class ScramSha256 extends SASLMechanism {
     static final String NAME = "SCRAM-SHA-256";
     private static final int LEAST_ITERATIONS = 4096, MOST_ITERATIONS = 1000000;
-
     private String nonce, first, expected;
     private boolean verified;
 
@@ -55,8 +54,9 @@ final class ScramSha256 extends SASLMechanism {
                 .filter(part -> part.indexOf('=') == 1)
                 .collect(Collectors.toMap(part -> part.substring(0, 1), part -> part.substring(2), (a, b) -> a));
         var iterations = Integer.parseInt(said.getOrDefault("i", "0"));
-        if (!said.getOrDefault("r", "").startsWith(nonce) || iterations < LEAST_ITERATIONS || iterations > MOST_ITERATIONS)
-            throw new SmackSaslException("the server's challenge does not fit");
+        if (!said.getOrDefault("r", "").startsWith(nonce)
+                || iterations < LEAST_ITERATIONS
+                || iterations > MOST_ITERATIONS) throw new SmackSaslException("the server's challenge does not fit");
         var salt = Base64.getDecoder().decode(said.getOrDefault("s", ""));
         var salted = SecretKeyFactory.getInstance("PBKDF2WithHmacSHA256")
                 .generateSecret(new PBEKeySpec(saslPrep(password).toCharArray(), salt, iterations, 256))

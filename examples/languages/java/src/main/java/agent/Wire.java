@@ -70,7 +70,9 @@ final class Wire {
     }
 
     static ExtensionElement extension(JsonNode events) {
-        return StandardExtensionElement.builder("x", NS).setText(Json.text(events)).build();
+        return StandardExtensionElement.builder("x", NS)
+                .setText(Json.text(events))
+                .build();
     }
 
     static ExtensionElement reason(String reason) {
@@ -79,7 +81,9 @@ final class Wire {
 
     /** An error without the request in it. */
     static IQ error(Jid to, String id, StanzaError.Builder error) {
-        return ErrorIQ.builder(error.build(), StanzaBuilder.buildIqData(id).ofType(IQ.Type.error)).to(to).build();
+        return ErrorIQ.builder(error.build(), StanzaBuilder.buildIqData(id).ofType(IQ.Type.error))
+                .to(to)
+                .build();
     }
 
     static String eventsOf(Stanza stanza) {

@@ -423,7 +423,7 @@ LIES: Final[dict[str, Callable[[], Lie]]] = {
     "2.1": lambda: SaysStanzas(_apart("2.1")),
     "2.2": lambda: SaysAll(_strip),
     "2.3": lambda: Answers(_unknown, "error"),
-    "2.4": lambda: HearsText(lambda body: b"[]" if body.startswith(b" ") else body),
+    "2.4": lambda: HearsText(lambda body: b"[]" if body.startswith(b" [ {") else body),
     "2.5": lambda: Hears("2.5", lambda event: event | {"args": event["args"] | {"seconds": 0}}),
     "2.6": lambda: SaysAll(lambda event: _words(event, "failed")),
     "2.7": lambda: SaysAll(lambda event: _words(event, "refused")),
@@ -436,20 +436,28 @@ LIES: Final[dict[str, Callable[[], Lie]]] = {
     "2.12": lambda: Says("2.12", lambda event: None, "final"),
     "3.1": lambda: Says("3.1", lambda event: _reason(event, "unknown-op", "refused")),
     "3.2": lambda: Says("3.2", lambda event: _reason(event, "bad-arguments", "failed")),
-    "3.3": lambda: HearsAll(lambda event: event | {"left": 1} if event.get("left") == 0 else event),
+    "3.3": lambda: HearsAll(
+        lambda event: event | {"left": 1} if str(event.get("left")) == "0" else event
+    ),
     "3.4": lambda: HearsAll(
         lambda event: _without(event, "must") if event.get("must") == ["shadow"] else event
     ),
     "3.5": lambda: HearsAll(
-        lambda event: _without(event, "epoch") if event.get("epoch") == 1 else event
+        lambda event: _without(event, "epoch") if str(event.get("epoch")) == "1" else event
     ),
     "3.6": lambda: Answers(_no_json),
     "3.7": lambda: TakesTheGoodOnes("3.7"),
     "3.8": lambda: HearsText(
-        lambda body: re.sub(rb"(?<=[:-])\d{16,}|1e999", b"9007199254740991", body)
+        lambda body: (
+            re.sub(rb"(?<=[:\[-])\d{16,}|1e400", b"9007199254740991", body)
+            if b'"3.8-' in body
+            else body
+        )
     ),
     "3.9": lambda: HearsText(lambda body: body.replace(b"\\ud800", b"?")),
-    "3.10": lambda: HearsText(lambda body: re.sub(rb"\[{40,}\]{40,}", b"[]", body)),
+    "3.10": lambda: HearsText(
+        lambda body: re.sub(rb"\[{40,}\]{40,}", b"[]", body) if b'"3.10-' in body else body
+    ),
     "3.11": lambda: HearsText(lambda body: body if len(body) < 33_000 else None),
     "3.12": lambda: SaysStanzas(_understood),
     "4.1": lambda: RunsAgain("4.1"),

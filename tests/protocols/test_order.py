@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Annotated, Any, cast
+from xml.etree.ElementTree import Element
 
 import pytest
 from msgspec import Meta
@@ -67,6 +68,9 @@ class Peer:
     def opened(self) -> None: ...
 
     def closed(self, reason: str) -> None: ...
+
+    def asked(self, kind: str, sender: str, id: str, payload: Element) -> bool:
+        return False
 
     def received(self, stanza: Stanza) -> None:
         if stanza.kind != "presence":

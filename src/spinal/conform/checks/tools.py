@@ -15,7 +15,7 @@ from ..check import Chapter
 from ..trial import Trial
 from ..verdict import NotOffered, Wrong
 
-CHAPTER: Final = Chapter(16, "Ordinary tools")
+CHAPTER: Final = Chapter(16, "Ordinary tools", offer="service discovery")
 
 INFO: Final = "{http://jabber.org/protocol/disco#info}"
 ITEMS: Final = "{http://jabber.org/protocol/disco#items}"

@@ -1,0 +1,150 @@
+package agent;
+
+import com.fasterxml.jackson.databind.node.ObjectNode;
+import java.io.IOException;
+import java.nio.file.*;
+import java.security.GeneralSecurityException;
+import java.security.KeyStore;
+import java.security.cert.CertificateFactory;
+import java.util.*;
+import java.util.function.Consumer;
+import javax.net.ssl.*;
+import org.jivesoftware.smack.*;
+import org.jivesoftware.smack.ConnectionConfiguration.SecurityMode;
+import org.jivesoftware.smack.SmackException.NotConnectedException;
+import org.jivesoftware.smack.packet.*;
+import org.jivesoftware.smack.packet.StanzaError.Condition;
+import org.jivesoftware.smack.tcp.*;
+import org.jivesoftware.smack.util.ParserUtils;
+import org.jivesoftware.smack.xml.*;
+import org.jivesoftware.smack.xml.XmlPullParser.Event;
+import org.jxmpp.jid.Jid;
+import org.jxmpp.jid.impl.JidCreate;
+import org.jxmpp.jid.parts.Resourcepart;
+
+/** The connection to the server: reads stanzas and writes them, and knows nothing of what is in them. */
+final class Bus extends XMPPTCPConnection {
+    private static final String NS = "urn:spinal:1";
+
+    private static final Map<String, Condition> CONDITIONS = Map.of(
+            "malformed", Condition.bad_request,
+            "not-allowed", Condition.forbidden,
+            "not-understood", Condition.feature_not_implemented,
+            "too-large", Condition.policy_violation);
+
+    /** A stanza that came, "iq set" or the like, with the text of its {@code <x>} or null, and what answers it. */
+    record Incoming(String kind, Jid from, String id, String text, List<ObjectNode> answers) {}
+
+    private final Consumer<Incoming> take;
+
+    Bus(Consumer<Incoming> take) throws IOException, GeneralSecurityException {
+        super(configuration());
+        this.take = take;
+        setUseStreamManagement(false); // a dead agent has to be seen as dead at once
+        ReconnectionManager.getInstanceFor(this).enableAutomaticReconnection();
+    }
+
+    static String variable(String name) {
+        return Optional.ofNullable(System.getenv(name))
+                .orElseThrow(() -> new NoSuchElementException(name + " is missing"));
+    }
+
+    private static XMPPTCPConnectionConfiguration configuration() throws IOException, GeneralSecurityException {
+        var address = JidCreate.entityBareFrom(variable("SPINAL_ADDRESS"));
+        var password = Files.readAllLines(Path.of(variable("SPINAL_PASSWORD_FILE"))).get(0);
+        var server = variable("SPINAL_SERVER").split("[ ]")[0].split(":(?=\\d+$)");
+        return XMPPTCPConnectionConfiguration.builder()
+                .setXmppDomain(address.asDomainBareJid())
+                .setUsernameAndPassword(address.getLocalpart(), password)
+                .setResource(Resourcepart.from("agent"))
+                .setHost(server[0].replaceAll("[\\[\\]]", ""))
+                .setPort(Integer.parseInt(server[1]))
+                .setSecurityMode(SecurityMode.required)
+                .setCustomX509TrustManager(trust(Path.of(variable("SPINAL_CA"))))
+                .addEnabledSaslMechanism("SCRAM-SHA-1") // and no other
+                .build();
+    }
+
+    private static X509TrustManager trust(Path authorities) throws IOException, GeneralSecurityException {
+        var store = KeyStore.getInstance(KeyStore.getDefaultType());
+        store.load(null);
+        try (var file = Files.newInputStream(authorities)) {
+            for (var certificate : CertificateFactory.getInstance("X.509").generateCertificates(file))
+                store.setCertificateEntry("authority " + store.size(), certificate);
+        }
+        var factory = TrustManagerFactory.getInstance(TrustManagerFactory.getDefaultAlgorithm());
+        factory.init(store);
+        return (X509TrustManager) factory.getTrustManagers()[0];
+    }
+
+    /** Reads in place of Smack 4.4.8, which loses the stream over an IQ that it does not know or that is empty. */
+    @Override
+    protected void parseAndProcessStanza(XmlPullParser parser)
+            throws XmlPullParserException, IOException, InterruptedException {
+        var type = parser.getAttributeValue("", "type");
+        var kind = type == null ? parser.getName() : parser.getName() + " " + type;
+        if (kind.startsWith("iq ") && !isAuthenticated()) {
+            super.parseAndProcessStanza(parser); // the login is Smack's
+            return;
+        }
+        var from = ParserUtils.getJidAttribute(parser, "from");
+        var id = parser.getAttributeValue("", "id");
+        var depth = parser.getDepth();
+        StringBuilder text = null;
+        var inside = false;
+        for (var event = parser.next(); event != Event.END_ELEMENT || parser.getDepth() > depth; event = parser.next()) {
+            if (event != Event.TEXT_CHARACTERS && parser.getDepth() == depth + 1) {
+                inside = event == Event.START_ELEMENT && text == null && isEvents(parser);
+                if (inside) text = new StringBuilder();
+            } else if (inside) text.append(parser.getText());
+        }
+        take.accept(new Incoming(kind, from, id, text == null ? null : text.toString(), new ArrayList<>()));
+    }
+
+    private static boolean isEvents(XmlPullParser parser) {
+        return parser.getName().equals("x") && parser.getNamespace().equals(NS);
+    }
+
+    /** Answers an IQ with the events that were gathered for it. */
+    void answer(Incoming iq) {
+        var text = Json.write(iq.answers);
+        var result = new IQ(iq.answers.isEmpty() ? null : "x", NS) {
+            @Override
+            protected IQChildElementXmlStringBuilder getIQChildElementBuilder(IQChildElementXmlStringBuilder xml) {
+                xml.rightAngleBracket().escape(text);
+                return xml;
+            }
+        };
+        result.setType(IQ.Type.result);
+        result.setTo(iq.from);
+        result.setStanzaId(iq.id);
+        say(result);
+    }
+
+    /** Answers an IQ of which nothing was taken (section 9.2), or which is not for an agent. */
+    void refuse(Incoming iq, Problem problem) {
+        var error = StanzaError.getBuilder(problem == null ? Condition.service_unavailable : CONDITIONS.get(problem.reason));
+        if (problem != null)
+            error.setDescriptiveEnText(problem.getMessage()).addExtension(extension("reason", problem.reason));
+        var data = StanzaBuilder.buildIqData(iq.id).ofType(IQ.Type.error);
+        say(ErrorIQ.builder(error.build(), data).to(iq.from).build());
+    }
+
+    /** Directs presence with an event. */
+    void tell(Jid to, ObjectNode event) {
+        var x = extension("x", "[" + Json.write(event) + "]");
+        say(StanzaBuilder.buildPresence().to(to).addExtension(x).build());
+    }
+
+    private static StandardExtensionElement extension(String name, String text) {
+        return StandardExtensionElement.builder(name, NS).setText(text).build();
+    }
+
+    private void say(Stanza stanza) {
+        try {
+            if (isAuthenticated()) sendStanza(stanza);
+        } catch (NotConnectedException | InterruptedException e) {
+            System.err.println("agent: the stream is gone, a stanza was not sent"); // whoever misses it asks again
+        }
+    }
+}

@@ -1,6 +1,6 @@
 package agent;
 
-/** Why an op is refused, or how it failed, by one of the reasons of docs/protocol.md, section 9.1. */
+/** Why a stanza or an op is refused, or how it failed: section 9.1. */
 final class Problem extends Exception {
     final String reason;
 

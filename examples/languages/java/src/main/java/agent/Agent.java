@@ -26,7 +26,8 @@ final class Agent {
     /** Names a call of an account; all dispatchers are one, null. */
     private record Key(Jid caller, String id, int attempt) {
         ObjectNode event(String type) {
-            return Json.object(type).put("id", id).put("attempt", attempt);
+            var event = Json.object(type).put("id", id);
+            return attempt == 1 ? event : event.put("attempt", attempt);
         }
 
         ObjectNode event(Problem problem) {

@@ -12,6 +12,7 @@ import javax.xml.namespace.QName;
 import org.jivesoftware.smack.*;
 import org.jivesoftware.smack.ConnectionConfiguration.SecurityMode;
 import org.jivesoftware.smack.SmackException.NotConnectedException;
+import org.jivesoftware.smack.XMPPException.StreamErrorException;
 import org.jivesoftware.smack.packet.*;
 import org.jivesoftware.smack.packet.StanzaError.Condition;
 import org.jivesoftware.smack.tcp.*;
@@ -44,7 +45,16 @@ final class Bus extends XMPPTCPConnection {
         this.take = take;
         this.begin = begin;
         setUseStreamManagement(false); // a dead agent has to be seen as dead at once
-        ReconnectionManager.getInstanceFor(this).enableAutomaticReconnection();
+        ReconnectionManager.getInstanceFor(this).enableAutomaticReconnection(); // not after a conflict
+        addConnectionListener(new ConnectionListener() {
+            @Override
+            public void connectionClosedOnError(Exception e) {
+                System.err.println("agent: the stream was lost");
+                if (e instanceof StreamErrorException error
+                        && error.getStreamError().getCondition() == StreamError.Condition.conflict)
+                    Runtime.getRuntime().halt(1); // another one has our address
+            }
+        });
     }
 
     static String variable(String name) {

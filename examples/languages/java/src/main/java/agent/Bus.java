@@ -62,6 +62,7 @@ final class Bus extends XMPPTCPConnection {
     }
 
     private static XMPPTCPConnectionConfiguration configuration() throws IOException, GeneralSecurityException {
+        SASLAuthentication.registerSASLMechanism(new ScramSha256());
         var address = JidCreate.entityBareFrom(variable("SPINAL_ADDRESS"));
         var password = Path.of(variable("SPINAL_PASSWORD_FILE"));
         var server = variable("SPINAL_SERVER").split(" ")[0].split(":(?=\\d+$)");
@@ -74,7 +75,7 @@ final class Bus extends XMPPTCPConnection {
                 .setPort(Integer.parseInt(server[1]))
                 .setSecurityMode(SecurityMode.required)
                 .setCustomX509TrustManager(trust(Path.of(variable("SPINAL_CA"))))
-                .addEnabledSaslMechanism("SCRAM-SHA-1") // and no other
+                .addEnabledSaslMechanism(ScramSha256.NAME) // and no other
                 .build();
     }
 

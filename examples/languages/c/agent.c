@@ -41,12 +41,12 @@ extern const char _binary_events_json_start[], _binary_events_json_end[];
 static const char TOO_LARGE[] = "the stanza holds too much", MALFORMED[] = "the text is not a list of events";
 
 static struct call *buckets[4096];
-static size_t calls, running, answer_bytes, told_running;
+static size_t calls, running, answer_bytes;
 static int64_t epoch, wake, advertised, heartbeat;
 static json_t *schemas, *ops, *counts, *greeted, *named,
     *dispatchers; // an address and whether it stays when it is gone
 static char *domain, hash[2 * SHA256_DIGEST_LENGTH + 1], refusal[256];
-static bool online, told_draining;
+static bool online, changed, told_draining;
 static volatile sig_atomic_t stopping;
 static xmpp_ctx_t *ctx;
 static xmpp_conn_t *conn;
@@ -269,7 +269,7 @@ static void advertise(void) {
     const char *address;
     json_t *stays;
     if (!online || t < advertised + CHANGE) return;
-    if (t < heartbeat && running == told_running && !stopping == !told_draining) return;
+    if (t < heartbeat && !changed && !stopping == !told_draining) return;
     json_t *event = json_pack("{s:s, s:s, s:I, s:s, s:i, s:I, s:f, s:[s]}", "type", "advertisement", "hash", hash,
         "epoch", (json_int_t)epoch, "state", stopping ? "draining" : "available", "slots", SLOTS, "busy",
         (json_int_t)running, "load", running / (double)SLOTS, "features", "cancel");
@@ -277,7 +277,7 @@ static void advertise(void) {
     json_decref(event);
     advertised = t;
     heartbeat = t + HEARTBEAT * 9 / 10 + rand() % (HEARTBEAT / 5);
-    told_running = running;
+    changed = false;
     told_draining = stopping;
 }
 
@@ -329,6 +329,7 @@ static struct call *begin(const json_t *event, const char *from, json_int_t left
     wake_at(call->deadline);
     calls++;
     running++;
+    changed = true;
     return *place_of(call->key) = call;
 }
 
@@ -362,6 +363,7 @@ static void settle(struct call *call, const char *type, const char *member, json
         json_object_set_new(call->answer, "ran", json_integer(now(CLOCK_MONOTONIC) - call->began));
     answer_bytes += call->bytes = size_of(call->answer);
     running--;
+    changed = true;
     json_array_foreach (call->waiters, i, waiter) {
         json_t *answers = json_incref(json_array_get(waiter, 2));
         json_array_insert(answers, 0, call->answer);
@@ -377,9 +379,9 @@ static void fail(struct call *call, json_t *problem) { settle(call, "final", "pr
 static void finish(struct call *call, json_t *value) {
     if (size_of(value) <= INLINE) {
         settle(call, "final", "value", value);
-    } else { // only what has no effect gives so much, so nothing was done
+    } else {
         json_decref(value);
-        refuse(call, problem("too-large", json_string("the result is larger than 32 KiB"), NULL));
+        fail(call, problem("too-large", json_string("the result is larger than 32 KiB"), NULL));
     }
 }
 
@@ -738,7 +740,9 @@ int main(void) {
     srand(epoch = now(CLOCK_REALTIME));
     SHA256((const unsigned char *)_binary_description_json_start, size, digest);
     for (size_t i = 0; i < sizeof digest; i++) sprintf(hash + 2 * i, "%02x", digest[i]);
-    ops = json_object_get(need(json_loadb(_binary_description_json_start, size, 0, NULL)), "ops");
+    json_t *description = need(json_loadb(_binary_description_json_start, size, 0, NULL));
+    ops = json_incref(json_object_get(description, "ops"));
+    json_decref(description);
     schemas = need(json_loadb(_binary_events_json_start, _binary_events_json_end - _binary_events_json_start, 0, NULL));
     counts = json_object(), greeted = json_object(), named = json_object();
     for (char *name = strtok(variable("SPINAL_DISPATCHER"), " "); name; name = strtok(NULL, " "))

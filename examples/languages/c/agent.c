@@ -234,9 +234,12 @@ static void say(xmpp_stanza_t *stanza, const char *to, json_t *events) {
     free(text);
 }
 
+// Answers that do not fit are left out; that of an op is the first.
 static void answer_iq(const char *to, const char *id, json_t *answers) {
-    while (json_array_size(answers) > 1 && size_of(answers) > STANZA)
-        json_array_remove(answers, json_array_size(answers) - 1); // that of an op is the first
+    size_t i, size = 2;
+    json_t *answer;
+    json_array_foreach (answers, i, answer)
+        if ((size += size_of(answer) + 1) > STANZA && i > 0) json_array_remove(answers, i--);
     say(xmpp_iq_new(ctx, "result", id), to, answers);
 }
 

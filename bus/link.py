@@ -90,6 +90,8 @@ class Link:
         self._iqs: dict[str, _Sent] = {}
         self._number = 0
         self._clock = _time
+        #: What presence carries beside our element when it is new to whoever gets it.
+        self.caps: Callable[[], bytes] = _none
 
     @property
     def connected(self) -> bool:
@@ -133,9 +135,12 @@ class Link:
         if not self.connected:
             return
         body = self.codec.write(events) if events else None
-        self.connection.send(Stanza("presence", type, to, body=body))
-        if to:
-            self.peer(to).introduced = type == ""
+        peer = self.peer(to) if to else None
+        new = type == "" and (peer is None or not peer.introduced)
+        caps = self.caps() if new else b""
+        self.connection.send(Stanza("presence", type, to, body=body, other=caps))
+        if peer is not None:
+            peer.introduced = type == ""
 
     def whisper(self, to: str, event: Event) -> None:
         """Send an event as a headline message, which may be lost; nothing while disconnected."""
@@ -181,7 +186,7 @@ class Link:
         size = 1 + MAX_ALSO if peer.batch else 1
         for first in range(0, len(acks), size):
             (id, attempt), *also = acks[first : first + size]
-            self.insist(peer, Ack(id, attempt, also))
+            self.insist(peer, Ack(id, attempt, tuple(also)))
 
     def flush(self, peer: Peer) -> None:
         """Send what waits for a peer, in as few stanzas as it takes."""
@@ -336,6 +341,10 @@ class Link:
             del self._iqs[id]
             sent.unanswered()
         return bool(self._iqs)
+
+
+def _none() -> bytes:
+    return b""
 
 
 def _time() -> float:

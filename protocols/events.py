@@ -27,6 +27,9 @@ MAX_EACH = 1000
 #: Most exchanges that one ``ack`` names besides its own.
 MAX_ALSO = 255
 
+#: Most exchanges in one advertisement; each counts three members, of which an event has 20 000.
+MAX_HOLDS = 5000
+
 #: Features of the protocol beyond its core profile; told in ``hello`` and the advertisement.
 FEATURES = frozenset({"batch", "cancel", "finals", "group", "holds", "mirror", "stream"})
 
@@ -426,7 +429,7 @@ class Advertisement(Event):
         "cost": readers.number(0),
         "place": readers.places,
         "tags": _TAGS,
-        "holds": readers.list_of(readers.list_of(readers.value, 2), 10_000),
+        "holds": readers.list_of(readers.list_of(readers.value, 2), MAX_HOLDS),
         "more": readers.flag,
         "features": readers.list_of(readers.text(64), 64),
         "stanza": readers.integer(4096),

@@ -3,12 +3,13 @@
 slixmpp builds an object for every stanza and scans its list of handlers for each; that costs 160 us
 at the answering end and 300-590 at the asking one, and grows with the calls outstanding (measured).
 So stanzas of our namespace are taken between its parser and its stanza objects
-(``_spawn_event``), and leave as bytes (``send_raw``): 20 us at each end.  Everything else still
-goes through slixmpp.  ``_spawn_event`` is a private name, hence the pinned version range, and a
-contract test that fails when the override is no longer called.
+(``_spawn_event``), and leave as bytes (``send_raw``): 20 us at each end.  Gets and sets of other
+namespaces go the same way, once the stream is ready; what is left is slixmpp's.  ``_spawn_event`` is
+a private name, hence the pinned version range, and a contract test that fails when the override is
+no longer called.
 
-slixmpp does not reconnect, and keeps state between streams that is easy to get wrong, so each
-stream is a new slixmpp object and the pauses between them are ours (``reconnect.py``).
+slixmpp keeps state between streams that is easy to get wrong, so each stream is a new slixmpp object;
+what comes between them is in ``streams.py``.
 """
 
 from __future__ import annotations
@@ -16,54 +17,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
-from xml.etree.ElementTree import Element, XMLPullParser, tostring
+from xml.etree.ElementTree import Element, XMLPullParser
 
 import structlog
 from slixmpp import ClientXMPP, ComponentXMPP
 
-from spinal.protocols import TAG, Codec, Problem, Stanza
+from spinal.protocols import Stanza
 from spinal.protocols import address as addresses
 
-from ..connection import ID_PREFIX, Connection, Listener
-from ..errors import (
-    AddressTaken,
-    BusError,
-    CallError,
-    CertificateRefused,
-    LoginRefused,
-    NotConnected,
-)
-from ..reconnect import Backoff
+from ..errors import AddressTaken, BusError, CertificateRefused, LoginRefused
 from .scram import MECHANISMS
+from .streams import HIGH_WATER, LOGIN_TIMEOUT, StreamConnection
+from .trust import trusting
 
 log = structlog.get_logger()
 
 # What slixmpp reports on its own logger is translated into our errors; here it would be said twice.
 logging.getLogger("slixmpp").setLevel(logging.CRITICAL)
-
-#: Seconds for a stream from the first packet to the bound address.
-LOGIN_TIMEOUT = 20.0
-
-#: Seconds that a server which had us before may be busy with others before it answers.
-QUEUE_TIMEOUT = 60.0
-
-#: Seconds for which a server may take our last stream, which broke, for one that lives.
-LINGERING = 60.0
-
-#: What a reconnect does not mend.
-_FINAL = (LoginRefused, CertificateRefused, AddressTaken)
-
-#: Bytes of the stanzas of one turn of the event loop that are gathered before they leave: some dozens
-#: of lone calls, so that the peer begins while we write the rest.
-GATHERED = 4096
-
-#: Bytes that may wait for the network before :meth:`drain` waits.
-HIGH_WATER = 1024 * 1024
-
 
 _CLIENT = "jabber:client"
 _COMPONENT = "jabber:component:accept"
@@ -144,7 +117,6 @@ class _ClientStream(_Stream, ClientXMPP):
         self.enable_plaintext = False
         self.auto_authorize = None
         self.auto_subscribe = False
-        _answer_others(self)
 
     def get_ssl_context(self) -> ssl.SSLContext:
         return self.ssl_context
@@ -155,7 +127,6 @@ class _ComponentStream(_Stream, ComponentXMPP):
         self._owner = owner
         base: Any = ComponentXMPP
         base.__init__(self, domain, secret)
-        _answer_others(self)
 
 
 class _Knock(asyncio.Protocol):
@@ -186,40 +157,8 @@ class _Knock(asyncio.Protocol):
             self.transport.abort()
 
 
-def _answer_others(stream: Any) -> None:
-    """Have slixmpp answer what ordinary tools ask: service discovery and pings."""
-    stream.register_plugin("xep_0030")
-    stream.register_plugin("xep_0199")
-
-
-class _SlixmppConnection(Connection):
-    """The parts that do not depend on how the stream logs in."""
-
-    #: Address stamped on what we send; servers do it for clients, components do it themselves.
-    _stamp = ""
-
-    def __init__(self, host: str, port: int) -> None:
-        self._host = host
-        self._port = port
-        self._address = ""
-        self._listener: Listener | None = None
-        self._stream: Any = None
-        self._ready = False
-        self._task: asyncio.Task[None] | None = None
-        self._failed: asyncio.Future[Exception] | None = None
-        self._asked: dict[str, tuple[str, asyncio.Future[Element | None]]] = {}
-        self._number = 0
-        #: For a component: who is told when we go, because a server does not do it for components.
-        self._directed: set[str] = set()
-        self._backoff = Backoff()
-        #: Asked before each reconnect for the present host and port, if they may have changed.
-        self._look_up: Callable[[], tuple[str, int] | None] = lambda: None
-        self.writable = asyncio.Event()
-        self.writable.set()
-        #: What was written since the first stanza of this turn of the event loop, which has left.
-        self._gathered: list[bytes] = []
-        self._size = 0
-        self._gathers = False
+class _SlixmppConnection(StreamConnection):
+    """The parts that do not depend on who logs in."""
 
     def _make(self) -> Any:
         raise NotImplementedError
@@ -228,44 +167,7 @@ class _SlixmppConnection(Connection):
         """The first words of a stream."""
         raise NotImplementedError
 
-    @property
-    def address(self) -> str:
-        """Full address, or a component's domain."""
-        if not self._address:
-            raise NotConnected("not logged in yet")
-        return self._address
-
-    @property
-    def address_or_none(self) -> str | None:
-        """The address, if we have one yet."""
-        return self._address or None
-
-    @property
-    def connected(self) -> bool:
-        """Whether a stream is ready now."""
-        # The library forgets its transport a moment before it tells us that the stream is lost.
-        return self._ready and self._stream.transport is not None
-
-    async def open(self, listener: Listener) -> None:
-        """Log in; see the contract."""
-        self._listener = listener
-        self._failed = asyncio.get_running_loop().create_future()
-        ended = await self._log_in()
-        self._task = asyncio.get_running_loop().create_task(
-            self._keep(ended), name=f"stream {self._address}"
-        )
-
-    async def failed(self) -> Exception:
-        """See the contract."""
-        assert self._failed is not None
-        return await asyncio.shield(self._failed)
-
-    async def _log_in(self) -> asyncio.Future[Exception | str]:
-        """Make one stream.  Gives what ends when the stream ends: an error to give up on, or why.
-
-        Raises what :meth:`Connection.open` does.
-        """
-        assert self._listener is not None
+    async def _begin(self, ended: asyncio.Future[Exception | str]) -> str:
         loop = asyncio.get_running_loop()
         # Ours and not slixmpp's, so that next to nothing is made before the server has a word for
         # us: thousands who wait for one that is starting leave the processor to it.
@@ -276,7 +178,6 @@ class _SlixmppConnection(Connection):
             transport.abort()
             raise
         ready: asyncio.Future[None] = loop.create_future()
-        ended: asyncio.Future[Exception | str] = loop.create_future()
         trouble: list[Exception] = []
 
         def refuse(error: Exception) -> None:
@@ -332,20 +233,15 @@ class _SlixmppConnection(Connection):
             async with asyncio.timeout(LOGIN_TIMEOUT):
                 await ready
         except TimeoutError as exc:
-            await self._end(stream)
+            await self._end()
             raise BusError(
                 f"{self._host}:{self._port} did not finish the login within {LOGIN_TIMEOUT:g} s"
             ) from exc
         except BaseException:
-            await self._end(stream)
+            await self._end()
             raise
-        self._address = self._bound(stream)
-        self._began = loop.time()
         stream.transport.set_write_buffer_limits(high=HIGH_WATER)
-        self.writable.set()
-        self._ready = True
-        self._listener.opened()
-        return ended
+        return self._bound(stream)
 
     async def _knock(self) -> tuple[asyncio.Transport, bytes]:
         """Connect, begin a stream, and give what the server says first; reading is paused then.
@@ -354,11 +250,11 @@ class _SlixmppConnection(Connection):
         """
         loop = asyncio.get_running_loop()
         knock = _Knock(self._header())
-        # Once we were in, a server that says nothing has others to let in before us.
-        patience = LOGIN_TIMEOUT if self._task is None else QUEUE_TIMEOUT
+        connecting, greeting = self._patience()
         try:
-            async with asyncio.timeout(patience):
-                await loop.create_connection(lambda: knock, self._host, self._port)
+            async with asyncio.timeout(greeting):
+                async with asyncio.timeout(connecting):
+                    await loop.create_connection(lambda: knock, self._host, self._port)
                 answer = await knock.answer
         except OSError as exc:
             knock.abort()
@@ -374,48 +270,17 @@ class _SlixmppConnection(Connection):
             raise BusError(f"{self._host}:{self._port} closed the connection at once")
         return knock.transport, answer
 
-    async def _keep(self, ended: asyncio.Future[Exception | str]) -> None:
-        """Replace the stream whenever it breaks, until closed or refused."""
-        assert self._listener is not None and self._failed is not None
-        loop = asyncio.get_running_loop()
-        while True:
-            why = await ended
-            self._ready = False
-            self.writable.set()
-            lost = loop.time()
-            self._backoff.ended(lost - self._began)
-            await self._end(self._stream)
-            self._break(str(why))
-            self._directed.clear()
-            self._listener.closed(str(why))
-            if isinstance(why, Exception):
-                self._failed.set_result(why)
-                return
-            while True:
-                await asyncio.sleep(self._backoff.pause())
-                if (endpoint := self._look_up()) is not None:
-                    self._host, self._port = endpoint
-                try:
-                    ended = await self._log_in()
-                    break
-                except BusError as exc:
-                    # Our own last stream may look like another program until the server sees its
-                    # end.
-                    ours = isinstance(exc, AddressTaken) and loop.time() - lost < LINGERING
-                    if isinstance(exc, _FINAL) and not ours:
-                        self._failed.set_result(exc)
-                        return
-                    log.debug("reconnect_failed", address=self._address, problem=str(exc))
+    def _alive(self) -> bool:
+        return self._stream.transport is not None
 
-    def _break(self, why: str) -> None:
-        asked, self._asked = self._asked, {}
-        for _, answer in asked.values():
-            if not answer.done():
-                answer.set_exception(CallError.of(Problem("no-answer", f"the stream broke: {why}")))
+    def _put(self, data: bytes) -> None:
+        self._stream.send_raw(data)
 
-    @staticmethod
-    async def _end(stream: Any) -> None:
-        """Take a slixmpp object down for good, with the tasks it started."""
+    async def _finish(self) -> None:
+        await self._stream.disconnect(wait=1.0)
+
+    async def _end(self) -> None:
+        stream = self._stream
         stream.cancel_connection_attempt()
         if stream.transport is not None:
             stream.abort()
@@ -423,128 +288,6 @@ class _SlixmppConnection(Connection):
         if filters is not None:
             filters.cancel()
             await asyncio.wait([filters])
-
-    async def close(self) -> None:
-        """End the stream; see the contract."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-            self._task = None
-        self._release()
-        stream, self._stream = self._stream, None
-        was_ready, self._ready = self._ready, False
-        if stream is not None:
-            if was_ready and stream.transport is not None:
-                gone = [Stanza("presence", "unavailable", to) for to in self._directed]
-                for stanza in gone if self._stamp else [Stanza("presence", "unavailable")]:
-                    stream.send_raw(Codec.encode(stanza, self._stamp))
-                self._directed.clear()
-                await stream.disconnect(wait=1.0)
-            await self._end(stream)
-        self._break("closed")
-        if self._failed is not None and not self._failed.done():
-            self._failed.cancel()
-
-    def send(self, stanza: Stanza) -> None:
-        """Write a stanza; see the contract."""
-        if not self.connected:
-            raise NotConnected("there is no stream to the server now")
-        if self._stamp and stanza.kind == "presence" and not stanza.to:
-            return  # A component has no initial presence (XEP-0114).
-        if self._stamp and stanza.kind == "presence":
-            (self._directed.discard if stanza.type else self._directed.add)(stanza.to)
-        self._write(Codec.encode(stanza, self._stamp))
-
-    def _write(self, data: bytes) -> None:
-        """Write at once what is the first in this turn, and all that follows it together.
-
-        Each write is a record of TLS and a call of the system, which cost more than the stanza.
-        """
-        if not self._gathers:
-            self._gathers = True
-            asyncio.get_running_loop().call_soon(self._turned)
-            self._stream.send_raw(data)
-            return
-        self._gathered.append(data)
-        self._size += len(data)
-        if self._size >= GATHERED:
-            self._release()
-
-    def _turned(self) -> None:
-        self._gathers = False
-        self._release()
-
-    def _release(self) -> None:
-        """Write what was gathered; it is lost with the stream, as what the network has."""
-        gathered, self._gathered, self._size = self._gathered, [], 0
-        if gathered and self._stream is not None and self._stream.transport is not None:
-            self._stream.send_raw(b"".join(gathered))
-
-    async def drain(self) -> None:
-        """Wait for a slow network; see the contract."""
-        await self.writable.wait()
-
-    async def ask(
-        self, kind: str, to: str, payload: Element, timeout: float = 10.0
-    ) -> Element | None:
-        """Ask a service of somebody else's; see the contract."""
-        if not self.connected:
-            raise CallError.of(Problem("no-answer", "there is no stream to the server now"))
-        self._number += 1
-        id = f"{ID_PREFIX}ask{self._number}"
-        answer: asyncio.Future[Element | None] = asyncio.get_running_loop().create_future()
-        self._asked[id] = (to, answer)
-        head = Codec.encode(Stanza("iq", kind, to, id=id), self._stamp)
-        self._write(head[:-2] + b">" + tostring(payload) + b"</iq>")
-        try:
-            async with asyncio.timeout(timeout):
-                return await answer
-        except TimeoutError as exc:
-            raise CallError.of(
-                Problem("no-answer", f"no answer from {to} within {timeout:g} s")
-            ) from exc
-        finally:
-            self._asked.pop(id, None)
-
-    # -- for the stream
-
-    def take(self, xml: Element) -> bool:
-        """Take a parsed stanza if it is ours; false leaves it to slixmpp."""
-        kind = xml.tag.rpartition("}")[2]
-        if not self._ready or self._listener is None:
-            return False
-        if kind == "iq":
-            if xml.get("type") in ("result", "error"):
-                id = xml.get("id", "")
-                if not id.startswith(ID_PREFIX):
-                    return False
-                asked = self._asked.get(id)
-                if asked is not None:
-                    self._answer(xml, *asked)
-                else:
-                    self._listener.received(Codec.decode(xml))
-                return True
-            if len(xml) == 0 or xml[0].tag != TAG:
-                return False
-        elif kind == "message":
-            if xml.find(TAG) is None:
-                return False
-        elif kind != "presence":
-            return False
-        self._listener.received(Codec.decode(xml))
-        return True
-
-    @staticmethod
-    def _answer(xml: Element, to: str, answer: asyncio.Future[Element | None]) -> None:
-        sender = xml.get("from", "")
-        # A server may leave out its own address when it answers for itself (RFC 6120, 8.1.2.1).
-        if answer.done() or (sender and sender != to):
-            return
-        if xml.get("type") == "error":
-            problem = Codec.decode(xml).problem or Problem("failed")
-            answer.set_exception(CallError.of(problem))
-        else:
-            answer.set_result(xml[0] if len(xml) else None)
 
     def _who(self) -> str:
         raise NotImplementedError
@@ -557,17 +300,6 @@ def _verify_text(error: object) -> str:
     return getattr(error, "verify_message", "") or str(error)
 
 
-@lru_cache(maxsize=16)
-def _context(ca: Path | None, stamp: int) -> ssl.SSLContext:
-    """Trust an authority; ``stamp`` is another whenever its file is.
-
-    Streams that trust the same one share it: making it is a tenth of a login, and 50 kB.
-    """
-    context = ssl.create_default_context(cafile=ca)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    return context
-
-
 class ClientConnection(_SlixmppConnection):
     """An account of the server: SCRAM inside verified TLS.
 
@@ -577,8 +309,7 @@ class ClientConnection(_SlixmppConnection):
         password: the account's.
         host, port: where the server listens for clients.
         ca: certificate authority (PEM) to trust; the system's if none.
-        look_up: asked before each reconnect for the present host and port, because a home may
-            have been started with others.
+        look_up, further: see :class:`StreamConnection`.
     """
 
     def __init__(
@@ -588,25 +319,18 @@ class ClientConnection(_SlixmppConnection):
         host: str,
         port: int,
         ca: Path | None = None,
-        look_up: Callable[[], tuple[str, int] | None] = lambda: None,
+        look_up: Callable[[], Sequence[tuple[str, int]] | None] = lambda: None,
+        further: Sequence[tuple[str, int]] = (),
     ) -> None:
-        super().__init__(host, port)
+        super().__init__(host, port, look_up, further)
         self._login = addresses.check(address)
         if addresses.resource(self._login):
             self._address = self._login
         self._password = password
-        self._look_up = look_up
         self._ca = ca
 
-    def _context(self) -> ssl.SSLContext:
-        ca = self._ca
-        try:
-            return _context(ca, 0 if ca is None else ca.stat().st_mtime_ns)
-        except (OSError, ssl.SSLError) as exc:
-            raise CertificateRefused(f"cannot read the certificate authority {ca}: {exc}") from exc
-
     def _make(self) -> Any:
-        return _ClientStream(self, self._address or self._login, self._password, self._context())
+        return _ClientStream(self, self._address or self._login, self._password, trusting(self._ca))
 
     def _header(self) -> str:
         domain = addresses.domain(self._login)
@@ -629,6 +353,24 @@ class ComponentConnection(_SlixmppConnection):
         super().__init__(host, port)
         self._domain = self._stamp = self._address = addresses.check(domain)
         self._secret = secret
+        #: Who is told when we go, because a server does not do it for components.
+        self._directed: set[str] = set()
+
+    def send(self, stanza: Stanza) -> None:
+        """Write a stanza; see the contract."""
+        if stanza.kind == "presence" and self.connected:
+            if not stanza.to:
+                return  # A component has no initial presence (XEP-0114).
+            (self._directed.discard if stanza.type else self._directed.add)(stanza.to)
+        super().send(stanza)
+
+    async def _begin(self, ended: asyncio.Future[Exception | str]) -> str:
+        self._directed.clear()
+        return await super()._begin(ended)
+
+    def _farewell(self) -> list[Stanza]:
+        gone, self._directed = self._directed, set()
+        return [Stanza("presence", "unavailable", to) for to in gone]
 
     def _make(self) -> Any:
         return _ComponentStream(self, self._domain, self._secret)

@@ -6,7 +6,6 @@
 #include <openssl/sha.h>
 #include <signal.h>
 #include <stdbool.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,6 +15,7 @@
 #define NS "urn:spinal:1"
 #define SAFE ((1LL << 53) - 1)
 #define COUNT(array) (sizeof(array) / sizeof *(array))
+#define TEXT (JSON_COMPACT | JSON_ENCODE_ANY | JSON_ENSURE_ASCII) // XML cannot hold U+FFFE
 #define JSON(...) #__VA_ARGS__
 
 enum { TICK = 5, SECOND = 1000, HEARTBEAT = 5 * SECOND, KEPT = 10 * SECOND, BACKOFF = 30 * SECOND }; // milliseconds
@@ -26,13 +26,6 @@ enum { CALLS = 5000, SLOTS = 1000, WAITERS = 8, PEERS = 10000, NAMES = 10000 }; 
 
 static json_t *counts;
 
-static char *text_of(const json_t *value) {
-    char *text = json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY);
-    if (!strstr(text, "\uFFFE") && !strstr(text, "\uFFFF")) return text; // which XML cannot hold
-    free(text);
-    return json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY | JSON_ENSURE_ASCII);
-}
-
 // A "final" if the operation was started, an "error" if it was not.
 static json_t *problem(const char *type, const char *reason, const char *member, const char *content) {
     return json_pack("{s:s, s:{s:s, s:s*}}", "type", type, "problem", "reason", reason, member, content);
@@ -40,10 +33,7 @@ static json_t *problem(const char *type, const char *reason, const char *member,
 
 // The result, if it is not too large.
 static json_t *done(json_t *value) {
-    char *text = text_of(value);
-    bool fits = strlen(text) <= INLINE;
-    free(text);
-    if (fits) return json_pack("{s:s, s:o}", "type", "final", "value", value);
+    if (json_dumpb(value, NULL, 0, TEXT) <= INLINE) return json_pack("{s:s, s:o}", "type", "final", "value", value);
     json_decref(value);
     return problem("final", "too-large", "text", NULL);
 }
@@ -51,14 +41,12 @@ static json_t *done(json_t *value) {
 static json_t *echo(json_t *args, double *seconds) { return done(json_incref(json_object_get(args, "value"))); }
 
 static json_t *repeat(json_t *args, double *seconds) {
-    const char *text;
-    size_t size;
-    json_int_t times = 1;
-    json_unpack(args, "{s:s%, s?I}", "text", &text, &size, "times", &times);
-    char *all = malloc(size * times + 1);
-    for (json_int_t i = 0; i < times; i++) memcpy(all + i * size, text, size);
-    json_t *value = json_stringn(all, size * times);
-    free(all);
+    json_t *text = json_object_get(args, "text"), *times = json_object_get(args, "times");
+    size_t size = json_string_length(text), whole = size * (times ? json_integer_value(times) : 1);
+    char *copies = malloc(whole + 1);
+    for (size_t i = 0; i < whole; i++) copies[i] = json_string_value(text)[i % size];
+    json_t *value = json_stringn(copies, whole);
+    free(copies);
     return done(value);
 }
 
@@ -91,26 +79,28 @@ static const struct operation {
     {"/conform/echo", echo, JSON({"summary": "Give the value back.", "effects": "reads", "safe": true,
         "args": {"required": ["value"], "properties": {"value": {}}}})},
     {"/conform/repeat", repeat, JSON({"summary": "Give the text, so many times.", "effects": "reads", "safe": true,
-        "args": {"required": ["text"], "properties": {
-            "text": {"type": "string", "maxLength": 1000},
+        "args": {"required": ["text"], "properties": {"text": {"type": "string", "maxLength": 1000},
             "times": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 1}}}})},
     {"/conform/work", work, JSON({"summary": "Wait, and count.", "effects": "writes", "timeout": 600,
-        "args": {"required": ["name"], "properties": {
-            "name": {"type": "string", "maxLength": 64},
+        "args": {"required": ["name"], "properties": {"name": {"type": "string", "maxLength": 64},
             "seconds": {"type": "number", "minimum": 0, "maximum": 600, "default": 0}}}})},
     {"/conform/fail", fail, JSON({"summary": "Start, and fail with the text.", "effects": "reads", "safe": true,
         "args": {"required": ["text"], "properties": {"text": {"type": "string", "maxLength": 1000}}}})},
     {"/conform/refuse", refuse, JSON({"summary": "Refuse with the text.", "effects": "reads", "safe": true,
         "args": {"required": ["text"], "properties": {"text": {"type": "string", "maxLength": 1000}}}})},
 };
+
+static const char UNDERSTOOD[] = JSON({"id": 1, "attempt": 1, "op": 1, "left": 1, "args": 1, "epoch": 1, "must": 1, "cancel": 1});
 // clang-format on
 
 // ---- The agent
 
-struct event { // what it reads of an op, a cancel or a describe
+struct event {      // what it reads of an op, a cancel or a describe
+    char key[4096]; // the caller, id and attempt
     const char *type, *id, *path, *hash;
     json_int_t attempt, left, epoch;
     json_t *args, *must;
+    bool strange; // it names in `must` what we do not understand
 };
 
 struct reply { // to a stanza
@@ -121,7 +111,7 @@ struct reply { // to a stanza
 struct call { // an exchange, until some time after its deadline
     char *key;
     json_t *answer;
-    int64_t due, deadline;
+    json_int_t due, deadline;
     bool ended;
     struct reply waiters[WAITERS];
     size_t waiting;
@@ -129,9 +119,9 @@ struct call { // an exchange, until some time after its deadline
 
 static struct call calls[CALLS];
 static size_t known, running;
-static json_t *ops, *dispatchers, *greeted;
-static char *account, *domain, *description, hash[2 * SHA256_DIGEST_LENGTH + 1], trouble[256];
-static int64_t epoch, advertised, heartbeat;
+static json_t *ops, *understood, *dispatchers, *greeted;
+static char *account, *domain, *description, hash[2 * SHA256_DIGEST_LENGTH + 1];
+static json_int_t epoch, advertised, heartbeat;
 static bool online, ever, changed, draining;
 static volatile sig_atomic_t stopping;
 static xmpp_ctx_t *ctx;
@@ -139,7 +129,7 @@ static xmpp_conn_t *conn;
 
 static bool is(const char *a, const char *b) { return strcmp(a, b) == 0; }
 
-static int64_t now(clockid_t clock) {
+static json_int_t now(clockid_t clock) {
     struct timespec t;
     clock_gettime(clock, &t);
     return t.tv_sec * 1000LL + t.tv_nsec / 1000000;
@@ -167,51 +157,41 @@ static bool is_word(const char *text, size_t size, size_t most) {
     return size >= 1 && size <= most;
 }
 
-static bool is_path(const char *path, size_t size) {
-    bool open = size > 1 && path[size - 1] == '/';
-    return is_word(path, size, 512) && *path == '/' && !open && !strstr(path, "//");
-}
-
-static bool are_strings(const json_t *list) {
-    json_t *item;
-    size_t i;
-    json_array_foreach (list, i, item)
-        if (!json_is_string(item)) return false;
-    return json_is_array(list);
-}
-
 // Reads an event; false if it breaks a rule. Of one that is not for us only the type is read.
 static bool read_event(json_t *object, struct event *event) {
     const char *name;
     json_t *value;
-    size_t id_size, path_size = 1;
+    size_t i, id_size, path_size = 1;
     void *next;
-    *event = (struct event){.path = "/", .attempt = 1, .left = 60 * SECOND, .epoch = epoch};
+    *event = (struct event){.id = "-", .path = "/", .attempt = 1, .left = 60 * SECOND, .epoch = epoch};
     json_object_foreach_safe (object, next, name, value)
         if (json_is_null(value)) json_object_del(object, name);
     if (json_unpack(object, "{s:s}", "type", &event->type) != 0 || !is_value(object, 1)) return false;
     if (is(event->type, "describe")) return json_unpack(object, "{s:s}", "hash", &event->hash) == 0;
     if (!is(event->type, "op") && !is(event->type, "cancel")) return true;
     const char *members = is(event->type, "op") ? "{s:s%, s?I, s:I, s:s%, s?I, s?o, s?o}" : "{s:s%, s?I, s?I}";
-    return json_unpack(object, members, "id", &event->id, &id_size, "attempt", &event->attempt, "left", &event->left,
-               "op", &event->path, &path_size, "epoch", &event->epoch, "args", &event->args, "must",
-               &event->must) == 0 &&
-           is_word(event->id, id_size, 128) && event->attempt >= 1 && event->attempt <= 1000000 && event->left >= 0 &&
-           event->left <= 31622400000 && is_path(event->path, path_size) && event->epoch >= 0 &&
-           (!event->args || json_is_object(event->args)) && (!event->must || are_strings(event->must));
+    if (json_unpack(object, members, "id", &event->id, &id_size, "attempt", &event->attempt, "left", &event->left, "op",
+            &event->path, &path_size, "epoch", &event->epoch, "args", &event->args, "must", &event->must) != 0)
+        return false;
+    json_array_foreach (event->must, i, value) {
+        if (!json_is_string(value)) return false;
+        event->strange = event->strange || !json_object_get(understood, json_string_value(value));
+    }
+    return is_word(event->id, id_size, 128) && event->attempt >= 1 && event->attempt <= 1000000 && event->left >= 0 &&
+           event->left <= 31622400000 && event->epoch >= 0 && (!event->args || json_is_object(event->args)) &&
+           (!event->must || json_is_array(event->must)) && is_word(event->path, path_size, 512) &&
+           *event->path == '/' && !strstr(event->path, "//") && (path_size == 1 || event->path[path_size - 1] != '/');
 }
 
-// The events of a stanza, and how many ops are among them, or NULL.
-static json_t *read_events(xmpp_stanza_t *x, size_t *asked) {
+// The events of a stanza, or NULL.
+static json_t *read_events(xmpp_stanza_t *x) {
     char *text = xmpp_stanza_get_text(x);
     json_t *object, *events = text ? json_loads(text, JSON_ALLOW_NUL, NULL) : NULL;
     bool fine = json_is_array(events);
     struct event event;
     size_t i;
     xmpp_free(ctx, text);
-    json_array_foreach (events, i, object) {
-        if ((fine = fine && read_event(object, &event))) *asked += is(event.type, "op");
-    }
+    json_array_foreach (events, i, object) fine = fine && read_event(object, &event);
     if (!fine) json_decref(events);
     return fine ? events : NULL;
 }
@@ -219,15 +199,15 @@ static json_t *read_events(xmpp_stanza_t *x, size_t *asked) {
 // Whether a value fits a schema; only what the descriptions use is understood.
 static bool fits(json_t *schema, const json_t *value) {
     const char *type = "any", *text = json_string_value(value);
-    double least = -SAFE, most = SAFE, longest = SAFE, length = 0;
+    double low = -SAFE, high = SAFE, chars = SAFE, length = 0;
     if (json_unpack(
-            schema, "{s?s, s?F, s?F, s?F}", "type", &type, "minimum", &least, "maximum", &most, "maxLength", &longest))
+            schema, "{s?s, s?F, s?F, s?F}", "type", &type, "minimum", &low, "maximum", &high, "maxLength", &chars))
         return false;
     for (size_t i = 0; i < json_string_length(value); i++) length += (text[i] & 0xc0) != 0x80;
     if (is(type, "any")) return true;
-    if (is(type, "string")) return text && length <= longest;
-    return (json_is_integer(value) || (json_is_real(value) && is(type, "number"))) &&
-           json_number_value(value) >= least && json_number_value(value) <= most;
+    if (is(type, "string")) return text && length <= chars;
+    return (json_is_integer(value) || (json_is_real(value) && is(type, "number"))) && json_number_value(value) >= low &&
+           json_number_value(value) <= high;
 }
 
 // The name of an argument that is missing, unknown or does not fit, or NULL.
@@ -255,7 +235,7 @@ static void add_element(xmpp_stanza_t *parent, const char *name, const char *tex
 
 // Sends a stanza with events, if there is a stream, and releases both.
 static void say(xmpp_stanza_t *stanza, const char *to, json_t *events) {
-    char *text = text_of(events);
+    char *text = json_dumps(events, TEXT);
     if (to) xmpp_stanza_set_to(stanza, to);
     if (json_array_size(events) > 0 && strlen(text) <= STANZA) add_element(stanza, "x", text);
     if (online) xmpp_send(conn, stanza);
@@ -273,15 +253,15 @@ static int turn_down(xmpp_stanza_t *iq, const char *type, const char *condition,
 
 // To all dispatchers: on change at most once a second, and as a heartbeat.
 static void advertise(void) {
-    int64_t t = now(CLOCK_MONOTONIC);
+    json_int_t t = now(CLOCK_MONOTONIC);
     const char *address;
     json_t *unused;
     if (!online || t < (changed ? advertised + SECOND : heartbeat)) return;
-    json_t *event = json_pack("{s:s, s:s, s:I, s:s, s:i, s:I, s:[s]}", "type", "advertisement", "hash", hash, "epoch",
-        (json_int_t)epoch, "state", draining ? "draining" : "available", "slots", SLOTS, "busy", (json_int_t)running,
-        "features", "cancel");
-    json_object_foreach (dispatchers, address, unused) say(xmpp_presence_new(ctx), address, json_pack("[O]", event));
-    json_decref(event);
+    json_object_foreach (dispatchers, address, unused)
+        say(xmpp_presence_new(ctx), address,
+            json_pack("[{s:s, s:s, s:I, s:s, s:i, s:I, s:[s]}]", "type", "advertisement", "hash", hash, "epoch", epoch,
+                "state", draining ? "draining" : "available", "slots", SLOTS, "busy", (json_int_t)running, "features",
+                "cancel"));
     advertised = t;
     heartbeat = t + HEARTBEAT * 9 / 10 + rand() % (HEARTBEAT / 5);
     changed = false;
@@ -298,21 +278,10 @@ static bool is_allowed(const char *from) {
     return same || is_dispatcher(from);
 }
 
-// Names an exchange. All dispatchers are one caller.
-static char *key_of(const struct event *event, const char *from) {
-    char *key, *bare = xmpp_jid_bare(ctx, from);
-    if (asprintf(&key, "%s %s %lld", is_dispatcher(from) ? "" : bare, event->id, event->attempt) < 0)
-        errx(1, "out of memory");
-    xmpp_free(ctx, bare);
-    return key;
-}
-
-static struct call *find(const struct event *event, const char *from) {
-    char *key = key_of(event, from);
-    size_t i = 0;
-    while (i < known && strcmp(calls[i].key, key) != 0) i++;
-    free(key);
-    return i < known ? &calls[i] : NULL;
+static struct call *find(const char *key) {
+    for (size_t i = 0; i < known; i++)
+        if (is(calls[i].key, key)) return &calls[i];
+    return NULL;
 }
 
 static json_t *about(const struct event *event, json_t *answer) {
@@ -335,13 +304,11 @@ static void end(struct call *call, const char *reason) {
     }
 }
 
-static struct call *begin(const struct event *event, const char *from, json_t *answer, double seconds) {
-    int64_t t = now(CLOCK_MONOTONIC);
+static struct call *begin(const struct event *event, json_t *answer, double seconds) {
+    json_int_t t = now(CLOCK_MONOTONIC);
     struct call *call = &calls[known++];
-    *call = (struct call){.key = key_of(event, from),
-        .answer = about(event, answer),
-        .due = t + (int64_t)(seconds * SECOND),
-        .deadline = t + event->left};
+    *call = (struct call){.key = strdup(event->key), .answer = about(event, answer), .deadline = t + event->left};
+    call->due = t + (json_int_t)(seconds * SECOND);
     running++;
     changed = true;
     if (call->due == t) end(call, NULL);
@@ -356,7 +323,7 @@ static void wait_for(struct call *call, struct reply reply) {
 }
 
 static void sweep(void) {
-    int64_t t = now(CLOCK_MONOTONIC);
+    json_int_t t = now(CLOCK_MONOTONIC);
     for (struct call *call = calls + known; call-- > calls;) {
         if (!call->ended && call->due <= t) end(call, NULL);
         if (!call->ended && call->deadline <= t) end(call, "deadline");
@@ -369,17 +336,6 @@ static void sweep(void) {
 
 // ---- What peers ask
 
-static bool understands(const json_t *must) {
-    static const char *const UNDERSTOOD[] = {"type", "id", "attempt", "op", "left", "args", "epoch", "must", "cancel"};
-    json_t *name;
-    size_t i, k;
-    json_array_foreach (must, i, name) {
-        for (k = 0; k < COUNT(UNDERSTOOD) && !is(UNDERSTOOD[k], json_string_value(name));) k++;
-        if (k == COUNT(UNDERSTOOD)) return false;
-    }
-    return true;
-}
-
 static const struct operation *operation_of(const char *path) {
     for (size_t i = 0; i < COUNT(OPERATIONS); i++)
         if (is(OPERATIONS[i].path, path)) return &OPERATIONS[i];
@@ -391,37 +347,42 @@ static const char *objection(const struct event *op, const char **argument) {
     if (draining) return "draining";
     if (op->left == 0) return "expired";
     if (op->epoch != epoch) return "stale-epoch";
-    if (!understands(op->must)) return "not-understood";
+    if (op->strange) return "not-understood";
     if (!operation_of(op->path)) return "unknown-op";
     if ((*argument = misfit(json_object_get(json_object_get(ops, op->path), "args"), op->args))) return "bad-arguments";
     return running == SLOTS || known == CALLS ? "busy" : NULL;
 }
 
-// The call that an op begins or began, or NULL if it is refused.
-static struct call *ask(const struct event *op, const char *from, json_t *answers) {
-    struct call *call = find(op, from);
+// Finds or begins the call of an op; or its refusal. A second op in one stanza would be a batch.
+static json_t *ask(const struct event *op, struct call **call) {
+    const char *argument = NULL, *reason = *call ? "not-understood" : NULL;
     double seconds = 0;
-    if (call && call->ended) json_object_set_new(call->answer, "again", json_true());
-    if (call) return call;
-    const char *argument = NULL, *reason = objection(op, &argument);
-    json_t *answer =
-        reason ? problem("error", reason, "argument", argument) : operation_of(op->path)->run(op->args, &seconds);
-    if (!reason) return begin(op, from, answer, seconds);
-    json_array_append_new(answers, about(op, answer));
+    if (!reason && !(*call = find(op->key))) reason = objection(op, &argument);
+    if (reason) return about(op, problem("error", reason, "argument", argument));
+    if (*call && (*call)->ended) json_object_set_new((*call)->answer, "again", json_true());
+    if (*call) return NULL;
+    json_t *answer = operation_of(op->path)->run(op->args, &seconds);
+    *call = begin(op, answer, seconds);
     return NULL;
 }
 
 // Of an unknown op its refusal is remembered, because the cancel may have overtaken it.
-static void cancel(const struct event *event, const char *from, json_t *answers) {
-    struct call *call = find(event, from);
+static json_t *cancel(const struct event *event) {
+    struct call *call = find(event->key);
     const char *state = !call ? "unknown" : call->ended ? "late" : "cancelled";
     if (call && !call->ended) end(call, "cancelled");
-    if (!call && known < CALLS) begin(event, from, problem("error", "cancelled", "text", NULL), 0);
-    json_array_append_new(answers, about(event, json_pack("{s:s, s:s}", "type", "cancelled", "state", state)));
+    if (!call && known < CALLS) begin(event, problem("error", "cancelled", "text", NULL), 0);
+    return about(event, json_pack("{s:s, s:s}", "type", "cancelled", "state", state));
+}
+
+static json_t *describe(const struct event *event) {
+    if (!is(event->hash, hash)) return NULL;
+    return json_pack("{s:s, s:s, s:s}", "type", "description", "hash", hash, "text", description);
 }
 
 static void take(xmpp_stanza_t *iq, json_t *events) {
     const char *from = xmpp_stanza_get_from(iq);
+    char *caller = xmpp_jid_bare(ctx, is_dispatcher(from) ? "dispatchers" : from); // who are one caller
     struct reply reply = {xmpp_stanza_reply(iq), json_array()};
     struct call *call = NULL;
     struct event event;
@@ -430,12 +391,12 @@ static void take(xmpp_stanza_t *iq, json_t *events) {
     xmpp_stanza_set_type(reply.result, "result");
     json_array_foreach (events, i, object) {
         read_event(object, &event);
-        if (is(event.type, "op")) call = ask(&event, from, reply.answers);
-        if (is(event.type, "cancel")) cancel(&event, from, reply.answers);
-        if (is(event.type, "describe") && is(event.hash, hash))
-            json_array_append_new(
-                reply.answers, json_pack("{s:s, s:s, s:s}", "type", "description", "hash", hash, "text", description));
+        snprintf(event.key, sizeof event.key, "%s %s %lld", caller, event.id, event.attempt);
+        if (is(event.type, "op")) json_array_append_new(reply.answers, ask(&event, &call));
+        if (is(event.type, "cancel")) json_array_append_new(reply.answers, cancel(&event));
+        if (is(event.type, "describe")) json_array_append_new(reply.answers, describe(&event));
     }
+    xmpp_free(ctx, caller);
     if (call && !call->ended) return wait_for(call, reply);
     if (call) json_array_append(reply.answers, call->answer);
     say(reply.result, NULL, reply.answers);
@@ -444,48 +405,42 @@ static void take(xmpp_stanza_t *iq, json_t *events) {
 static int on_iq(xmpp_conn_t *c, xmpp_stanza_t *iq, void *unused) {
     const char *type = xmpp_stanza_get_type(iq);
     xmpp_stanza_t *x = xmpp_stanza_get_child_by_name_and_ns(iq, "x", NS);
-    size_t asked = 0;
     if (!type || is(type, "result") || is(type, "error")) return 1;
     if (!xmpp_stanza_get_from(iq)) xmpp_stanza_set_from(iq, account); // RFC 6120, 8.1.2.1
     if (!x || !is(type, "set")) return turn_down(iq, "cancel", "service-unavailable", NULL);
     if (!is_allowed(xmpp_stanza_get_from(iq))) return turn_down(iq, "auth", "forbidden", "not-allowed");
-    json_t *events = read_events(x, &asked);
+    json_t *events = read_events(x);
     if (!events) return turn_down(iq, "modify", "bad-request", "malformed");
-    if (asked <= 1)
-        take(iq, events);
-    else
-        turn_down(iq, "cancel", "feature-not-implemented", "not-understood"); // for want of `batch`
+    take(iq, events);
     json_decref(events);
     return 1;
 }
 
+static void greet(const char *caller) {
+    json_object_set_new(greeted, caller, json_true());
+    say(xmpp_presence_new(ctx), caller,
+        json_pack("[{s:s, s:s, s:I, s:[s]}]", "type", "hello", "role", "agent", "epoch", epoch, "features", "cancel"));
+}
+
 static int on_presence(xmpp_conn_t *c, xmpp_stanza_t *presence, void *unused) {
     const char *from = xmpp_stanza_get_from(presence);
-    bool says = xmpp_stanza_get_type(presence) || xmpp_stanza_get_child_by_name_and_ns(presence, "x", NS);
-    if (!from || !is_allowed(from) || !says) return 1;
-    if (xmpp_stanza_get_type(presence)) {
+    const char *type = xmpp_stanza_get_type(presence);
+    if (!from || !is_allowed(from) || !(type || xmpp_stanza_get_child_by_name_and_ns(presence, "x", NS))) return 1;
+    if (type)
         json_object_del(greeted, from);
-    } else if (is_dispatcher(from)) {
+    else if (is_dispatcher(from))
         changed = true;
-    } else if (!json_object_get(greeted, from) && json_object_size(greeted) < PEERS) {
-        say(xmpp_presence_new(ctx), from,
-            json_pack("[{s:s, s:s, s:I, s:[s]}]", "type", "hello", "role", "agent", "epoch", (json_int_t)epoch,
-                "features", "cancel"));
-        json_object_set_new(greeted, from, json_true());
-    }
+    else if (!json_object_get(greeted, from) && json_object_size(greeted) < PEERS)
+        greet(from);
     return 1;
 }
 
 // ---- The connection
 
-static void on_log(void *unused, xmpp_log_level_t level, const char *area, const char *message) {
-    if (level == XMPP_LEVEL_ERROR) snprintf(trouble, sizeof trouble, ": %s: %s", area, message);
-}
-
 static void on_connection(xmpp_conn_t *c, xmpp_conn_event_t event, int e, xmpp_stream_error_t *error, void *unused) {
     online = event == XMPP_CONN_CONNECT;
-    if (!online && !ever && !stopping) errx(1, "cannot log in as %s%s", account, trouble);
-    if (!online) return warnx("offline%s", trouble);
+    if (!online && !ever && !stopping) errx(1, "cannot log in as %s: a wrong password or certificate", account);
+    if (!online) return warnx("offline");
     ever = changed = true;
     advertised = 0;
     json_object_clear(greeted);
@@ -495,7 +450,7 @@ static void on_connection(xmpp_conn_t *c, xmpp_conn_event_t event, int e, xmpp_s
 }
 
 static void connect_again(const char *host, unsigned short port) {
-    static int64_t retry, pause = SECOND;
+    static json_int_t retry, pause = SECOND;
     if (online) pause = SECOND;
     if (!xmpp_conn_is_disconnected(conn) || now(CLOCK_MONOTONIC) < retry) return;
     xmpp_connect_client(conn, host, port, on_connection, NULL);
@@ -513,12 +468,10 @@ static char *variable(const char *name) {
 
 static void describe_all(void) {
     unsigned char digest[SHA256_DIGEST_LENGTH];
-    ops = json_object();
+    understood = json_loads(UNDERSTOOD, 0, NULL), ops = json_object();
     for (size_t i = 0; i < COUNT(OPERATIONS); i++)
         json_object_set_new(ops, OPERATIONS[i].path, json_loads(OPERATIONS[i].description, 0, NULL));
-    json_t *whole = json_pack("{s:O}", "ops", ops);
-    description = text_of(whole);
-    json_decref(whole);
+    description = json_dumps(json_pack("{s:o}", "ops", ops), TEXT);
     SHA256((unsigned char *)description, strlen(description), digest);
     for (size_t i = 0; i < sizeof digest; i++) sprintf(hash + 2 * i, "%02x", digest[i]);
 }
@@ -526,7 +479,6 @@ static void describe_all(void) {
 int main(void) {
     char address[3072], password[1024], host[256];
     unsigned short port;
-    xmpp_log_t log = {on_log, NULL};
     account = variable("SPINAL_ADDRESS");
     FILE *file = fopen(variable("SPINAL_PASSWORD_FILE"), "r");
     if (!file || fscanf(file, "%1023[^\r\n]", password) != 1) err(1, "%s", getenv("SPINAL_PASSWORD_FILE"));
@@ -543,7 +495,7 @@ int main(void) {
     describe_all();
 
     xmpp_initialize();
-    ctx = xmpp_ctx_new(NULL, &log);
+    ctx = xmpp_ctx_new(NULL, NULL);
     conn = xmpp_conn_new(ctx);
     domain = xmpp_jid_domain(ctx, account);
     snprintf(address, sizeof address, "%s/agent", account);

@@ -89,8 +89,6 @@ static const struct operation {
     {"/conform/refuse", refuse, JSON({"summary": "Refuse with the text.", "effects": "reads", "safe": true,
         "args": {"required": ["text"], "properties": {"text": {"type": "string", "maxLength": 1000}}}})},
 };
-
-static const char UNDERSTOOD[] = JSON({"id": 1, "attempt": 1, "op": 1, "left": 1, "args": 1, "epoch": 1, "must": 1, "cancel": 1});
 // clang-format on
 
 // ---- The agent
@@ -108,22 +106,21 @@ struct reply { // to a stanza
     json_t *answers;
 };
 
-struct call { // an exchange, until some time after its deadline
+static struct call { // an exchange, until some time after its deadline
     char *key;
     json_t *answer;
     json_int_t due, deadline;
     bool ended;
     struct reply waiters[WAITERS];
     size_t waiting;
-};
+} calls[CALLS];
 
-static struct call calls[CALLS];
 static size_t known, running;
-static json_t *ops, *understood, *dispatchers, *greeted;
-static char *account, *domain, *description, hash[2 * SHA256_DIGEST_LENGTH + 1];
+static json_t *ops, *description, *understood, *dispatchers, *greeted;
+static char *account, *domain, hash[2 * SHA256_DIGEST_LENGTH + 1];
 static json_int_t epoch, advertised, heartbeat;
-static bool online, ever, changed, draining;
-static volatile sig_atomic_t stopping;
+static bool online, ever;
+static volatile sig_atomic_t stopping, changed;
 static xmpp_ctx_t *ctx;
 static xmpp_conn_t *conn;
 
@@ -181,19 +178,6 @@ static bool read_event(json_t *object, struct event *event) {
            event->left <= 31622400000 && event->epoch >= 0 && (!event->args || json_is_object(event->args)) &&
            (!event->must || json_is_array(event->must)) && is_word(event->path, path_size, 512) &&
            *event->path == '/' && !strstr(event->path, "//") && (path_size == 1 || event->path[path_size - 1] != '/');
-}
-
-// The events of a stanza, or NULL.
-static json_t *read_events(xmpp_stanza_t *x) {
-    char *text = xmpp_stanza_get_text(x);
-    json_t *object, *events = text ? json_loads(text, JSON_ALLOW_NUL, NULL) : NULL;
-    bool fine = json_is_array(events);
-    struct event event;
-    size_t i;
-    xmpp_free(ctx, text);
-    json_array_foreach (events, i, object) fine = fine && read_event(object, &event);
-    if (!fine) json_decref(events);
-    return fine ? events : NULL;
 }
 
 // Whether a value fits a schema; only what the descriptions use is understood.
@@ -257,14 +241,14 @@ static void advertise(void) {
     const char *address;
     json_t *unused;
     if (!online || t < (changed ? advertised + SECOND : heartbeat)) return;
+    changed = false;
     json_object_foreach (dispatchers, address, unused)
         say(xmpp_presence_new(ctx), address,
             json_pack("[{s:s, s:s, s:I, s:s, s:i, s:I, s:[s]}]", "type", "advertisement", "hash", hash, "epoch", epoch,
-                "state", draining ? "draining" : "available", "slots", SLOTS, "busy", (json_int_t)running, "features",
+                "state", stopping ? "draining" : "available", "slots", SLOTS, "busy", (json_int_t)running, "features",
                 "cancel"));
     advertised = t;
     heartbeat = t + HEARTBEAT * 9 / 10 + rand() % (HEARTBEAT / 5);
-    changed = false;
 }
 
 // ---- Calls
@@ -296,7 +280,7 @@ static void end(struct call *call, const char *reason) {
         json_object_del(call->answer, "value");
         json_object_set_new(call->answer, "problem", json_pack("{s:s}", "reason", reason));
     }
-    call->ended = changed = true;
+    changed = call->ended = true;
     running--;
     for (struct reply *reply = call->waiters; reply < call->waiters + WAITERS && reply->result; reply++) {
         json_array_append(reply->answers, call->answer);
@@ -344,7 +328,7 @@ static const struct operation *operation_of(const char *path) {
 
 // Why an op is not started, or NULL.
 static const char *objection(const struct event *op, const char **argument) {
-    if (draining) return "draining";
+    if (stopping) return "draining";
     if (op->left == 0) return "expired";
     if (op->epoch != epoch) return "stale-epoch";
     if (op->strange) return "not-understood";
@@ -375,11 +359,6 @@ static json_t *cancel(const struct event *event) {
     return about(event, json_pack("{s:s, s:s}", "type", "cancelled", "state", state));
 }
 
-static json_t *describe(const struct event *event) {
-    if (!is(event->hash, hash)) return NULL;
-    return json_pack("{s:s, s:s, s:s}", "type", "description", "hash", hash, "text", description);
-}
-
 static void take(xmpp_stanza_t *iq, json_t *events) {
     const char *from = xmpp_stanza_get_from(iq);
     char *caller = xmpp_jid_bare(ctx, is_dispatcher(from) ? "dispatchers" : from); // who are one caller
@@ -394,7 +373,7 @@ static void take(xmpp_stanza_t *iq, json_t *events) {
         snprintf(event.key, sizeof event.key, "%s %s %lld", caller, event.id, event.attempt);
         if (is(event.type, "op")) json_array_append_new(reply.answers, ask(&event, &call));
         if (is(event.type, "cancel")) json_array_append_new(reply.answers, cancel(&event));
-        if (is(event.type, "describe")) json_array_append_new(reply.answers, describe(&event));
+        if (is(event.type, "describe") && is(event.hash, hash)) json_array_append(reply.answers, description);
     }
     xmpp_free(ctx, caller);
     if (call && !call->ended) return wait_for(call, reply);
@@ -405,15 +384,20 @@ static void take(xmpp_stanza_t *iq, json_t *events) {
 static int on_iq(xmpp_conn_t *c, xmpp_stanza_t *iq, void *unused) {
     const char *type = xmpp_stanza_get_type(iq);
     xmpp_stanza_t *x = xmpp_stanza_get_child_by_name_and_ns(iq, "x", NS);
+    struct event event;
+    size_t i;
     if (!type || is(type, "result") || is(type, "error")) return 1;
     if (!xmpp_stanza_get_from(iq)) xmpp_stanza_set_from(iq, account); // RFC 6120, 8.1.2.1
     if (!x || !is(type, "set")) return turn_down(iq, "cancel", "service-unavailable", NULL);
     if (!is_allowed(xmpp_stanza_get_from(iq))) return turn_down(iq, "auth", "forbidden", "not-allowed");
-    json_t *events = read_events(x);
-    if (!events) return turn_down(iq, "modify", "bad-request", "malformed");
-    take(iq, events);
+    char *text = xmpp_stanza_get_text(x);
+    json_t *object, *events = json_loads(text, JSON_ALLOW_NUL, NULL);
+    bool fine = json_is_array(events);
+    json_array_foreach (events, i, object) fine = fine && read_event(object, &event);
+    if (fine) take(iq, events);
     json_decref(events);
-    return 1;
+    xmpp_free(ctx, text);
+    return fine ? 1 : turn_down(iq, "modify", "bad-request", "malformed");
 }
 
 static void greet(const char *caller) {
@@ -441,12 +425,10 @@ static void on_connection(xmpp_conn_t *c, xmpp_conn_event_t event, int e, xmpp_s
     online = event == XMPP_CONN_CONNECT;
     if (!online && !ever && !stopping) errx(1, "cannot log in as %s: a wrong password or certificate", account);
     if (!online) return warnx("offline");
-    ever = changed = true;
-    advertised = 0;
+    changed = ever = true;
     json_object_clear(greeted);
     say(xmpp_presence_new(ctx), NULL, json_array());
-    printf("online %s\n", xmpp_conn_get_bound_jid(c));
-    fflush(stdout);
+    dprintf(1, "online %s\n", xmpp_conn_get_bound_jid(c));
 }
 
 static void connect_again(const char *host, unsigned short port) {
@@ -458,7 +440,7 @@ static void connect_again(const char *host, unsigned short port) {
     retry = now(CLOCK_MONOTONIC) + pause / 2 + rand() % (pause / 2);
 }
 
-static void on_signal(int unused) { stopping = true; }
+static void on_signal(int unused) { stopping = changed = true; }
 
 static char *variable(const char *name) {
     char *value = getenv(name);
@@ -468,12 +450,15 @@ static char *variable(const char *name) {
 
 static void describe_all(void) {
     unsigned char digest[SHA256_DIGEST_LENGTH];
-    understood = json_loads(UNDERSTOOD, 0, NULL), ops = json_object();
+    understood = json_pack(
+        "{s:n, s:n, s:n, s:n, s:n, s:n, s:n, s:n}", "id", "attempt", "op", "left", "args", "epoch", "must", "cancel");
     for (size_t i = 0; i < COUNT(OPERATIONS); i++)
         json_object_set_new(ops, OPERATIONS[i].path, json_loads(OPERATIONS[i].description, 0, NULL));
-    description = json_dumps(json_pack("{s:o}", "ops", ops), TEXT);
-    SHA256((unsigned char *)description, strlen(description), digest);
+    char *text = json_dumps(json_pack("{s:o}", "ops", ops), TEXT);
+    SHA256((unsigned char *)text, strlen(text), digest);
     for (size_t i = 0; i < sizeof digest; i++) sprintf(hash + 2 * i, "%02x", digest[i]);
+    description = json_pack("{s:s, s:s, s:s}", "type", "description", "hash", hash, "text", text);
+    free(text);
 }
 
 int main(void) {
@@ -484,7 +469,7 @@ int main(void) {
     if (!file || fscanf(file, "%1023[^\r\n]", password) != 1) err(1, "%s", getenv("SPINAL_PASSWORD_FILE"));
     fclose(file);
     if (sscanf(variable("SPINAL_SERVER"), "%255[^: ]:%hu", host, &port) != 2) errx(1, "SPINAL_SERVER is not host:port");
-    dispatchers = json_object(), greeted = json_object(), counts = json_object();
+    ops = json_object(), dispatchers = json_object(), greeted = json_object(), counts = json_object();
     for (char *name = strtok(variable("SPINAL_DISPATCHER"), " "); name; name = strtok(NULL, " "))
         json_object_set_new(dispatchers, name, json_true());
     setenv("SSL_CERT_FILE", variable("SPINAL_CA"), true); // in place of the system's authorities, which
@@ -510,12 +495,8 @@ int main(void) {
         connect_again(host, port);
         xmpp_run_once(ctx, TICK);
         sweep();
-        if (stopping && !draining) draining = changed = true;
         advertise();
-    } while (!draining || running > 0 || (online && changed));
+    } while (!stopping || running > 0 || (online && changed));
     xmpp_disconnect(conn);
     while (!xmpp_conn_is_disconnected(conn)) xmpp_run_once(ctx, TICK);
-    xmpp_conn_release(conn);
-    xmpp_ctx_free(ctx);
-    xmpp_shutdown();
 }

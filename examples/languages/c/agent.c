@@ -400,22 +400,19 @@ static int on_iq(xmpp_conn_t *c, xmpp_stanza_t *iq, void *unused) {
     return fine ? 1 : turn_down(iq, "modify", "bad-request", "malformed");
 }
 
-static void greet(const char *caller) {
-    json_object_set_new(greeted, caller, json_true());
-    say(xmpp_presence_new(ctx), caller,
-        json_pack("[{s:s, s:s, s:I, s:[s]}]", "type", "hello", "role", "agent", "epoch", epoch, "features", "cancel"));
-}
-
 static int on_presence(xmpp_conn_t *c, xmpp_stanza_t *presence, void *unused) {
-    const char *from = xmpp_stanza_get_from(presence);
-    const char *type = xmpp_stanza_get_type(presence);
+    const char *from = xmpp_stanza_get_from(presence), *type = xmpp_stanza_get_type(presence);
     if (!from || !is_allowed(from) || !(type || xmpp_stanza_get_child_by_name_and_ns(presence, "x", NS))) return 1;
-    if (type)
+    if (type) {
         json_object_del(greeted, from);
-    else if (is_dispatcher(from))
+    } else if (is_dispatcher(from)) {
         changed = true;
-    else if (!json_object_get(greeted, from) && json_object_size(greeted) < PEERS)
-        greet(from);
+    } else if (!json_object_get(greeted, from) && json_object_size(greeted) < PEERS) {
+        json_object_set_new(greeted, from, json_true());
+        say(xmpp_presence_new(ctx), from,
+            json_pack(
+                "[{s:s, s:s, s:I, s:[s]}]", "type", "hello", "role", "agent", "epoch", epoch, "features", "cancel"));
+    }
     return 1;
 }
 
@@ -423,7 +420,8 @@ static int on_presence(xmpp_conn_t *c, xmpp_stanza_t *presence, void *unused) {
 
 static void on_connection(xmpp_conn_t *c, xmpp_conn_event_t event, int e, xmpp_stream_error_t *error, void *unused) {
     online = event == XMPP_CONN_CONNECT;
-    if (!online && !ever && !stopping) errx(1, "cannot log in as %s: a wrong password or certificate", account);
+    if (!online && !ever && !stopping)
+        errx(1, "cannot log in as %s: check the server, the password and the certificate", account);
     if (!online) return warnx("offline");
     changed = ever = true;
     json_object_clear(greeted);
@@ -454,10 +452,12 @@ static void describe_all(void) {
         "{s:n, s:n, s:n, s:n, s:n, s:n, s:n, s:n}", "id", "attempt", "op", "left", "args", "epoch", "must", "cancel");
     for (size_t i = 0; i < COUNT(OPERATIONS); i++)
         json_object_set_new(ops, OPERATIONS[i].path, json_loads(OPERATIONS[i].description, 0, NULL));
-    char *text = json_dumps(json_pack("{s:o}", "ops", ops), TEXT);
+    json_t *whole = json_pack("{s:O}", "ops", ops);
+    char *text = json_dumps(whole, TEXT);
     SHA256((unsigned char *)text, strlen(text), digest);
     for (size_t i = 0; i < sizeof digest; i++) sprintf(hash + 2 * i, "%02x", digest[i]);
     description = json_pack("{s:s, s:s, s:s}", "type", "description", "hash", hash, "text", text);
+    json_decref(whole);
     free(text);
 }
 

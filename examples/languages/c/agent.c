@@ -420,8 +420,7 @@ static int on_presence(xmpp_conn_t *c, xmpp_stanza_t *presence, void *unused) {
 
 static void on_connection(xmpp_conn_t *c, xmpp_conn_event_t event, int e, xmpp_stream_error_t *error, void *unused) {
     online = event == XMPP_CONN_CONNECT;
-    if (!online && !ever && !stopping)
-        errx(1, "cannot log in as %s: check the server, the password and the certificate", account);
+    if (!online && !ever && !stopping) errx(1, "cannot log in as %s: check server, password, certificate", account);
     if (!online) return warnx("offline");
     changed = ever = true;
     json_object_clear(greeted);

@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 4
 
-.PHONY: help demo test test-deps check format bench bench-deps faults clean
+.PHONY: help demo test test-deps check format bench bench-deps faults languages conformance clean
 
 help:
 	@echo "make demo       see it work: a platform, three workers, one of them killed"
@@ -14,6 +14,8 @@ help:
 	@echo "make test-deps  install Prosody, ejabberd and chat clients for it (root or sudo)"
 	@echo "make check      formatting, lint, types, direction of imports"
 	@echo "make format     mend what can be mended by a machine"
+	@echo "make languages  build the agents in examples/languages, and try each against the kit"
+	@echo "make conformance  the same on all servers, into docs/conformance.md"
 	@echo "make faults     break everything that can break, and print what became of the jobs (15 minutes)"
 	@echo "make bench      measure Spinal beside its peers, into benchmarks/RESULTS.md (25 minutes);"
 	@echo "                a part of it: make bench BENCH='--part jobs'"
@@ -82,6 +84,13 @@ bench: links $(VENV)/dev
 # With SERVERS="--server embedded" no other server is needed; see docs/guarantees.md
 faults: links $(VENV)/dev
 	$(BIN)/python -m tests.faults.run $(SERVERS)
+
+# What has no toolchain here is named at the end.
+languages: links $(VENV)/dev
+	$(BIN)/python -m tests.languages.run --server embedded $(LANGUAGES)
+
+conformance: links $(VENV)/dev
+	$(BIN)/python -m tests.languages.run --write
 
 clean:
 	rm -rf $(VENV) $(PEERS) dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis

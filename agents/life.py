@@ -31,12 +31,14 @@ from typing import Any, Final, Self
 
 import structlog
 
+from spinal import protocols
 from spinal.bus.blob import Blob, Store
 from spinal.bus.connection import Connection
 from spinal.bus.errors import BlobError, CallError
 from spinal.bus.requests import Request
 from spinal.bus.session import Session
 from spinal.bus.tasks import Tasks
+from spinal.bus.visible import Visible
 from spinal.protocols import (
     FEATURES,
     Advertisement,
@@ -116,6 +118,15 @@ class Life:
             dispatchers=dispatchers,
             epoch=self.epoch,
             features=FEATURES,
+        )
+        self.visible = Visible(
+            self.session,
+            "client",
+            "bot",
+            name=agent.name,
+            paths=lambda: sorted(agent.operations),
+            operation=self._public,
+            hash=lambda: agent.capabilities.hash,
         )
         self._connection = connection
         #: The dispatchers that our credentials name, and those that one of them named last.
@@ -357,6 +368,10 @@ class Life:
                 self.session.whisper(dispatcher, seen)
 
     # -- operations
+
+    def _public(self, path: str) -> protocols.Operation | None:
+        found = self.agent.operations.get(path)
+        return None if found is None else found.public
 
     async def _handle(self, request: Request) -> Json:
         """Run one op; everything that it raises is a :class:`CallError` or a cancellation."""

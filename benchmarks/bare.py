@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from types import TracebackType
 from typing import Self
+from xml.etree.ElementTree import Element
 
 from spinal.bus import Credentials
 from spinal.bus.connection import ID_PREFIX, Connection
@@ -63,6 +64,10 @@ class Asking:
         if waiting is not None:
             waiting.set_result(stanza)
 
+    def asked(self, kind: str, sender: str, id: str, payload: Element) -> bool:
+        """Understand nothing."""
+        return False
+
     async def trip(self) -> None:
         """Ask once."""
         self._number += 1
@@ -91,6 +96,10 @@ class Answering:
             self._connection.send(
                 Stanza("iq", "result", stanza.sender, id=stanza.id, body=stanza.body)
             )
+
+    def asked(self, kind: str, sender: str, id: str, payload: Element) -> bool:
+        """Understand nothing."""
+        return False
 
 
 async def main() -> None:

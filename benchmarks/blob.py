@@ -48,6 +48,10 @@ class Deaf:
     def received(self, stanza: Stanza) -> None:
         """Do nothing."""
 
+    def asked(self, kind: str, sender: str, id: str, payload: Element) -> bool:
+        """Understand nothing."""
+        return False
+
 
 async def slot(connection: Connection, service: str, size: int) -> tuple[str, str]:
     """Ask for a place: the URL to put to, and the one to get from."""

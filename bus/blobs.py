@@ -16,6 +16,7 @@ from urllib.parse import quote, urlsplit
 from xml.etree.ElementTree import Element
 
 from spinal.protocols import BlobRef
+from spinal.protocols.discovery import INFO, ITEMS
 
 from .errors import BlobError, CallError
 from .https import FAILURES, Https
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 UPLOAD = "urn:xmpp:http:upload:0"
-DISCO_INFO = "http://jabber.org/protocol/disco#info"
-DISCO_ITEMS = "http://jabber.org/protocol/disco#items"
 
 #: Bytes that are read or written at a time.
 CHUNK = 256 * 1024
@@ -177,10 +176,8 @@ class Blobs:
     async def _discover(self) -> str:
         """Find the upload service among the items of the domain (XEP-0363, 3)."""
         try:
-            items = await self._connection.ask(
-                "get", self._domain, Element(f"{{{DISCO_ITEMS}}}query")
-            )
-            for item in [] if items is None else items.findall(f"{{{DISCO_ITEMS}}}item"):
+            items = await self._connection.ask("get", self._domain, Element(f"{{{ITEMS}}}query"))
+            for item in [] if items is None else items.findall(f"{{{ITEMS}}}item"):
                 address = item.get("jid", "")
                 if address and await self._is_upload(address):
                     self._service = address
@@ -191,12 +188,12 @@ class Blobs:
 
     async def _is_upload(self, address: str) -> bool:
         try:
-            info = await self._connection.ask("get", address, Element(f"{{{DISCO_INFO}}}query"))
+            info = await self._connection.ask("get", address, Element(f"{{{INFO}}}query"))
         except CallError:
             # One item that is down does not hide the others.
             return False
         return info is not None and any(
-            feature.get("var") == UPLOAD for feature in info.findall(f"{{{DISCO_INFO}}}feature")
+            feature.get("var") == UPLOAD for feature in info.findall(f"{{{INFO}}}feature")
         )
 
 

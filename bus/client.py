@@ -548,5 +548,6 @@ def connect(credentials: Credentials) -> Connection:
         credentials.host,
         credentials.port,
         credentials.ca,
-        credentials.present_endpoint,
+        credentials.present_endpoints,
+        credentials.further,
     )

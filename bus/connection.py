@@ -11,11 +11,16 @@ from __future__ import annotations
 from typing import Protocol
 from xml.etree.ElementTree import Element
 
-from spinal.protocols import Stanza
+from spinal.protocols import Problem, Stanza, elements
 
 #: What the ids of our IQs begin with, so that a transport knows an answer to us at sight.  No
 #: library's own ids do: they are hexadecimal.
 ID_PREFIX = "x."
+
+#: The answer to a get or set that nobody understands (RFC 6120, 8.2.3), and to one that asks for
+#: nothing (8.2.3, too: it has one child).
+NOT_UNDERSTOOD = Problem("unreachable", "nobody here understands that")
+EMPTY = Problem("malformed", "an IQ get or set must hold an element")
 
 
 class Listener(Protocol):
@@ -35,6 +40,20 @@ class Listener(Protocol):
         Told are: IQs and messages that carry our element, IQ results and errors whose id begins
         with :data:`ID_PREFIX` (an empty result has no body), and every presence, with our element
         or without.
+        """
+        ...
+
+    def asked(self, kind: str, sender: str, id: str, payload: Element) -> bool:
+        """A get or set IQ of somebody else's namespace came.
+
+        Whoever understands it answers it with :meth:`Connection.reply`, now or later.  False: it
+        is not understood, and the transport answers ``service-unavailable`` (RFC 6120, 8.2.3).
+
+        Args:
+            kind: ``get`` or ``set``.
+            sender: as stamped by the server, which may leave its own address out.
+            id: of the IQ; any text.
+            payload: the child of the IQ.
         """
         ...
 
@@ -95,6 +114,37 @@ class Connection(Protocol):
         """
         ...
 
+    def reply(
+        self,
+        to: str,
+        id: str,
+        payload: Element | None = None,
+        problem: Problem | None = None,
+        more: Element | None = None,
+    ) -> None:
+        """Answer an IQ that :meth:`Listener.asked` was told of; nothing while disconnected.
+
+        Args:
+            to: who asked.
+            id: of its IQ.
+            payload: the child of the result; an empty result without.
+            problem: makes the answer an error.
+            more: what the error says in words of another namespace (RFC 6120, 8.3.2).
+        """
+        if self.connected:
+            kind, said = ("result", payload) if problem is None else ("error", more)
+            other = b"" if said is None else elements.write(said)
+            self.send(Stanza("iq", kind, to, id=id, problem=problem, other=other))
+
     async def close(self) -> None:
         """Send unavailable presence, end the stream and wait for it; may be called again."""
         ...
+
+
+def answer_other(connection: Connection, listener: Listener, iq: Element) -> None:
+    """Have a get or set of somebody else's namespace answered, whoever understands it."""
+    sender, id = iq.get("from", ""), iq.get("id", "")
+    if not len(iq):
+        connection.reply(sender, id, problem=EMPTY)
+    elif not listener.asked(iq.get("type", ""), sender, id, iq[0]):
+        connection.reply(sender, id, problem=NOT_UNDERSTOOD)

@@ -56,6 +56,8 @@ CLIENT_PORT: Final = 5222
 MAX_SECRET: Final = 4096
 #: Most agents of one file that may run at once.
 MAX_NUMBER: Final = 100_000
+#: Most nodes of one server.
+MAX_NODES: Final = 16
 #: Most dispatchers on one store whose addresses are kept.
 MAX_OTHERS: Final = 100
 
@@ -91,6 +93,8 @@ class Credentials:
     uploads: tuple[str, ...]
     #: The home they are from, if they are from one.
     home: Path | None = field(default=None, compare=False)
+    #: Host and port of the server's further nodes, if it is a cluster.
+    further: tuple[tuple[str, int], ...] = ()
 
     @property
     def domain(self) -> str:
@@ -105,7 +109,8 @@ class Credentials:
 
         ``SPINAL_ADDRESS`` in the environment decides; ``SPINAL_PASSWORD_FILE`` then has to be
         there.  ``SPINAL_CA`` is the authority's file (else those of the system are trusted),
-        ``SPINAL_SERVER`` is ``host`` or ``host:port`` (else the address's domain),
+        ``SPINAL_SERVER`` is ``host`` or ``host:port`` (else the address's domain), several of
+        them for the nodes of a cluster, separated by spaces, which are tried in turn,
         ``SPINAL_DISPATCHER`` lists dispatchers, separated by spaces (else
         ``dispatcher.DOMAIN``), ``SPINAL_UPLOAD`` lists ``host`` or ``host:port`` of blobs (else
         the host of the server).
@@ -122,12 +127,17 @@ class Credentials:
         found = home if isinstance(home, Home) else Home.find(home, environ)
         return found.credentials()
 
-    def present_endpoint(self) -> tuple[str, int]:
-        """Give the host and port as they are now: a home may have been started with others."""
+    @property
+    def endpoints(self) -> tuple[tuple[str, int], ...]:
+        """Host and port of each node of the server, in the order in which they are tried."""
+        return (self.host, self.port), *self.further
+
+    def present_endpoints(self) -> tuple[tuple[str, int], ...]:
+        """Give the endpoints as they are now: a home may have been started with others."""
         if self.home is not None:
             with suppress(HomeError):
-                return Home.find(self.home, {}).endpoint
-        return self.host, self.port
+                return Home.find(self.home, {}).endpoints
+        return self.endpoints
 
     @classmethod
     def _of_environment(cls, environ: Mapping[str, str]) -> Credentials:
@@ -146,15 +156,16 @@ class Credentials:
         if ca is not None:
             with _told("SPINAL_CA: "), ca.open("rb"):
                 pass
-        host, port = split_endpoint(environ.get("SPINAL_SERVER") or domain, "SPINAL_SERVER: ")
+        nodes = split_endpoints(environ.get("SPINAL_SERVER") or domain, "SPINAL_SERVER: ")
+        hosts = dict.fromkeys(bracketed(host) for host, _ in nodes)
         return cls(
             who,
             password,
             ca,
-            host,
-            port or CLIENT_PORT,
+            *nodes[0],
             tuple((environ.get("SPINAL_DISPATCHER") or f"dispatcher.{domain}").split()),
-            tuple((environ.get("SPINAL_UPLOAD") or bracketed(host)).split()),
+            tuple((environ.get("SPINAL_UPLOAD") or " ".join(hosts)).split()),
+            further=nodes[1:],
         )
 
 
@@ -167,7 +178,8 @@ class Home:
 
     path: Path
     domain: str
-    #: One of :data:`MANAGED`, or ``host`` or ``host:port`` of a server that runs elsewhere.
+    #: One of :data:`MANAGED`, or ``host`` or ``host:port`` of a server that runs elsewhere, several
+    #: of them if it is a cluster.
     server: str
     #: Address that a managed server listens on.
     listen: str
@@ -240,7 +252,7 @@ class Home:
         _check_domain(domain)
         managed = server in MANAGED
         if not managed:
-            split_endpoint(server, "--server: ")
+            split_endpoints(server, "--server: ")
         if store is not None:
             check_store(store)
         with _told(f"no home can be made at {place}: "):
@@ -364,11 +376,15 @@ class Home:
 
     @property
     def endpoint(self) -> tuple[str, int]:
-        """Host and port at which this machine reaches the server."""
+        """Host and port at which this machine reaches the server, or its first node."""
+        return self.endpoints[0]
+
+    @property
+    def endpoints(self) -> tuple[tuple[str, int], ...]:
+        """Host and port at which this machine reaches each node of the server."""
         if self.managed:
-            return reachable(self.listen), self.ports.c2s
-        host, port = split_endpoint(self.server)
-        return host, port or CLIENT_PORT
+            return ((reachable(self.listen), self.ports.c2s),)
+        return split_endpoints(self.server)
 
     @property
     def dispatcher(self) -> str:
@@ -424,7 +440,7 @@ class Home:
             config = self.server_config(secret="")
             return (f"{bracketed(config.upload_host)}:{self.ports.upload}",)
         # The upload service is somewhere in the domain; which host, only the server knows.
-        hosts = (self.endpoint[0], self.domain, f"upload.{self.domain}")
+        hosts = (*(host for host, _ in self.endpoints), self.domain, f"upload.{self.domain}")
         return tuple(dict.fromkeys(bracketed(host) for host in hosts))
 
     def server_config(self, secret: str | None = None) -> ServerConfig:
@@ -564,25 +580,25 @@ class Home:
         if self.managed and self.ca is not None and not self.ca.exists():
             raise NeverUp(f"the home {self.path} was never up: start it with `spinal up`")
         who = f"{name}@{self.domain}"
-        host, port = self.endpoint
+        first, *further = self.endpoints
         return Credentials(
             f"{who}/{resource}" if resource else who,
             self.password(name),
             self.ca,
-            host,
-            port,
+            *first,
             self.dispatchers,
             self.uploads,
             self.path,
+            tuple(further),
         )
 
     def environment(self, name: str) -> dict[str, str]:
         """Give the ``SPINAL_*`` variables that do for a program what the home does for ours."""
-        host, port = self.endpoint
+        nodes = [(self.public_host or host, port) for host, port in self.endpoints]
         values = {
             "SPINAL_ADDRESS": f"{name}@{self.domain}",
             "SPINAL_PASSWORD_FILE": str(self.password_file(name)),
-            "SPINAL_SERVER": f"{bracketed(self.public_host or host)}:{port}",
+            "SPINAL_SERVER": " ".join(f"{bracketed(host)}:{port}" for host, port in nodes),
             "SPINAL_DISPATCHER": " ".join(self.dispatchers),
             "SPINAL_UPLOAD": " ".join(self.uploads),
         }
@@ -745,13 +761,25 @@ def split_endpoint(text: str, what: str = "") -> tuple[str, int | None]:
     Raises:
         HomeError: it is none of them.
     """
-    found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^\s:/@\[\]]+))(?::([0-9]{1,5}))?", text)
+    found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^\s,;:/@\[\]]+))(?::([0-9]{1,5}))?", text)
     if found is None and re.fullmatch(r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]+", text):
         return text, None
     port = int(found[3]) if found and found[3] else None
     if found is None or (port is not None and not 0 < port < 65_536):
         raise HomeError(f"{what}{text[:80]!r} is no address: write HOST or HOST:PORT")
     return found[1] or found[2], port
+
+
+def split_endpoints(text: str, what: str = "") -> tuple[tuple[str, int], ...]:
+    """Take one or several of them apart, separated by spaces; :data:`CLIENT_PORT` if none is given.
+
+    Raises:
+        HomeError: one is none of them, or there are none or too many.
+    """
+    found = [split_endpoint(one, what) for one in text.split()]
+    if not 0 < len(found) <= MAX_NODES:
+        raise HomeError(f"{what}give 1 to {MAX_NODES} addresses, not {len(found)}")
+    return tuple((host, port or CLIENT_PORT) for host, port in found)
 
 
 def bracketed(host: str) -> str:

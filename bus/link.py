@@ -90,6 +90,8 @@ class Link:
         self._iqs: dict[str, _Sent] = {}
         self._number = 0
         self._clock = _time
+        #: What presence carries beside our element when it is new to whoever gets it.
+        self.caps: Callable[[], bytes] = _none
 
     @property
     def connected(self) -> bool:
@@ -133,9 +135,12 @@ class Link:
         if not self.connected:
             return
         body = self.codec.write(events) if events else None
-        self.connection.send(Stanza("presence", type, to, body=body))
-        if to:
-            self.peer(to).introduced = type == ""
+        peer = self.peer(to) if to else None
+        new = type == "" and (peer is None or not peer.introduced)
+        caps = self.caps() if new else b""
+        self.connection.send(Stanza("presence", type, to, body=body, other=caps))
+        if peer is not None:
+            peer.introduced = type == ""
 
     def whisper(self, to: str, event: Event) -> None:
         """Send an event as a headline message, which may be lost; nothing while disconnected."""
@@ -336,6 +341,10 @@ class Link:
             del self._iqs[id]
             sent.unanswered()
         return bool(self._iqs)
+
+
+def _none() -> bytes:
+    return b""
 
 
 def _time() -> float:

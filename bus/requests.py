@@ -96,7 +96,9 @@ class Request:
         deadline: ``loop.time()`` at which the caller gives up.
         table: where it is kept.
         space: what its id is unique under.
-        incoming: the stanza that brought it.
+        incoming: the stanza that brought it, if its end may be said in the answer.
+        told: gets its end, and nothing else is said, because its caller does not speak our
+            language.
     """
 
     # Most requests never have more than what they came with, so the rest stands here.
@@ -134,7 +136,8 @@ class Request:
         deadline: float,
         table: Requests,
         space: str,
-        incoming: Incoming,
+        incoming: Incoming | None,
+        told: Callable[[Final], None] | None = None,
     ) -> None:
         self.op = op
         self.sender = sender
@@ -143,7 +146,8 @@ class Request:
         self.table = table
         self.space = space
         #: The stanza in whose answer it can still be answered.
-        self.incoming: Incoming | None = incoming
+        self.incoming = incoming
+        self.told = told
         self.exchange = Exchange(Speaker.AGENT)
 
     def __repr__(self) -> str:
@@ -444,13 +448,33 @@ class Requests:
         caller = op.caller if op.caller is not None and incoming.believed else sender
         deadline = self._link.now + op.left / 1000
         request = Request(op, sender, caller, deadline, self, space, incoming)
-        request.exchange.hear("op")
-        self._spaces.setdefault(space, {})[key] = request
-        self._count += 1
         incoming.pending.add(request)
-        request.task = self._tasks.spawn(self._run(request))
-        self._deadlines.add(deadline, request)
+        self._start(request)
         return None
+
+    def _start(self, request: Request) -> None:
+        request.exchange.hear("op")
+        self._spaces.setdefault(request.space, {})[request.op.exchange] = request
+        self._count += 1
+        request.task = self._tasks.spawn(self._run(request))
+        self._deadlines.add(request.deadline, request)
+
+    def serve(self, sender: str, op: Op, told: Callable[[Final], None]) -> Request | None:
+        """Start an op of somebody who does not speak our language.
+
+        It is run as any other.  ``told`` gets its end, which nobody has to acknowledge; nothing is
+        sent.  None if it is refused at once; it has been told by then.
+        """
+        problem = self._unfit(op)
+        if problem is not None:
+            told(Final(op.id, problem=problem))
+            return None
+        deadline = self._link.now + op.left / 1000
+        # Under its own address, also where it is a dispatcher: the others know nothing of it.
+        space = addresses.bare(sender)
+        request = Request(op, sender, sender, deadline, self, space, None, told)
+        self._start(request)
+        return request
 
     def stop_at(self, when: float, request: Request) -> None:
         """Stop a request at this time of the event loop, if it still runs then."""
@@ -575,6 +599,8 @@ class Requests:
                 if task is not None and task.cancelling():
                     # Not one call is stopped but all of us: there is nobody left to answer.
                     self._drop(request)
+                    if request.told is not None:
+                        request.told(Final(request.op.id, problem=Problem("draining")))
                     raise
                 log.exception("handler_failed", op=request.op.op, id=request.op.id)
             problem = request.stopping or Problem("failed", "something in it was cancelled")
@@ -610,6 +636,12 @@ class Requests:
         """Say the end of a request, and keep it unless it was a refusal."""
         op, problem = request.op, final.problem
         request.credit()
+        if request.told is not None:
+            request.exchange.say("final")
+            request.final, _ = self._write_final(final, self._link.limits.stanza)
+            self._drop(request)
+            request.told(request.final)
+            return
         if problem is not None and problem.meaning.ran is Ran.NO and not request.accepted:
             request.exchange.say("error")
             self._drop(request)
@@ -723,7 +755,7 @@ class Requests:
 
     def tell(self, request: Request, event: Progress | Log) -> None:
         """Send progress or a log line to the caller."""
-        if request.running:
+        if request.running and request.told is None:
             request.exchange.say(event.type)
             self._link.whisper(request.sender, event)
 
@@ -765,7 +797,7 @@ class Requests:
 
     def opened(self) -> None:
         """A new stream: callers learn again when we go."""
-        for sender in {request.sender for request in self}:
+        for sender in {request.sender for request in self if request.told is None}:
             if sender not in self.dispatchers:
                 self._link.introduce(self._link.peer(sender))
 

@@ -31,10 +31,12 @@ come back before its calls are cancelled, an agent has the call's ``patience``.
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from types import TracebackType
 from typing import Self
+from xml.etree.ElementTree import Element
 
 import structlog
 
@@ -84,6 +86,9 @@ GRACE = 10.0
 #: was us who were stopped.
 TICK = 0.5
 STOPPED = 2.0
+
+#: XEP-0199: whether somebody is there.
+PING = "{urn:xmpp:ping}ping"
 
 #: What an agent says of a call.
 _ANSWERS = (Accepted, Progress, Data, Log, Final, Error, Cancelled)
@@ -139,6 +144,9 @@ class Session:
         self.describe: Callable[[str], str | None] = _no_description
         #: Told of events that belong to no call (mirror, seen, advertisement), with the sender.
         self.on_event: Callable[[str, Event], None] = _ignore
+        #: Told of gets and sets of other namespaces, if whoever asks may ask us for anything; gives
+        #: whether it understands them (:meth:`Listener.asked`).
+        self.on_asked: Callable[[str, str, str, Element], bool] = _not_understood
         self._link = Link(
             connection,
             self.codec,
@@ -403,6 +411,51 @@ class Session:
         """Wait while too much is buffered for the network."""
         await self.connection.drain()
 
+    @property
+    def caps(self) -> Callable[[], bytes]:
+        """Gives what presence carries that is new to whoever gets it (XEP-0115); XML."""
+        return self._link.caps
+
+    @caps.setter
+    def caps(self, gives: Callable[[], bytes]) -> None:
+        self._link.caps = gives
+
+    def serve(
+        self,
+        sender: str,
+        op: str,
+        args: Mapping[str, Json],
+        timeout: float,
+        told: Callable[[Final], None],
+    ) -> Callable[[], None]:
+        """Run an op for somebody who does not speak our language, as if it had sent one.
+
+        Args:
+            sender: full address, as the server stamped it.
+            op: exact path.
+            args: JSON object.
+            timeout: seconds until it is given up.
+            told: gets the end, also that it was refused, perhaps before this returns; not after
+                the session was closed.
+
+        Returns what stops it, as a cancel does.  When the sender's presence is taken back it is
+        stopped after the usual grace.
+        """
+        if not self._trust(sender):
+            text = f"{sender} may not ask {self.address} for anything"
+            told(Final("", problem=Problem("not-allowed", text)))
+            return _ignore
+        # Known, so that its presence is minded; it is not told of ours.
+        self._link.peer(sender)
+        event = Op(secrets.token_hex(16), op=op, left=int(timeout * 1000), args=args)
+        request = self._requests.serve(sender, event, told)
+
+        def stop() -> None:
+            if request is not None and request.running:
+                request.stop(Problem("cancelled"))
+
+        return stop
+
     def hello(self) -> Hello:
         """What we say of ourselves."""
         return Hello(
@@ -457,6 +510,15 @@ class Session:
             log.warning("stanza_refused", sender=stanza.sender, problem=str(exc))
             if asked:
                 self._link.reply(stanza.sender, stanza.id, problem=exc.problem)
+
+    def asked(self, kind: str, sender: str, id: str, payload: Element) -> bool:
+        """Answer pings; hand on what else comes from whom we trust, or from our server."""
+        if sender and sender != _served(self.address) and not self._trust(sender):
+            return False
+        if kind == "get" and payload.tag == PING:
+            self.connection.reply(sender, id)
+            return True
+        return self.on_asked(kind, sender, id, payload)
 
     def _take_answer(self, stanza: Stanza) -> None:
         if self._link.answer(stanza) or stanza.body is None or stanza.type == "error":
@@ -632,6 +694,10 @@ def _served(address: str) -> str:
     """Give the domain that an address is of; a component serves the one that it is a part of."""
     own = addresses.domain(address)
     return own if addresses.local(address) else own.partition(".")[2]
+
+
+def _not_understood(kind: str, sender: str, id: str, payload: Element) -> bool:
+    return False
 
 
 def _ignore(*_: object) -> None:

@@ -23,6 +23,7 @@ from spinal.bus.errors import CallError
 from spinal.bus.requests import Relayed, Request
 from spinal.bus.session import Session
 from spinal.bus.tasks import Tasks
+from spinal.bus.visible import Visible
 from spinal.protocols import (
     Advertisement,
     Capabilities,
@@ -30,6 +31,7 @@ from spinal.protocols import (
     Description,
     Event,
     Json,
+    Operation,
     Problem,
     RemoteProtocolError,
     Seen,
@@ -157,6 +159,14 @@ class Dispatcher:
             self._watched,
         )
         self._catalogue = Catalogue(self.registry, self.broker, self._taps)
+        self.visible = Visible(
+            self.session,
+            "automation",
+            "command-list",
+            paths=lambda: list(self.registry.operations()),
+            operation=self._operation,
+            agents=lambda: sorted(a.address for a in self.registry if a.gone_at is None),
+        )
         self.keeper: Keeper | None = None
         self._jobs: JobOperations | None = None
         if store is not None:
@@ -503,6 +513,10 @@ class Dispatcher:
         self._keep_at = began + KEEPING_SHARE * (self._now() - began)
 
     # -- requests
+
+    def _operation(self, path: str) -> Operation | None:
+        """Find an operation, by the description that has been known longest."""
+        return next(iter(self.registry.offers(path)), None)
 
     async def _handle(self, request: Request) -> Json:
         op = request.op

@@ -7,13 +7,13 @@ else (measured); what comes in has been parsed by an XMPP library and is read fr
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from xml.etree.ElementTree import Element
 
 from . import values
+from .elements import attribute, text
 from .errors import (
     BOUNCES,
     CONDITIONS,
@@ -48,6 +48,9 @@ class Stanza:
     body: bytes | None = None
     #: For ``type='error'``: what went wrong, in our words.
     problem: Problem | None = None
+    #: XML of other namespaces that goes out with it: children of the stanza, in an error the
+    #: application condition (RFC 6120, 8.3.2).  What comes in is not read into it.
+    other: bytes = b""
 
 
 class Codec:
@@ -132,13 +135,13 @@ class Codec:
         """Write a stanza as XML.  ``sender`` is for components, which stamp their own address."""
         start = f"<{stanza.kind}"
         if stanza.type:
-            start += f" type='{_attribute(stanza.type)}'"
+            start += f" type='{attribute(stanza.type)}'"
         if stanza.to:
             start += f" to='{_address(stanza.to)}'"
         if sender:
             start += f" from='{_address(sender)}'"
         if stanza.id:
-            start += f" id='{_attribute(stanza.id)}'"
+            start += f" id='{attribute(stanza.id)}'"
         inner = Codec.inner(stanza)
         if not inner:
             return (start + "/>").encode()
@@ -148,7 +151,9 @@ class Codec:
     def inner(stanza: Stanza) -> bytes:
         """Write what stands between a stanza's tags."""
         inner = b"" if stanza.body is None else _OPEN + stanza.body + _CLOSE
-        return inner if stanza.problem is None else inner + _error(stanza.problem)
+        if stanza.problem is not None:
+            return inner + _error(stanza.problem, stanza.other)
+        return inner + stanza.other if stanza.other else inner
 
     @staticmethod
     def body_of(inner: bytes) -> bytes | None:
@@ -185,54 +190,26 @@ _OPEN = f"<{ELEMENT} xmlns='{NS}'>".encode()
 _CLOSE = f"</{ELEMENT}>".encode()
 
 
-#: What XML 1.0 (2.2) cannot hold, not even as a character reference.
-_UNWRITABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
-
-#: A receiver would read these as spaces (XML 1.0, 3.3.3) unless they are references.
-_SPACES = {9: "&#9;", 10: "&#10;", 13: "&#13;"}
-
-
-def _attribute(value: str) -> str:
-    if value.isalnum():
-        return value
-    if not (value.isascii() and value.isprintable()):
-        if _UNWRITABLE.search(value):
-            raise LocalProtocolError(f"{value[:60]!r} cannot stand in an XML attribute")
-        return _markup(value).translate(_SPACES)
-    return _markup(value)
-
-
 #: Addresses are few, and come again.
-_address = lru_cache(maxsize=4096)(_attribute)
+_address = lru_cache(maxsize=4096)(attribute)
 
 
-def _markup(value: str) -> str:
-    return value.replace("&", "&amp;").replace("<", "&lt;").replace("'", "&#39;")
-
-
-def _text(value: str) -> str:
-    # A server may treat '>' after ']]' as an error (XML 1.0, 2.4); a bare CR would become LF.
-    return (
-        _UNWRITABLE.sub(" ", value)
-        .replace("\r", " ")
-        .replace("&", "&amp;")
-        .replace("<", "&lt;")
-        .replace(">", "&gt;")
-    )
-
-
-def _error(problem: Problem) -> bytes:
+def _error(problem: Problem, other: bytes) -> bytes:
     """RFC 6120, 8.3.2: type, condition, text, and our reason as the application condition."""
     # Both may be words that a peer chose, and a condition becomes the name of an element.
     meaning = problem.meaning
     kind = problem.type if problem.type in TYPES else meaning.type
     condition = problem.condition if problem.condition in CONDITIONS else meaning.condition
     return (
-        f"<error type='{kind}'>"
-        f"<{condition} xmlns='{STANZA_ERRORS}'/>"
-        f"<text xmlns='{STANZA_ERRORS}'>{_text(problem.text)}</text>"
-        f"<reason xmlns='{NS}'>{_text(problem.reason)}</reason></error>"
-    ).encode()
+        (
+            f"<error type='{kind}'>"
+            f"<{condition} xmlns='{STANZA_ERRORS}'/>"
+            f"<text xmlns='{STANZA_ERRORS}'>{text(problem.text)}</text>"
+            f"<reason xmlns='{NS}'>{text(problem.reason)}</reason>"
+        ).encode()
+        + other
+        + b"</error>"
+    )
 
 
 _OURS, _RFC = f"{{{NS}", f"{{{STANZA_ERRORS}"

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from xml.etree.ElementTree import Element, fromstring, tostring
+from xml.etree.ElementTree import Element, fromstring
 
 import structlog
 
 from spinal.protocols import Codec, Problem, Stanza
 
-from ..connection import ID_PREFIX, Connection, Listener
-from ..errors import BusError, CallError, NotConnected
+from ..connection import ID_PREFIX, Connection, Listener, answer_other
+from ..errors import BusError, NotConnected
+from ..questions import Questions
 from ..server.embedded.server import Attachment, EmbeddedServer
 from ..server.errors import ServerError
 
@@ -33,10 +34,9 @@ class AttachedConnection(Connection):
         self._domain = domain
         self._listener: Listener | None = None
         self._attachment: Attachment | None = None
-        self._asked: dict[str, tuple[str, asyncio.Future[Element | None]]] = {}
+        self._questions = Questions(self)
         #: Who is told when we go.
         self._directed: set[str] = set()
-        self._number = 0
         self._sending = False
         #: What came while we were sending, because our own turn has to end first.
         self._inbox: deque[tuple[str, dict[str, str], bytes]] = deque()
@@ -78,10 +78,7 @@ class AttachedConnection(Connection):
             self._inbox.clear()
         if self._never is not None:
             self._never.cancel()
-        asked, self._asked = self._asked, {}
-        for _, answer in asked.values():
-            if not answer.done():
-                answer.set_exception(CallError.of(Problem("no-answer", "the stream was closed")))
+        self._questions.end("the stream was closed")
 
     def send(self, stanza: Stanza) -> None:
         """Hand a stanza to the router; see the contract."""
@@ -113,23 +110,7 @@ class AttachedConnection(Connection):
         self, kind: str, to: str, payload: Element, timeout: float = 10.0
     ) -> Element | None:
         """Ask a service of somebody else's; see the contract."""
-        if self._attachment is None:
-            raise CallError.of(Problem("no-answer", "not attached to the embedded server"))
-        self._number += 1
-        id = f"{ID_PREFIX}ask{self._number}"
-        answer: asyncio.Future[Element | None] = asyncio.get_running_loop().create_future()
-        self._asked[id] = (to, answer)
-        attributes = {"from": self._domain, "to": to, "type": kind, "id": id}
-        self._deliver("iq", attributes, tostring(payload))
-        try:
-            async with asyncio.timeout(timeout):
-                return await answer
-        except TimeoutError as exc:
-            raise CallError.of(
-                Problem("no-answer", f"no answer from {to} within {timeout:g} s")
-            ) from exc
-        finally:
-            self._asked.pop(id, None)
+        return await self._questions.ask(kind, to, payload, timeout)
 
     def _receive(self, kind: str, attributes: dict[str, str], inner: bytes) -> None:
         """Take a stanza from the router, which may be answering while we are still sending."""
@@ -156,7 +137,8 @@ class AttachedConnection(Connection):
         if answering and not id.startswith(ID_PREFIX):
             return
         body = Codec.body_of(inner)
-        if body is not None or not inner:
+        question = answering and id in self._questions
+        if (body is not None or not inner) and not question:
             stanza = Stanza(
                 kind,
                 type,
@@ -174,24 +156,11 @@ class AttachedConnection(Connection):
             for name, value in attributes.items():
                 element.set(name, value)
             stanza = Codec.decode(element)
-        if answering and (asked := self._asked.get(id)) is not None:
-            to, answer = asked
-            if answer.done() or stanza.sender != to:
-                return
-            if stanza.type == "error":
-                answer.set_exception(CallError.of(stanza.problem or Problem("failed")))
-            else:
-                answer.set_result(element[0] if element is not None and len(element) else None)
+        if question and element is not None:
+            self._questions.answered(element)
         elif answering or kind == "presence" or stanza.body is not None:
             self._listener.received(stanza)
         elif kind == "iq":
-            # Disco and the like: a component says what it is not rather than nothing.
-            self.send(
-                Stanza(
-                    "iq",
-                    "error",
-                    stanza.sender,
-                    id=id,
-                    problem=Problem("not-understood", "only urn:spinal:1 is understood here"),
-                )
+            answer_other(
+                self, self._listener, Element("iq", attributes) if element is None else element
             )

@@ -19,8 +19,9 @@ import structlog
 from spinal.protocols import Codec, Problem, Stanza
 from spinal.protocols import address as addresses
 
-from ..connection import Connection, Listener
-from ..errors import AddressTaken, BusError, CallError, NotConnected
+from ..connection import Connection, Listener, answer_other
+from ..errors import AddressTaken, BusError, NotConnected
+from ..questions import Questions
 from ..reconnect import Backoff
 
 log = structlog.get_logger()
@@ -148,11 +149,13 @@ class MemoryBus:
             loop.call_at(at, self._deliver, data, bounces)
 
     def _deliver(self, data: bytes, bounces: bool) -> None:
-        stanza = Codec.decode(fromstring(data))
-        found = self._here.get(stanza.to)
+        element = fromstring(data)
+        found = self._here.get(element.get("to", ""))
         if found is not None:
-            found.deliver(stanza)
-        elif bounces and stanza.kind == "iq" and stanza.type in ("get", "set"):
+            found.deliver(element)
+            return
+        stanza = Codec.decode(element)
+        if bounces and stanza.kind == "iq" and stanza.type in ("get", "set"):
             # RFC 6121, 8.5.3.2.3
             problem = Problem("unreachable")
             self._carry(Stanza("iq", "error", stanza.sender, stanza.to, stanza.id, problem=problem))
@@ -169,7 +172,8 @@ class MemoryConnection(Connection):
         self._failed: asyncio.Future[Exception] | None = None
         self._again: asyncio.TimerHandle | None = None
         self._backoff = Backoff(rng=random.Random(address))
-        self._inbox: list[Stanza] = []
+        self._inbox: list[Element] = []
+        self._questions = Questions(self)
         #: Addresses that we directed available presence at.
         self.directed: set[str] = set()
         self.hung = False
@@ -232,8 +236,8 @@ class MemoryConnection(Connection):
     async def ask(
         self, kind: str, to: str, payload: Element, timeout: float = 10.0
     ) -> Element | None:
-        """There are no services of others on this bus."""
-        raise CallError.of(Problem("unreachable", f"{to} offers nothing on a memory bus"))
+        """Ask somebody on this bus; see the contract.  There is no server to be asked."""
+        return await self._questions.ask(kind, to, payload, timeout)
 
     async def close(self) -> None:
         """Leave; see the contract."""
@@ -243,28 +247,36 @@ class MemoryConnection(Connection):
         if self._connected:
             self._connected = False
             self._bus.leave(self)
+        self._questions.end("the stream was closed")
         if self._failed is not None and not self._failed.done():
             self._failed.cancel()
 
     # -- for the bus
 
-    def deliver(self, stanza: Stanza) -> None:
+    def deliver(self, element: Element) -> None:
         """Take a stanza from the bus."""
         if self.hung:
-            self._inbox.append(stanza)
+            self._inbox.append(element)
         elif self._connected and self._listener is not None and not self.dead:
             try:
-                self._listener.received(stanza)
+                self._take(element, self._listener)
             except Exception:
                 # As on a real stream, which must not end for it.
                 log.exception("stanza_handler_failed", address=self._address)
+
+    def _take(self, element: Element, listener: Listener) -> None:
+        stanza = Codec.decode(element)
+        if stanza.kind == "iq" and stanza.type in ("get", "set") and stanza.body is None:
+            answer_other(self, listener, element)
+        elif stanza.kind != "iq" or not self._questions.answered(element):
+            listener.received(stanza)
 
     def wake(self) -> None:
         """Go on after a stop."""
         self.hung = False
         inbox, self._inbox = self._inbox, []
-        for stanza in inbox:
-            self.deliver(stanza)
+        for element in inbox:
+            self.deliver(element)
 
     def lost(self, reason: str, error: Exception | None = None) -> None:
         """The stream broke: for good with an error, else it comes back."""
@@ -272,6 +284,7 @@ class MemoryConnection(Connection):
             return
         self._connected = False
         self._bus.leave(self)
+        self._questions.end(f"the stream broke: {reason}")
         if self.dead:
             return
         assert self._listener is not None and self._failed is not None

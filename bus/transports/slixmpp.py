@@ -3,8 +3,8 @@
 slixmpp builds an object for every stanza and scans its list of handlers for each; that costs 160 us
 at the answering end and 300-590 at the asking one, and grows with the calls outstanding (measured).
 So stanzas of our namespace are taken between its parser and its stanza objects
-(``_spawn_event``), and leave as bytes (``send_raw``): 20 us at each end.  Everything else still
-goes through slixmpp.  ``_spawn_event`` is a private name, hence the pinned version range, and a
+(``_spawn_event``), and leave as bytes (``send_raw``): 20 us at each end.  Gets and sets of other
+namespaces go the same way, once the stream is ready; what is left is slixmpp's.  ``_spawn_event`` is a private name, hence the pinned version range, and a
 contract test that fails when the override is no longer called.
 
 slixmpp does not reconnect, and keeps state between streams that is easy to get wrong, so each
@@ -16,27 +16,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
-from xml.etree.ElementTree import Element, XMLPullParser, tostring
+from xml.etree.ElementTree import Element, XMLPullParser
 
 import structlog
 from slixmpp import ClientXMPP, ComponentXMPP
 
-from spinal.protocols import TAG, Codec, Problem, Stanza
+from spinal.protocols import TAG, Codec, Stanza
 from spinal.protocols import address as addresses
 
-from ..connection import ID_PREFIX, Connection, Listener
+from ..connection import ID_PREFIX, Connection, Listener, answer_other
 from ..errors import (
     AddressTaken,
     BusError,
-    CallError,
     CertificateRefused,
     LoginRefused,
     NotConnected,
 )
+from ..questions import Questions
 from ..reconnect import Backoff
 from .scram import MECHANISMS
 
@@ -50,6 +50,9 @@ LOGIN_TIMEOUT = 20.0
 
 #: Seconds that a server which had us before may be busy with others before it answers.
 QUEUE_TIMEOUT = 60.0
+
+#: Seconds that a connection to one node of several may take before the next one is tried.
+NEXT_NODE = 5.0
 
 #: Seconds for which a server may take our last stream, which broke, for one that lives.
 LINGERING = 60.0
@@ -144,7 +147,6 @@ class _ClientStream(_Stream, ClientXMPP):
         self.enable_plaintext = False
         self.auto_authorize = None
         self.auto_subscribe = False
-        _answer_others(self)
 
     def get_ssl_context(self) -> ssl.SSLContext:
         return self.ssl_context
@@ -155,7 +157,6 @@ class _ComponentStream(_Stream, ComponentXMPP):
         self._owner = owner
         base: Any = ComponentXMPP
         base.__init__(self, domain, secret)
-        _answer_others(self)
 
 
 class _Knock(asyncio.Protocol):
@@ -186,34 +187,30 @@ class _Knock(asyncio.Protocol):
             self.transport.abort()
 
 
-def _answer_others(stream: Any) -> None:
-    """Have slixmpp answer what ordinary tools ask: service discovery and pings."""
-    stream.register_plugin("xep_0030")
-    stream.register_plugin("xep_0199")
-
-
 class _SlixmppConnection(Connection):
     """The parts that do not depend on how the stream logs in."""
 
     #: Address stamped on what we send; servers do it for clients, components do it themselves.
     _stamp = ""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, further: Sequence[tuple[str, int]] = ()) -> None:
+        #: Host and port of the node that has our stream, had it last, or is tried.
         self._host = host
         self._port = port
+        #: Those of all nodes of the server, in turn.
+        self._nodes: Sequence[tuple[str, int]] = ((host, port), *further)
         self._address = ""
         self._listener: Listener | None = None
         self._stream: Any = None
         self._ready = False
         self._task: asyncio.Task[None] | None = None
         self._failed: asyncio.Future[Exception] | None = None
-        self._asked: dict[str, tuple[str, asyncio.Future[Element | None]]] = {}
-        self._number = 0
+        self._questions = Questions(self)
         #: For a component: who is told when we go, because a server does not do it for components.
         self._directed: set[str] = set()
         self._backoff = Backoff()
-        #: Asked before each reconnect for the present host and port, if they may have changed.
-        self._look_up: Callable[[], tuple[str, int] | None] = lambda: None
+        #: Asked before each reconnect for the present nodes, if they may have changed.
+        self._look_up: Callable[[], Sequence[tuple[str, int]] | None] = lambda: None
         self.writable = asyncio.Event()
         self.writable.set()
         #: What was written since the first stanza of this turn of the event loop, which has left.
@@ -250,7 +247,7 @@ class _SlixmppConnection(Connection):
         """Log in; see the contract."""
         self._listener = listener
         self._failed = asyncio.get_running_loop().create_future()
-        ended = await self._log_in()
+        ended = await self._log_in_somewhere()
         self._task = asyncio.get_running_loop().create_task(
             self._keep(ended), name=f"stream {self._address}"
         )
@@ -259,6 +256,24 @@ class _SlixmppConnection(Connection):
         """See the contract."""
         assert self._failed is not None
         return await asyncio.shield(self._failed)
+
+    async def _log_in_somewhere(self) -> asyncio.Future[Exception | str]:
+        """Make one stream at the node that had us last, or at the first of the others that takes us.
+
+        Raises what :meth:`Connection.open` does, about the node that was tried last.
+        """
+        nodes, last = self._nodes, (self._host, self._port)
+        start = nodes.index(last) if last in nodes else 0
+        trouble: BusError | None = None
+        for self._host, self._port in (*nodes[start:], *nodes[:start]):
+            try:
+                return await self._log_in()
+            except _FINAL:
+                raise
+            except BusError as exc:
+                trouble = exc
+        assert trouble is not None
+        raise trouble
 
     async def _log_in(self) -> asyncio.Future[Exception | str]:
         """Make one stream.  Gives what ends when the stream ends: an error to give up on, or why.
@@ -354,11 +369,13 @@ class _SlixmppConnection(Connection):
         """
         loop = asyncio.get_running_loop()
         knock = _Knock(self._header())
+        alone = len(self._nodes) == 1
         # Once we were in, a server that says nothing has others to let in before us.
-        patience = LOGIN_TIMEOUT if self._task is None else QUEUE_TIMEOUT
+        patience = QUEUE_TIMEOUT if alone and self._task is not None else LOGIN_TIMEOUT
         try:
             async with asyncio.timeout(patience):
-                await loop.create_connection(lambda: knock, self._host, self._port)
+                async with asyncio.timeout(None if alone else NEXT_NODE):
+                    await loop.create_connection(lambda: knock, self._host, self._port)
                 answer = await knock.answer
         except OSError as exc:
             knock.abort()
@@ -385,7 +402,7 @@ class _SlixmppConnection(Connection):
             lost = loop.time()
             self._backoff.ended(lost - self._began)
             await self._end(self._stream)
-            self._break(str(why))
+            self._questions.end(f"the stream broke: {why}")
             self._directed.clear()
             self._listener.closed(str(why))
             if isinstance(why, Exception):
@@ -393,10 +410,9 @@ class _SlixmppConnection(Connection):
                 return
             while True:
                 await asyncio.sleep(self._backoff.pause())
-                if (endpoint := self._look_up()) is not None:
-                    self._host, self._port = endpoint
+                self._nodes = self._look_up() or self._nodes
                 try:
-                    ended = await self._log_in()
+                    ended = await self._log_in_somewhere()
                     break
                 except BusError as exc:
                     # Our own last stream may look like another program until the server sees its
@@ -406,12 +422,6 @@ class _SlixmppConnection(Connection):
                         self._failed.set_result(exc)
                         return
                     log.debug("reconnect_failed", address=self._address, problem=str(exc))
-
-    def _break(self, why: str) -> None:
-        asked, self._asked = self._asked, {}
-        for _, answer in asked.values():
-            if not answer.done():
-                answer.set_exception(CallError.of(Problem("no-answer", f"the stream broke: {why}")))
 
     @staticmethod
     async def _end(stream: Any) -> None:
@@ -441,7 +451,7 @@ class _SlixmppConnection(Connection):
                 self._directed.clear()
                 await stream.disconnect(wait=1.0)
             await self._end(stream)
-        self._break("closed")
+        self._questions.end("the stream was closed")
         if self._failed is not None and not self._failed.done():
             self._failed.cancel()
 
@@ -488,23 +498,7 @@ class _SlixmppConnection(Connection):
         self, kind: str, to: str, payload: Element, timeout: float = 10.0
     ) -> Element | None:
         """Ask a service of somebody else's; see the contract."""
-        if not self.connected:
-            raise CallError.of(Problem("no-answer", "there is no stream to the server now"))
-        self._number += 1
-        id = f"{ID_PREFIX}ask{self._number}"
-        answer: asyncio.Future[Element | None] = asyncio.get_running_loop().create_future()
-        self._asked[id] = (to, answer)
-        head = Codec.encode(Stanza("iq", kind, to, id=id), self._stamp)
-        self._write(head[:-2] + b">" + tostring(payload) + b"</iq>")
-        try:
-            async with asyncio.timeout(timeout):
-                return await answer
-        except TimeoutError as exc:
-            raise CallError.of(
-                Problem("no-answer", f"no answer from {to} within {timeout:g} s")
-            ) from exc
-        finally:
-            self._asked.pop(id, None)
+        return await self._questions.ask(kind, to, payload, timeout)
 
     # -- for the stream
 
@@ -515,17 +509,16 @@ class _SlixmppConnection(Connection):
             return False
         if kind == "iq":
             if xml.get("type") in ("result", "error"):
-                id = xml.get("id", "")
-                if not id.startswith(ID_PREFIX):
+                if not xml.get("id", "").startswith(ID_PREFIX):
                     return False
-                asked = self._asked.get(id)
-                if asked is not None:
-                    self._answer(xml, *asked)
-                else:
+                if not self._questions.answered(xml):
                     self._listener.received(Codec.decode(xml))
                 return True
             if len(xml) == 0 or xml[0].tag != TAG:
-                return False
+                if xml.get("type") not in ("get", "set"):
+                    return False
+                answer_other(self, self._listener, xml)
+                return True
         elif kind == "message":
             if xml.find(TAG) is None:
                 return False
@@ -533,18 +526,6 @@ class _SlixmppConnection(Connection):
             return False
         self._listener.received(Codec.decode(xml))
         return True
-
-    @staticmethod
-    def _answer(xml: Element, to: str, answer: asyncio.Future[Element | None]) -> None:
-        sender = xml.get("from", "")
-        # A server may leave out its own address when it answers for itself (RFC 6120, 8.1.2.1).
-        if answer.done() or (sender and sender != to):
-            return
-        if xml.get("type") == "error":
-            problem = Codec.decode(xml).problem or Problem("failed")
-            answer.set_exception(CallError.of(problem))
-        else:
-            answer.set_result(xml[0] if len(xml) else None)
 
     def _who(self) -> str:
         raise NotImplementedError
@@ -577,8 +558,10 @@ class ClientConnection(_SlixmppConnection):
         password: the account's.
         host, port: where the server listens for clients.
         ca: certificate authority (PEM) to trust; the system's if none.
-        look_up: asked before each reconnect for the present host and port, because a home may
-            have been started with others.
+        look_up: asked before each reconnect for host and port of the present nodes, because a home
+            may have been started with others.
+        further: host and port of the server's further nodes, if it is a cluster.  They are tried in
+            turn when the one that we were at, or were to be at first, cannot be had.
     """
 
     def __init__(
@@ -588,9 +571,10 @@ class ClientConnection(_SlixmppConnection):
         host: str,
         port: int,
         ca: Path | None = None,
-        look_up: Callable[[], tuple[str, int] | None] = lambda: None,
+        look_up: Callable[[], Sequence[tuple[str, int]] | None] = lambda: None,
+        further: Sequence[tuple[str, int]] = (),
     ) -> None:
-        super().__init__(host, port)
+        super().__init__(host, port, further)
         self._login = addresses.check(address)
         if addresses.resource(self._login):
             self._address = self._login

@@ -6,6 +6,7 @@ import ssl
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from xml.etree.ElementTree import Element
 
 import pytest
 import pytest_asyncio
@@ -30,6 +31,8 @@ class Ear:
     def opened(self) -> None: ...
     def closed(self, reason: str) -> None: ...
     def received(self, stanza: Stanza) -> None: ...
+    def asked(self, kind: str, sender: str, id: str, payload: Element) -> bool:
+        return False
 
 
 @dataclass

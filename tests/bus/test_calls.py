@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from itertools import count
 from typing import Any
+from xml.etree.ElementTree import Element
 
 import pytest
 
@@ -466,6 +467,9 @@ async def test_nonsense_in_an_answer_ends_the_calls_of_its_stanza() -> None:
             def received(self, stanza: Stanza) -> None:
                 if stanza.type == "set":
                     liar.send(Stanza("iq", "result", ANN, id=stanza.id, body=b'[{"type":1}]'))
+
+            def asked(self, kind: str, sender: str, id: str, payload: Element) -> bool:
+                return False
 
         liar = bus.connection(THUMBS)
         await liar.open(Liar())

@@ -146,6 +146,20 @@ class TestElsewhere:
         assert home.ca is not None and home.ca.read_text() == "certificate"
         assert Home.find(home.path) == home
 
+    def test_a_cluster_has_several_addresses(self, tmp_path: Path) -> None:
+        home = Home.create(
+            tmp_path / "cluster", domain="example.org", server="one.example.org two.example.org:5333"
+        )
+        home.add_account("ann", "caller", "theirs")
+        nodes = (("one.example.org", CLIENT_PORT), ("two.example.org", 5333))
+        assert Home.find(home.path).endpoints == nodes
+        assert home.credentials("ann").endpoints == nodes
+        assert home.credentials("ann").present_endpoints() == nodes
+        environ = home.environment("ann")
+        assert environ["SPINAL_SERVER"] == "one.example.org:5222 two.example.org:5333"
+        assert Credentials.find(environ) == home.credentials("ann")
+        assert home.uploads[:2] == ("one.example.org", "two.example.org")
+
     def test_its_dispatcher_may_have_any_name(self, home: Home) -> None:
         home.add_account("dispatcher2", "dispatcher", "theirs")
         assert home.dispatchers == ("dispatcher2@example.org/dispatcher",)
@@ -386,6 +400,9 @@ class TestCredentials:
             ({"SPINAL_ADDRESS": "x y@z"}, "SPINAL_ADDRESS: not an address"),
             ({"SPINAL_ADDRESS": "example.org"}, "has no name"),
             ({"SPINAL_SERVER": "host:99999"}, "SPINAL_SERVER: 'host:99999' is no address"),
+            ({"SPINAL_SERVER": "host, other"}, "SPINAL_SERVER: 'host,' is no address"),
+            ({"SPINAL_SERVER": " "}, "SPINAL_SERVER: give 1 to 16 addresses, not 0"),
+            ({"SPINAL_SERVER": "host " * 17}, "SPINAL_SERVER: give 1 to 16 addresses, not 17"),
             ({"SPINAL_ADDRESS": None}, "is set without SPINAL_ADDRESS"),
         ],
     )
@@ -537,10 +554,10 @@ class TestMoving:
         settings["ports"]["c2s"] += 1
         (home.path / "home.json").write_text(json.dumps(settings))
 
-        assert found.present_endpoint() == (found.host, found.port + 1)
+        assert found.present_endpoints() == ((found.host, found.port + 1),)
 
     def test_credentials_stay_as_they_were_where_the_home_is_gone(self, home: Home) -> None:
         found = home.credentials()
         (home.path / "home.json").unlink()
 
-        assert found.present_endpoint() == (found.host, found.port)
+        assert found.present_endpoints() == ((found.host, found.port),)

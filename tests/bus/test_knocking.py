@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
+from xml.etree.ElementTree import Element
 
 import pytest
 
-from spinal.bus.errors import BusError
+from spinal.bus.errors import BusError, LoginRefused
 from spinal.bus.transports import slixmpp as transport
 from spinal.bus.transports.slixmpp import ClientConnection
 from spinal.protocols import Stanza
@@ -23,6 +24,8 @@ class Nobody:
     def opened(self) -> None: ...
     def closed(self, reason: str) -> None: ...
     def received(self, stanza: Stanza) -> None: ...
+    def asked(self, kind: str, sender: str, id: str, payload: Element) -> bool:
+        return False
 
 
 @asynccontextmanager
@@ -39,8 +42,9 @@ async def listening(talk: Talk) -> AsyncGenerator[int]:
         yield server.sockets[0].getsockname()[1]
 
 
-def connection(port: int) -> ClientConnection:
-    return ClientConnection("ann@bus.test/desk", "secret", "127.0.0.1", port)
+def connection(port: int, *further: int) -> ClientConnection:
+    nodes = [("127.0.0.1", each) for each in further]
+    return ClientConnection("ann@bus.test/desk", "secret", "127.0.0.1", port, further=nodes)
 
 
 @pytest.fixture
@@ -105,3 +109,31 @@ async def test_a_stream_that_ends_with_its_first_words_is_an_error(
         with pytest.raises(BusError, match="closed the stream"):
             await connection(port).open(Nobody())
     assert len(made) == 1
+
+
+async def test_the_nodes_of_a_cluster_are_tried_in_turn_and_each_only_once() -> None:
+    knocked: list[str] = []
+
+    def note(name: str) -> Talk:
+        async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            knocked.append(name)
+
+        return hang_up
+
+    async with listening(note("one")) as one, listening(note("two")) as two:
+        with pytest.raises(BusError, match=rf"127.0.0.1:{two} closed the connection"):
+            await connection(one, two).open(Nobody())
+    assert knocked == ["one", "two"]
+
+
+async def test_a_node_that_refuses_us_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+
+    async def refuse(self: ClientConnection) -> None:
+        tried.append(self._port)  # pyright: ignore[reportPrivateUsage]
+        raise LoginRefused("ann@bus.test was refused")
+
+    monkeypatch.setattr(ClientConnection, "_log_in", refuse)
+    with pytest.raises(LoginRefused):
+        await connection(1, 2).open(Nobody())
+    assert tried == [1]

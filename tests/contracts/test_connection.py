@@ -99,6 +99,11 @@ class Bus:
             anyone._stream.transport.abort()
 
 
+def nothing(kind: str, sender: str, id: str, payload: Element) -> bool:
+    """Understand nothing."""
+    return False
+
+
 class Ear:
     """A listener that keeps what it is told."""
 
@@ -107,6 +112,9 @@ class Ear:
         self.stanzas: list[Stanza] = []
         self.raises = False
         self.answers: Callable[[Stanza], None] | None = None
+        #: What somebody else's namespaces asked: kind, sender, id and payload.
+        self.questions: list[tuple[str, str, str, Element]] = []
+        self.understands: Callable[[str, str, str, Element], bool] = nothing
 
     def opened(self) -> None:
         self.story.append("opened")
@@ -120,6 +128,10 @@ class Ear:
             raise RuntimeError("the handler is broken")
         if self.answers is not None and stanza.kind == "iq" and stanza.type in ("get", "set"):
             self.answers(stanza)
+
+    def asked(self, kind: str, sender: str, id: str, payload: Element) -> bool:
+        self.questions.append((kind, sender, id, payload))
+        return self.understands(kind, sender, id, payload)
 
     def has(self, kind: str, number: int) -> bool:
         return len(self.of(kind)) >= number
@@ -139,7 +151,6 @@ TRANSPORTS = (
     "ejabberd-component",
 )
 STREAMS = [name for name in TRANSPORTS if name != "embedded-attached"]
-SERVERS = [name for name in TRANSPORTS if name != "memory"]
 LOGINS = [name for name in STREAMS if name != "memory"]
 CLIENTS = [name for name in TRANSPORTS if name.endswith("-client")]
 ACCOUNTS = ["memory", *CLIENTS]
@@ -329,7 +340,6 @@ async def test_the_server_can_be_asked_and_its_answers_are_not_told(bus: Bus) ->
         assert not ear.of("iq")
 
 
-@over(SERVERS)
 async def test_a_question_that_nobody_answers_ends_in_time(bus: Bus) -> None:
     async with both(bus) as (one, _, two, other):
         silent = Element("{urn:spinal:1}x")
@@ -339,12 +349,77 @@ async def test_a_question_that_nobody_answers_ends_in_time(bus: Bus) -> None:
         assert len(other.of("iq", "set")) == 1
 
 
-@over(SERVERS)
 async def test_what_is_not_ours_is_not_told(bus: Bus) -> None:
     async with both(bus) as (one, ear, two, _):
         with pytest.raises(CallError):
             await two.ask("set", one.address, Element("{urn:nobody:knows}this"), timeout=SOON)
         assert not ear.of("iq")
+
+
+@pytest.mark.parametrize("ours", [True, False])
+@pytest.mark.parametrize("kind", ["get", "set"])
+async def test_who_understands_what_is_not_ours_answers_it(bus: Bus, ours: bool, kind: str) -> None:
+    text = "äöü 𝄞 <b> & ]]> ' \" \\ end"
+    async with both(bus) as (one, ear, two, other):
+        asker, answerer, heard = (two, one, ear) if ours else (one, two, other)
+
+        def answer(kind: str, sender: str, id: str, payload: Element) -> bool:
+            again = Element(payload.tag, {"said": payload.get("said", "")})
+            again.append(payload[0])
+            # Not in the turn in which it came.
+            asyncio.get_running_loop().call_soon(answerer.reply, sender, id, again)
+            return True
+
+        heard.understands = answer
+        asked = Element("{urn:example:a}ask", {"said": text})
+        child = Element("{urn:example:b}child")
+        child.text = text
+        asked.append(child)
+        found = await asker.ask(kind, answerer.address, asked, timeout=SOON)
+        assert found is not None and (found.tag, found.get("said")) == (asked.tag, text)
+        assert (found[0].tag, found[0].text) == (child.tag, text)
+        ((told, sender, _, _),) = heard.questions
+        assert (told, sender) == (kind, asker.address)
+        assert not heard.of("iq")
+
+
+async def test_what_is_not_ours_is_answered_with_nothing_or_a_problem(bus: Bus) -> None:
+    async with both(bus) as (one, ear, two, _):
+
+        def answer(kind: str, sender: str, id: str, payload: Element) -> bool:
+            if kind == "get":
+                one.reply(sender, id)
+            else:
+                problem = Problem("busy", "later & <soon>")
+                one.reply(sender, id, problem=problem, more=Element("{urn:example:a}why"))
+            return True
+
+        ear.understands = answer
+        asked = Element("{urn:example:a}ask")
+        assert await two.ask("get", one.address, asked, timeout=SOON) is None
+        with pytest.raises(CallError) as refused:
+            await two.ask("set", one.address, asked, timeout=SOON)
+        problem = refused.value.problem
+        assert (problem.reason, problem.text) == ("busy", "later & <soon>")
+        assert problem.condition == "resource-constraint"
+
+
+async def test_what_nobody_understands_or_holds_nothing_is_refused(bus: Bus) -> None:
+    async with both(bus) as (one, ear, two, other):
+        with pytest.raises(CallError) as refused:
+            await two.ask("set", one.address, Element("{urn:nobody:knows}this"), timeout=SOON)
+        assert refused.value.problem.condition == "service-unavailable"
+        assert [payload.tag for *_, payload in ear.questions] == ["{urn:nobody:knows}this"]
+        two.send(iq(one.address, "get", "x.empty"))
+        await eventually(lambda: other.of("iq", "error"), SOON)
+        (error,) = other.of("iq", "error")
+        assert error.problem is not None and error.problem.condition == "bad-request"
+
+
+async def test_without_a_stream_no_answer_is_said(bus: Bus) -> None:
+    async with opened(bus.make()) as (connection, _):
+        pass
+    connection.reply(f"bob@{DOMAIN}/x", "1")
 
 
 @pytest.mark.parametrize("ours", [True, False])
@@ -399,7 +474,7 @@ async def test_without_a_stream_nothing_is_sent(bus: Bus) -> None:
         connection.send(iq(f"bob@{DOMAIN}/x"))
 
 
-@over(LOGINS)
+@over(STREAMS)
 async def test_a_question_ends_when_the_stream_breaks(bus: Bus) -> None:
     async with both(bus) as (one, _, two, other):
         silent = Element("{urn:spinal:1}x")

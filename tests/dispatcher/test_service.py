@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from random import Random
 from typing import Any, Self
 
 import pytest
+from tests.tool import COMMANDS, INFO, ITEMS, asked_for, nodes, tool, value
 
 from spinal.bus.call import Call
 from spinal.bus.errors import CallError, NoAgent, NotAllowed, OperationFailed, Unreached
@@ -208,7 +209,7 @@ async def house(bus: MemoryBus | None = None, known: Path | None = None) -> Asyn
         yield House(bus, dispatcher, me, stack)
 
 
-async def problem_of(result: Coroutine[Any, Any, Any]) -> Problem:
+async def problem_of(result: Awaitable[Any]) -> Problem:
     with pytest.raises(CallError) as caught:
         await result
     return caught.value.problem
@@ -1236,3 +1237,105 @@ async def test_under_cuts_hangs_and_kills_every_call_ends_and_none_that_is_unsaf
         assert set(ends) <= {"lost", "busy"}, ends
         assert (home.dispatcher.broker.waiting, home.dispatcher.broker.in_flight) == (0, 0)
         assert all(agent.in_flight == 0 for agent in home.dispatcher.registry)
+
+
+# -- what ordinary tools see
+
+
+ECHO: dict[str, Json] = {
+    "properties": {"text": {"type": "string"}, "photo": {"type": "object", "format": "blob"}},
+    "required": ["text"],
+}
+SHOWN = (
+    Operation("/say", "Say it again.", ECHO, effects="reads", safe=True),
+    Operation("/image/resize", "Scale it.", {**ECHO, "required": ["photo"]}),
+    Operation("/deploy"),
+)
+
+
+@virtual_time
+async def test_it_shows_the_agents_that_are_there_and_their_operations_as_commands() -> None:
+    async with house() as home, tool(home.bus, ME, HUB) as me:
+        await home.worker("w@memory.test/1", ops=SHOWN)
+        gone = await home.worker("w2@memory.test/1", ops=SHOWN[:1])
+        await gone.connection.close()
+        await eventually(lambda: len(home.dispatcher.registry.offering("/say")) == 2)
+
+        (identity,) = (await me.ask(INFO)).findall(f"{{{INFO}}}identity")
+        assert identity.attrib == {
+            "category": "automation",
+            "type": "command-list",
+            "name": "hub",
+        }
+        (item,) = await me.ask(ITEMS)
+        assert item.attrib == {"jid": "w@memory.test/1", "name": "w"}
+        assert nodes(await me.ask(ITEMS, COMMANDS)) == {
+            "/deploy": "/deploy",
+            "/say": "Say it again.",
+        }
+
+
+@virtual_time
+async def test_a_command_is_a_brokered_call_of_whoever_runs_it() -> None:
+    async with house() as home, tool(home.bus, "you@memory.test/phone", HUB) as you:
+        worker = await home.worker("w@memory.test/1", ops=SHOWN)
+        assert asked_for(await you.command("/say")) == {"text": "text-single"}
+
+        done = await you.command("/say", {"text": ["hi"]})
+
+        assert json.loads(value(done)) == {"by": worker.address, "text": "hi"}
+        (request,) = worker.ran
+        assert request.caller == "you@memory.test/phone"
+        assert home.dispatcher.broker.counts.calls == home.dispatcher.broker.counts.done == 1
+        assert not home.dispatcher.session.running and not home.dispatcher.session.kept
+
+
+@virtual_time
+async def test_a_command_waits_for_an_agent_and_is_given_up_after_a_minute() -> None:
+    async with house() as home, tool(home.bus, ME, HUB) as me:
+        worker = await home.worker("w@memory.test/1", held, ops=SHOWN, slots=1)
+        running = asyncio.ensure_future(me.command("/deploy"))
+        await eventually(lambda: worker.running == 1)
+        waiting = asyncio.ensure_future(me.command("/deploy"))
+
+        assert (await problem_of(waiting)).reason == "expired"
+        assert (await problem_of(running)).reason == "deadline"
+
+        await eventually(lambda: worker.stopped == 1)
+
+
+@virtual_time
+async def test_a_command_whose_session_is_cancelled_is_cancelled_at_the_agent() -> None:
+    async with house() as home, tool(home.bus, ME, HUB) as me:
+        worker = await home.worker("w@memory.test/1", held, ops=SHOWN)
+        running = asyncio.ensure_future(me.command("/deploy", sessionid="mine"))
+        await eventually(lambda: worker.running == 1)
+
+        await me.command("/deploy", action="cancel", sessionid="mine")
+
+        assert (await problem_of(running)).reason == "cancelled"
+        await eventually(lambda: worker.stopped == 1)
+
+
+@virtual_time
+async def test_who_may_not_call_may_not_run_commands_and_strangers_see_nothing() -> None:
+    async with house() as home:
+        await home.worker("w@memory.test/1", ops=SHOWN)
+        async with tool(home.bus, "mallory@memory.test/1", HUB) as stranger:
+            assert (await problem_of(stranger.ask(INFO))).condition == "service-unavailable"
+            assert (await problem_of(stranger.command("/deploy"))).condition == (
+                "service-unavailable"
+            )
+        async with tool(home.bus, "hub@memory.test/other", HUB) as other:
+            await other.ask(INFO)
+            assert (await problem_of(other.command("/deploy"))).reason == "not-allowed"
+
+
+@virtual_time
+async def test_a_dispatcher_that_is_shutting_down_takes_no_commands() -> None:
+    async with house() as home, tool(home.bus, ME, HUB) as me:
+        await home.worker("w@memory.test/1", ops=SHOWN)
+
+        await home.dispatcher.finish(1.0)
+
+        assert (await problem_of(me.command("/deploy"))).reason == "draining"

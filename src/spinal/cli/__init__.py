@@ -36,6 +36,7 @@ VERBS: Final = {
     "ops": ("spinal.cli.ops:ops", "List the operations and what they take."),
     "resolve": ("spinal.cli.resolve:resolve", "Show who could do an operation, and why."),
     "tap": ("spinal.cli.tap:tap", "Watch the calls on the bus."),
+    "conform": ("spinal.cli.conform:conform", "Try whether an agent keeps the protocol."),
 }
 
 

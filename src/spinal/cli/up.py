@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 @click.option(
     "--server",
     metavar="KIND",
-    help="embedded (default), prosody, ejabberd, or HOST[:PORT] of a server that runs already.",
+    help="embedded (default), prosody, ejabberd, or HOST[:PORT] of a server that runs already; "
+    "several in one argument, separated by spaces, if it is a cluster (docs/servers.md).",
 )
 @click.option("--listen", metavar="ADDR", help="Address to listen on (default 127.0.0.1).")
 @click.option("--domain", metavar="D", help="Domain of the bus; chosen once per home.")
@@ -82,12 +83,12 @@ def up(
 def _fresh(wanted: Mapping[str, str | None]) -> dict[str, Any]:
     """Give what a new home is made with."""
     from spinal.bus.errors import HomeError
-    from spinal.bus.home import MANAGED, split_endpoint
+    from spinal.bus.home import MANAGED, split_endpoints
 
     given = {key: text for key, text in wanted.items() if text is not None}
     server = given.get("server")
     if server is not None and server not in MANAGED and "domain" not in given:
-        host, _ = split_endpoint(server, "--server: ")
+        host, _ = split_endpoints(server, "--server: ")[0]
         if host.replace(".", "").isdigit() or ":" in host or "." not in host:
             raise HomeError(
                 f"--server {server} is no kind ({', '.join(MANAGED)}) and no domain: give the "
@@ -103,7 +104,7 @@ def adapted(home: Home, wanted: Mapping[str, str | None], ca: Path | None) -> Ho
     Raises :class:`~spinal.bus.errors.HomeError` for what cannot be changed.
     """
     from spinal.bus.errors import HomeError
-    from spinal.bus.home import MANAGED, split_endpoint
+    from spinal.bus.home import MANAGED, split_endpoints
 
     domain, server, listen = wanted["domain"], wanted["server"], wanted["listen"]
     store = wanted.get("store")
@@ -121,7 +122,7 @@ def adapted(home: Home, wanted: Mapping[str, str | None], ca: Path | None) -> Ho
         if pid is not None:
             raise HomeError(f"{home.path} is up (pid {pid}): stop it before you change it")
         if server is not None and server not in MANAGED:
-            split_endpoint(server, "--server: ")
+            split_endpoints(server, "--server: ")
         home = home.changed(server=server, listen=listen, store=store)
     return home if ca is None else home.with_authority(ca)
 

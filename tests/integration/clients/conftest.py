@@ -61,14 +61,24 @@ async def server(kind: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncGe
 @asynccontextmanager
 async def logged_in(server: Server, name: str, *plugins: str) -> AsyncGenerator[Bot]:
     """A stock slixmpp client that trusts the server's authority alone."""
-    bot: Bot = ClientXMPP(f"{name}@{DOMAIN}/bot", PASSWORD)
-    bot.ca_certs = server.ca
+    address = f"{name}@{DOMAIN}"
+    async with at(address, PASSWORD, server.config.ports.c2s, server.ca, *plugins) as bot:
+        yield bot
+
+
+@asynccontextmanager
+async def at(
+    address: str, password: str, port: int, ca: Path, *plugins: str
+) -> AsyncGenerator[Bot]:
+    """The same, wherever its account is."""
+    bot: Bot = ClientXMPP(f"{address}/bot", password)
+    bot.ca_certs = ca
     bot.enable_direct_tls = bot.enable_plaintext = False
     bot.ssl_context.verify_flags |= ssl.VERIFY_X509_STRICT
     for plugin in plugins:
         bot.register_plugin(plugin)
     begun = told(bot, "session_start")
-    bot.connect("127.0.0.1", server.config.ports.c2s)
+    bot.connect("127.0.0.1", port)
     try:
         async with asyncio.timeout(SOON):
             await begun.get()

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -11,8 +10,9 @@ import pytest_asyncio
 from spinal.bus.server import Server
 from spinal.testing import eventually
 
-from .conftest import DOMAIN, PASSWORD, SOON, Bot, need, soon, told
-from .terminal import Terminal, terminal
+from .chat import profanity
+from .conftest import DOMAIN, PASSWORD, SOON, Bot, soon, told
+from .terminal import Terminal
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -20,32 +20,9 @@ ANN = f"ann@{DOMAIN}"
 BOT = f"bot@{DOMAIN}"
 
 
-@asynccontextmanager
-async def profanity(server: Server, folder: Path, ca: Path) -> AsyncGenerator[Terminal]:
-    """Start it as on its first day, and let it connect with TLS or not at all."""
-    need("profanity", "tmux")
-    settings = folder / "config" / "profanity" / "profrc"
-    settings.parent.mkdir(parents=True)
-    # Else it looks at the network once a second while nobody types.
-    settings.write_text("[ui]\ninpblock=10\ninpblock.dynamic=false\n")
-    env = {
-        "HOME": str(folder),
-        "XDG_CONFIG_HOME": str(folder / "config"),
-        "XDG_DATA_HOME": str(folder / "data"),
-        "SSL_CERT_FILE": str(ca),
-    }
-    async with terminal("profanity", env=env) as window:
-        await window.shows("Welcome to", "[offline]")
-        port = server.config.ports.c2s
-        await window.type(f"/connect {ANN} server 127.0.0.1 port {port} tls force")
-        await window.shows("Enter password")
-        await window.type(PASSWORD)
-        yield window
-
-
 @pytest_asyncio.fixture(loop_scope="session")
 async def ann(server: Server, tmp_path: Path) -> AsyncGenerator[Terminal]:
-    async with profanity(server, tmp_path, server.ca) as window:
+    async with profanity(ANN, PASSWORD, server.config.ports.c2s, tmp_path, server.ca) as window:
         await window.shows("logged in successfully", "[TLS]", "[online]")
         yield window
         # Else its stream is kept for it, and the next test has two of ann.
@@ -56,7 +33,8 @@ async def ann(server: Server, tmp_path: Path) -> AsyncGenerator[Terminal]:
 async def test_an_authority_that_is_not_the_home_s_is_not_trusted(
     server: Server, tmp_path: Path
 ) -> None:
-    async with profanity(server, tmp_path, Path(os.devnull)) as window:
+    port = server.config.ports.c2s
+    async with profanity(ANN, PASSWORD, port, tmp_path, Path(os.devnull)) as window:
         shown = await window.shows("TLS certificate verification failed", "/tls deny")
         assert "logged in" not in shown
         await window.type("/tls deny")

@@ -265,6 +265,7 @@ int main(void) {
     sigaction(SIGTERM, &end, NULL);
     snprintf(address, sizeof address, "%s/agent", needed("SPINAL_ADDRESS"));
     snprintf(server, sizeof server, "%s", needed("SPINAL_SERVER"));
+    server[strcspn(server, " ")] = '\0';
     dispatchers = getenv("SPINAL_DISPATCHER") ? getenv("SPINAL_DISPATCHER") : "";
     char *port = strrchr(server, ':');
     FILE *file = fopen(needed("SPINAL_PASSWORD_FILE"), "r");

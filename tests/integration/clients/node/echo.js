@@ -12,7 +12,7 @@ const { env } = process;
 const [username, domain] = env.SPINAL_ADDRESS.split("@");
 const [password] = readFileSync(env.SPINAL_PASSWORD_FILE, "utf8").split(/\r?\n/);
 const dispatchers = (env.SPINAL_DISPATCHER ?? "").split(" ").filter(Boolean);
-const service = `xmpp://${env.SPINAL_SERVER}`;
+const service = `xmpp://${env.SPINAL_SERVER.split(" ")[0]}`;
 const xmpp = client({ service, domain, username, password, resource: "agent" });
 
 const args = { type: "object", properties: { text: { type: "string" } }, required: ["text"] };

@@ -148,11 +148,20 @@ class Signature:
             if not isinstance(exc, msgspec.ValidationError):
                 raise
             raise self._explain(str(exc), args) from exc
+        for name in self._decimals:
+            if name in args and not _exact(self.args["properties"][name], args[name]):
+                raise _bad(f"argument '{name}': expected decimals as in \"-12.50\"", name)
         return {
             name: value
             for name in self.struct.__struct_fields__
             if (value := getattr(made, name)) is not msgspec.UNSET
         }
+
+    @functools.cached_property
+    def _decimals(self) -> list[str]:
+        """The arguments that have decimals in them, which msgspec also takes from numbers and words."""
+        properties: Mapping[str, Json] = self.args.get("properties", {})
+        return [name for name, schema in properties.items() if _has_decimals(schema)]
 
     def _check_names(self, args: Mapping[str, Json]) -> None:
         names: tuple[str, ...] = self.struct.__struct_fields__
@@ -183,6 +192,46 @@ class Signature:
             words = f"a key: {words}"
         words = words[:1].lower() + words[1:]
         return _bad(one_line(f"argument '{at}': {words}", 300), argument or at)
+
+
+_DECIMAL: Final = re.compile(r"[+-]?\d+(\.\d+)?", re.ASCII)
+_KINDS: Final[Mapping[str, type | tuple[type, ...]]] = {
+    "array": list,
+    "boolean": bool,
+    "integer": int,
+    "null": type(None),
+    "number": (int, float),
+    "object": dict,
+    "string": str,
+}
+
+
+def _inner(schema: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    found = [*schema.get("properties", {}).values(), *schema.get("anyOf", ())]
+    return found + [schema[name] for name in ("items", "additionalProperties") if schema.get(name)]
+
+
+def _has_decimals(schema: Mapping[str, Any]) -> bool:
+    return schema.get("format") == "decimal" or any(map(_has_decimals, _inner(schema)))
+
+
+def _exact(schema: Mapping[str, Any], value: Json) -> bool:
+    """Tell whether the decimals in a value, which fits otherwise, are written as such."""
+    if "anyOf" in schema:
+        return any(_exact(branch, value) for branch in schema["anyOf"])
+    if "type" in schema and not isinstance(value, _KINDS[schema["type"]]):
+        return False
+    if schema.get("format") == "decimal":
+        return isinstance(value, str) and _DECIMAL.fullmatch(value) is not None
+    if isinstance(value, list):
+        items: list[Json] = value  # pyright: ignore[reportUnknownVariableType] - JSON items
+        return all(_exact(schema.get("items", {}), item) for item in items)
+    if isinstance(value, dict):
+        members: dict[str, Json] = value  # pyright: ignore[reportUnknownVariableType] - JSON keys
+        known: Mapping[str, Any] = schema.get("properties", {})
+        others: Mapping[str, Any] = schema.get("additionalProperties") or {}
+        return all(_exact(known.get(name, others), item) for name, item in members.items())
+    return True
 
 
 _AT: Final = re.compile(r"`\$\.?([^`]*)`")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from datetime import datetime
@@ -30,6 +31,7 @@ from .maps import WINDOW, Mapped
 from .options import After, Options, Planned, Retry
 from .resolution import Candidate, Rejected, Resolution
 from .session import Session
+from .transports import client_connection
 
 __all__ = [
     "WINDOW",
@@ -538,11 +540,19 @@ class _Shared:
         self.stack = AsyncExitStack()
 
 
-def connect(credentials: Credentials) -> Connection:
-    """Make the connection that the credentials are for; nothing is opened yet."""
-    from .transports.slixmpp import ClientConnection
+def connect(credentials: Credentials, transport: str = "") -> Connection:
+    """Make the connection that the credentials are for; nothing is opened yet.
 
-    return ClientConnection(
+    Args:
+        credentials: who logs in, and where.
+        transport: the library that does it, ``slixmpp`` or ``aioxmpp``; by default what
+            ``SPINAL_TRANSPORT`` in the environment says, else slixmpp.
+
+    Raises:
+        HomeError: there is no such transport, or it is not installed.
+    """
+    make = client_connection(transport or os.environ.get("SPINAL_TRANSPORT") or "slixmpp")
+    return make(
         credentials.address,
         credentials.password,
         credentials.host,

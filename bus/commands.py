@@ -65,9 +65,6 @@ class Commands:
         #: Who asked, and the session that it is in -> what stops it.
         self._running: dict[tuple[str, str], Callable[[], None]] = {}
 
-    def __len__(self) -> int:
-        return len(self._running)
-
     def take(self, sender: str, id: str, command: Element) -> None:
         """Answer a ``command``: with its form, its end, or a problem."""
         try:

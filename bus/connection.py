@@ -17,8 +17,8 @@ from spinal.protocols import Problem, Stanza, elements
 #: library's own ids do: they are hexadecimal.
 ID_PREFIX = "x."
 
-#: The answer to a get or set that nobody understands (RFC 6120, 8.2.3), and to one that asks for
-#: nothing (8.2.3, too: it has one child).
+#: The answers to a get or set that nobody understands, and to one without the child that it must
+#: have (RFC 6120, 8.2.3).
 NOT_UNDERSTOOD = Problem("unreachable", "nobody here understands that")
 EMPTY = Problem("malformed", "an IQ get or set must hold an element")
 

@@ -32,7 +32,10 @@ def child(
 
 
 def write(element: Element) -> bytes:
-    """Write an element and what is in it; characters that XML cannot hold become spaces."""
+    """Write an element and what is in it, without text behind elements.
+
+    Characters that XML cannot hold become spaces.
+    """
     out: list[str] = []
     _write(element, "", out)
     return "".join(out).encode()

@@ -228,11 +228,12 @@ def result(value: Json, dumps: values.Dumps = values.dumps) -> Element:
     ``ValueError`` for what is not JSON.
     """
     form = Element(f"{{{FORMS}}}x", {"type": "result"})
-    field = child(form, "field", {"var": "value", "type": "text-single"})
-    said = dumps(value).decode()
+    # A label, because there are programs that show nothing else, or "(null)".
+    said = {"var": "value", "type": "text-single", "label": "value"}
+    field = child(form, "field", said)
+    text = dumps(value).decode()
     # What XML cannot hold at all stands in strings only, where the escape means the same.
-    said = said.replace("\ufffe", "\\ufffe").replace("\uffff", "\\uffff")
-    child(field, "value", text=said)
+    child(field, "value", text=text.replace("\ufffe", "\\ufffe").replace("\uffff", "\\uffff"))
     return form
 
 

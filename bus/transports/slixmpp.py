@@ -4,11 +4,12 @@ slixmpp builds an object for every stanza and scans its list of handlers for eac
 at the answering end and 300-590 at the asking one, and grows with the calls outstanding (measured).
 So stanzas of our namespace are taken between its parser and its stanza objects
 (``_spawn_event``), and leave as bytes (``send_raw``): 20 us at each end.  Gets and sets of other
-namespaces go the same way, once the stream is ready; what is left is slixmpp's.  ``_spawn_event`` is a private name, hence the pinned version range, and a
-contract test that fails when the override is no longer called.
+namespaces go the same way, once the stream is ready; what is left is slixmpp's.  ``_spawn_event`` is
+a private name, hence the pinned version range, and a contract test that fails when the override is
+no longer called.
 
-slixmpp does not reconnect, and keeps state between streams that is easy to get wrong, so each
-stream is a new slixmpp object and the pauses between them are ours (``reconnect.py``).
+slixmpp keeps state between streams that is easy to get wrong, so each stream is a new slixmpp object;
+what comes between them is in ``streams.py``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 from xml.etree.ElementTree import Element, XMLPullParser
@@ -25,48 +25,18 @@ from xml.etree.ElementTree import Element, XMLPullParser
 import structlog
 from slixmpp import ClientXMPP, ComponentXMPP
 
-from spinal.protocols import TAG, Codec, Stanza
+from spinal.protocols import Stanza
 from spinal.protocols import address as addresses
 
-from ..connection import ID_PREFIX, Connection, Listener, answer_other
-from ..errors import (
-    AddressTaken,
-    BusError,
-    CertificateRefused,
-    LoginRefused,
-    NotConnected,
-)
-from ..questions import Questions
-from ..reconnect import Backoff
+from ..errors import AddressTaken, BusError, CertificateRefused, LoginRefused
 from .scram import MECHANISMS
+from .streams import HIGH_WATER, LOGIN_TIMEOUT, StreamConnection
+from .trust import trusting
 
 log = structlog.get_logger()
 
 # What slixmpp reports on its own logger is translated into our errors; here it would be said twice.
 logging.getLogger("slixmpp").setLevel(logging.CRITICAL)
-
-#: Seconds for a stream from the first packet to the bound address.
-LOGIN_TIMEOUT = 20.0
-
-#: Seconds that a server which had us before may be busy with others before it answers.
-QUEUE_TIMEOUT = 60.0
-
-#: Seconds that a connection to one node of several may take before the next one is tried.
-NEXT_NODE = 5.0
-
-#: Seconds for which a server may take our last stream, which broke, for one that lives.
-LINGERING = 60.0
-
-#: What a reconnect does not mend.
-_FINAL = (LoginRefused, CertificateRefused, AddressTaken)
-
-#: Bytes of the stanzas of one turn of the event loop that are gathered before they leave: some dozens
-#: of lone calls, so that the peer begins while we write the rest.
-GATHERED = 4096
-
-#: Bytes that may wait for the network before :meth:`drain` waits.
-HIGH_WATER = 1024 * 1024
-
 
 _CLIENT = "jabber:client"
 _COMPONENT = "jabber:component:accept"
@@ -187,36 +157,8 @@ class _Knock(asyncio.Protocol):
             self.transport.abort()
 
 
-class _SlixmppConnection(Connection):
-    """The parts that do not depend on how the stream logs in."""
-
-    #: Address stamped on what we send; servers do it for clients, components do it themselves.
-    _stamp = ""
-
-    def __init__(self, host: str, port: int, further: Sequence[tuple[str, int]] = ()) -> None:
-        #: Host and port of the node that has our stream, had it last, or is tried.
-        self._host = host
-        self._port = port
-        #: Those of all nodes of the server, in turn.
-        self._nodes: Sequence[tuple[str, int]] = ((host, port), *further)
-        self._address = ""
-        self._listener: Listener | None = None
-        self._stream: Any = None
-        self._ready = False
-        self._task: asyncio.Task[None] | None = None
-        self._failed: asyncio.Future[Exception] | None = None
-        self._questions = Questions(self)
-        #: For a component: who is told when we go, because a server does not do it for components.
-        self._directed: set[str] = set()
-        self._backoff = Backoff()
-        #: Asked before each reconnect for the present nodes, if they may have changed.
-        self._look_up: Callable[[], Sequence[tuple[str, int]] | None] = lambda: None
-        self.writable = asyncio.Event()
-        self.writable.set()
-        #: What was written since the first stanza of this turn of the event loop, which has left.
-        self._gathered: list[bytes] = []
-        self._size = 0
-        self._gathers = False
+class _SlixmppConnection(StreamConnection):
+    """The parts that do not depend on who logs in."""
 
     def _make(self) -> Any:
         raise NotImplementedError
@@ -225,62 +167,7 @@ class _SlixmppConnection(Connection):
         """The first words of a stream."""
         raise NotImplementedError
 
-    @property
-    def address(self) -> str:
-        """Full address, or a component's domain."""
-        if not self._address:
-            raise NotConnected("not logged in yet")
-        return self._address
-
-    @property
-    def address_or_none(self) -> str | None:
-        """The address, if we have one yet."""
-        return self._address or None
-
-    @property
-    def connected(self) -> bool:
-        """Whether a stream is ready now."""
-        # The library forgets its transport a moment before it tells us that the stream is lost.
-        return self._ready and self._stream.transport is not None
-
-    async def open(self, listener: Listener) -> None:
-        """Log in; see the contract."""
-        self._listener = listener
-        self._failed = asyncio.get_running_loop().create_future()
-        ended = await self._log_in_somewhere()
-        self._task = asyncio.get_running_loop().create_task(
-            self._keep(ended), name=f"stream {self._address}"
-        )
-
-    async def failed(self) -> Exception:
-        """See the contract."""
-        assert self._failed is not None
-        return await asyncio.shield(self._failed)
-
-    async def _log_in_somewhere(self) -> asyncio.Future[Exception | str]:
-        """Make one stream at the node that had us last, or at the first of the others that takes us.
-
-        Raises what :meth:`Connection.open` does, about the node that was tried last.
-        """
-        nodes, last = self._nodes, (self._host, self._port)
-        start = nodes.index(last) if last in nodes else 0
-        trouble: BusError | None = None
-        for self._host, self._port in (*nodes[start:], *nodes[:start]):
-            try:
-                return await self._log_in()
-            except _FINAL:
-                raise
-            except BusError as exc:
-                trouble = exc
-        assert trouble is not None
-        raise trouble
-
-    async def _log_in(self) -> asyncio.Future[Exception | str]:
-        """Make one stream.  Gives what ends when the stream ends: an error to give up on, or why.
-
-        Raises what :meth:`Connection.open` does.
-        """
-        assert self._listener is not None
+    async def _begin(self, ended: asyncio.Future[Exception | str]) -> str:
         loop = asyncio.get_running_loop()
         # Ours and not slixmpp's, so that next to nothing is made before the server has a word for
         # us: thousands who wait for one that is starting leave the processor to it.
@@ -291,7 +178,6 @@ class _SlixmppConnection(Connection):
             transport.abort()
             raise
         ready: asyncio.Future[None] = loop.create_future()
-        ended: asyncio.Future[Exception | str] = loop.create_future()
         trouble: list[Exception] = []
 
         def refuse(error: Exception) -> None:
@@ -347,20 +233,15 @@ class _SlixmppConnection(Connection):
             async with asyncio.timeout(LOGIN_TIMEOUT):
                 await ready
         except TimeoutError as exc:
-            await self._end(stream)
+            await self._end()
             raise BusError(
                 f"{self._host}:{self._port} did not finish the login within {LOGIN_TIMEOUT:g} s"
             ) from exc
         except BaseException:
-            await self._end(stream)
+            await self._end()
             raise
-        self._address = self._bound(stream)
-        self._began = loop.time()
         stream.transport.set_write_buffer_limits(high=HIGH_WATER)
-        self.writable.set()
-        self._ready = True
-        self._listener.opened()
-        return ended
+        return self._bound(stream)
 
     async def _knock(self) -> tuple[asyncio.Transport, bytes]:
         """Connect, begin a stream, and give what the server says first; reading is paused then.
@@ -369,12 +250,10 @@ class _SlixmppConnection(Connection):
         """
         loop = asyncio.get_running_loop()
         knock = _Knock(self._header())
-        alone = len(self._nodes) == 1
-        # Once we were in, a server that says nothing has others to let in before us.
-        patience = QUEUE_TIMEOUT if alone and self._task is not None else LOGIN_TIMEOUT
+        connecting, greeting = self._patience()
         try:
-            async with asyncio.timeout(patience):
-                async with asyncio.timeout(None if alone else NEXT_NODE):
+            async with asyncio.timeout(greeting):
+                async with asyncio.timeout(connecting):
                     await loop.create_connection(lambda: knock, self._host, self._port)
                 answer = await knock.answer
         except OSError as exc:
@@ -391,41 +270,17 @@ class _SlixmppConnection(Connection):
             raise BusError(f"{self._host}:{self._port} closed the connection at once")
         return knock.transport, answer
 
-    async def _keep(self, ended: asyncio.Future[Exception | str]) -> None:
-        """Replace the stream whenever it breaks, until closed or refused."""
-        assert self._listener is not None and self._failed is not None
-        loop = asyncio.get_running_loop()
-        while True:
-            why = await ended
-            self._ready = False
-            self.writable.set()
-            lost = loop.time()
-            self._backoff.ended(lost - self._began)
-            await self._end(self._stream)
-            self._questions.end(f"the stream broke: {why}")
-            self._directed.clear()
-            self._listener.closed(str(why))
-            if isinstance(why, Exception):
-                self._failed.set_result(why)
-                return
-            while True:
-                await asyncio.sleep(self._backoff.pause())
-                self._nodes = self._look_up() or self._nodes
-                try:
-                    ended = await self._log_in_somewhere()
-                    break
-                except BusError as exc:
-                    # Our own last stream may look like another program until the server sees its
-                    # end.
-                    ours = isinstance(exc, AddressTaken) and loop.time() - lost < LINGERING
-                    if isinstance(exc, _FINAL) and not ours:
-                        self._failed.set_result(exc)
-                        return
-                    log.debug("reconnect_failed", address=self._address, problem=str(exc))
+    def _alive(self) -> bool:
+        return self._stream.transport is not None
 
-    @staticmethod
-    async def _end(stream: Any) -> None:
-        """Take a slixmpp object down for good, with the tasks it started."""
+    def _put(self, data: bytes) -> None:
+        self._stream.send_raw(data)
+
+    async def _finish(self) -> None:
+        await self._stream.disconnect(wait=1.0)
+
+    async def _end(self) -> None:
+        stream = self._stream
         stream.cancel_connection_attempt()
         if stream.transport is not None:
             stream.abort()
@@ -433,99 +288,6 @@ class _SlixmppConnection(Connection):
         if filters is not None:
             filters.cancel()
             await asyncio.wait([filters])
-
-    async def close(self) -> None:
-        """End the stream; see the contract."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-            self._task = None
-        self._release()
-        stream, self._stream = self._stream, None
-        was_ready, self._ready = self._ready, False
-        if stream is not None:
-            if was_ready and stream.transport is not None:
-                gone = [Stanza("presence", "unavailable", to) for to in self._directed]
-                for stanza in gone if self._stamp else [Stanza("presence", "unavailable")]:
-                    stream.send_raw(Codec.encode(stanza, self._stamp))
-                self._directed.clear()
-                await stream.disconnect(wait=1.0)
-            await self._end(stream)
-        self._questions.end("the stream was closed")
-        if self._failed is not None and not self._failed.done():
-            self._failed.cancel()
-
-    def send(self, stanza: Stanza) -> None:
-        """Write a stanza; see the contract."""
-        if not self.connected:
-            raise NotConnected("there is no stream to the server now")
-        if self._stamp and stanza.kind == "presence" and not stanza.to:
-            return  # A component has no initial presence (XEP-0114).
-        if self._stamp and stanza.kind == "presence":
-            (self._directed.discard if stanza.type else self._directed.add)(stanza.to)
-        self._write(Codec.encode(stanza, self._stamp))
-
-    def _write(self, data: bytes) -> None:
-        """Write at once what is the first in this turn, and all that follows it together.
-
-        Each write is a record of TLS and a call of the system, which cost more than the stanza.
-        """
-        if not self._gathers:
-            self._gathers = True
-            asyncio.get_running_loop().call_soon(self._turned)
-            self._stream.send_raw(data)
-            return
-        self._gathered.append(data)
-        self._size += len(data)
-        if self._size >= GATHERED:
-            self._release()
-
-    def _turned(self) -> None:
-        self._gathers = False
-        self._release()
-
-    def _release(self) -> None:
-        """Write what was gathered; it is lost with the stream, as what the network has."""
-        gathered, self._gathered, self._size = self._gathered, [], 0
-        if gathered and self._stream is not None and self._stream.transport is not None:
-            self._stream.send_raw(b"".join(gathered))
-
-    async def drain(self) -> None:
-        """Wait for a slow network; see the contract."""
-        await self.writable.wait()
-
-    async def ask(
-        self, kind: str, to: str, payload: Element, timeout: float = 10.0
-    ) -> Element | None:
-        """Ask a service of somebody else's; see the contract."""
-        return await self._questions.ask(kind, to, payload, timeout)
-
-    # -- for the stream
-
-    def take(self, xml: Element) -> bool:
-        """Take a parsed stanza if it is ours; false leaves it to slixmpp."""
-        kind = xml.tag.rpartition("}")[2]
-        if not self._ready or self._listener is None:
-            return False
-        if kind == "iq":
-            if xml.get("type") in ("result", "error"):
-                if not xml.get("id", "").startswith(ID_PREFIX):
-                    return False
-                if not self._questions.answered(xml):
-                    self._listener.received(Codec.decode(xml))
-                return True
-            if len(xml) == 0 or xml[0].tag != TAG:
-                if xml.get("type") not in ("get", "set"):
-                    return False
-                answer_other(self, self._listener, xml)
-                return True
-        elif kind == "message":
-            if xml.find(TAG) is None:
-                return False
-        elif kind != "presence":
-            return False
-        self._listener.received(Codec.decode(xml))
-        return True
 
     def _who(self) -> str:
         raise NotImplementedError
@@ -538,17 +300,6 @@ def _verify_text(error: object) -> str:
     return getattr(error, "verify_message", "") or str(error)
 
 
-@lru_cache(maxsize=16)
-def _context(ca: Path | None, stamp: int) -> ssl.SSLContext:
-    """Trust an authority; ``stamp`` is another whenever its file is.
-
-    Streams that trust the same one share it: making it is a tenth of a login, and 50 kB.
-    """
-    context = ssl.create_default_context(cafile=ca)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    return context
-
-
 class ClientConnection(_SlixmppConnection):
     """An account of the server: SCRAM inside verified TLS.
 
@@ -558,10 +309,7 @@ class ClientConnection(_SlixmppConnection):
         password: the account's.
         host, port: where the server listens for clients.
         ca: certificate authority (PEM) to trust; the system's if none.
-        look_up: asked before each reconnect for host and port of the present nodes, because a home
-            may have been started with others.
-        further: host and port of the server's further nodes, if it is a cluster.  They are tried in
-            turn when the one that we were at, or were to be at first, cannot be had.
+        look_up, further: see :class:`StreamConnection`.
     """
 
     def __init__(
@@ -574,23 +322,15 @@ class ClientConnection(_SlixmppConnection):
         look_up: Callable[[], Sequence[tuple[str, int]] | None] = lambda: None,
         further: Sequence[tuple[str, int]] = (),
     ) -> None:
-        super().__init__(host, port, further)
+        super().__init__(host, port, look_up, further)
         self._login = addresses.check(address)
         if addresses.resource(self._login):
             self._address = self._login
         self._password = password
-        self._look_up = look_up
         self._ca = ca
 
-    def _context(self) -> ssl.SSLContext:
-        ca = self._ca
-        try:
-            return _context(ca, 0 if ca is None else ca.stat().st_mtime_ns)
-        except (OSError, ssl.SSLError) as exc:
-            raise CertificateRefused(f"cannot read the certificate authority {ca}: {exc}") from exc
-
     def _make(self) -> Any:
-        return _ClientStream(self, self._address or self._login, self._password, self._context())
+        return _ClientStream(self, self._address or self._login, self._password, trusting(self._ca))
 
     def _header(self) -> str:
         domain = addresses.domain(self._login)
@@ -613,6 +353,24 @@ class ComponentConnection(_SlixmppConnection):
         super().__init__(host, port)
         self._domain = self._stamp = self._address = addresses.check(domain)
         self._secret = secret
+        #: Who is told when we go, because a server does not do it for components.
+        self._directed: set[str] = set()
+
+    def send(self, stanza: Stanza) -> None:
+        """Write a stanza; see the contract."""
+        if stanza.kind == "presence" and self.connected:
+            if not stanza.to:
+                return  # A component has no initial presence (XEP-0114).
+            (self._directed.discard if stanza.type else self._directed.add)(stanza.to)
+        super().send(stanza)
+
+    async def _begin(self, ended: asyncio.Future[Exception | str]) -> str:
+        self._directed.clear()
+        return await super()._begin(ended)
+
+    def _farewell(self) -> list[Stanza]:
+        gone, self._directed = self._directed, set()
+        return [Stanza("presence", "unavailable", to) for to in gone]
 
     def _make(self) -> Any:
         return _ComponentStream(self, self._domain, self._secret)

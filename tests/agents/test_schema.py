@@ -226,6 +226,52 @@ def test_an_error_says_what_was_expected(name: str, value: Json, text: str) -> N
     assert problem(everything, {**GOOD, name: value}) == (text, name)
 
 
+@dataclass
+class Bill:
+    total: decimal.Decimal
+    parts: list[decimal.Decimal] = field(default_factory=list[decimal.Decimal])
+
+
+async def pay(
+    amount: decimal.Decimal | None = None,
+    either: decimal.Decimal | int = 0,
+    rates: dict[str, decimal.Decimal] = {},  # noqa: B006 - never changed
+    bill: Bill | None = None,
+) -> None:
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        {"amount": None, "either": 3, "rates": {}, "bill": None},
+        {"amount": "-12.50", "either": "1", "rates": {"a": "0.1"}},
+        {"bill": {"total": "+3", "parts": ["1", "2.50"], "more": 1e5}},
+    ],
+)
+def test_decimals_are_digits_in_a_string(args: dict[str, Json]) -> None:
+    assert set(Signature.of(pay).convert(args, made)) == set(args)
+
+
+@pytest.mark.parametrize(
+    "value", ["1e5", "NaN", "Infinity", ".5", "5.", " 1", "1_0", "\u0663", 1.5]
+)
+def test_a_decimal_in_another_form_is_refused_wherever_it_stands(value: Json) -> None:
+    places: list[dict[str, Json]] = [
+        {"amount": value},
+        {"either": value},
+        {"rates": {"a": "1", "b": value}},
+        {"bill": {"total": value}},
+        {"bill": {"total": "1", "parts": ["1", value]}},
+    ]
+    for args in places:
+        (name,) = args
+        assert problem(pay, args) == (
+            f"argument '{name}': expected decimals as in \"-12.50\"",
+            name,
+        )
+
+
 def test_the_default_of_a_function_is_used_and_not_a_copy() -> None:
     shared: list[int] = [1]
 

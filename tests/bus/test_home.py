@@ -148,7 +148,9 @@ class TestElsewhere:
 
     def test_a_cluster_has_several_addresses(self, tmp_path: Path) -> None:
         home = Home.create(
-            tmp_path / "cluster", domain="example.org", server="one.example.org two.example.org:5333"
+            tmp_path / "cluster",
+            domain="example.org",
+            server="one.example.org two.example.org:5333",
         )
         home.add_account("ann", "caller", "theirs")
         nodes = (("one.example.org", CLIENT_PORT), ("two.example.org", 5333))

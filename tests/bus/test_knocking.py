@@ -11,7 +11,7 @@ from xml.etree.ElementTree import Element
 import pytest
 
 from spinal.bus.errors import BusError, LoginRefused
-from spinal.bus.transports import slixmpp as transport
+from spinal.bus.transports import streams
 from spinal.bus.transports.slixmpp import ClientConnection
 from spinal.protocols import Stanza
 
@@ -76,7 +76,7 @@ async def test_a_server_that_hangs_up_is_named_and_no_stream_is_made_for_it(
 async def test_a_server_that_says_nothing_is_given_up(
     made: list[ClientConnection], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transport, "LOGIN_TIMEOUT", 0.1)
+    monkeypatch.setattr(streams, "LOGIN_TIMEOUT", 0.1)
     left = asyncio.Event()
 
     async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -362,6 +362,42 @@ def _apart(number: str) -> Callable[[Stanza], list[Stanza]]:
     return change
 
 
+def _understood(stanza: Stanza) -> list[Stanza]:
+    """Answer what it does not understand as if it did."""
+    strange = stanza.problem is not None and stanza.problem.condition == "service-unavailable"
+    return [Stanza("iq", "result", stanza.to, id=stanza.id)] if strange else [stanza]
+
+
+def _other(about: bytes, before: bytes, after: bytes) -> Callable[[Stanza], list[Stanza]]:
+    """Change what it says in other namespaces."""
+    return lambda stanza: [
+        replace(stanza, other=stanza.other.replace(before, after))
+        if about in stanza.other
+        else stanza
+    ]
+
+
+def _first_info() -> Callable[[Stanza], list[Stanza]]:
+    """Forget what it speaks when it is first asked."""
+    told: list[Stanza] = []
+
+    def change(stanza: Stanza) -> list[Stanza]:
+        if told or b"disco#info" not in stanza.other:
+            return [stanza]
+        told.append(stanza)
+        return [replace(stanza, other=stanza.other.replace(b"urn:spinal:1", b"urn:spinal:0"))]
+
+    return change
+
+
+def _completed(stanza: Stanza) -> list[Stanza]:
+    """Call it completed when a form does not fit."""
+    if b"bad-payload" not in stanza.other:
+        return [stanza]
+    done = b"<command xmlns='http://jabber.org/protocol/commands' status='completed'/>"
+    return [Stanza("iq", "result", stanza.to, id=stanza.id, other=done)]
+
+
 def _same_epoch(control: InProcess) -> None:
     control.epoch = lambda: 1000
 
@@ -387,7 +423,7 @@ LIES: Final[dict[str, Callable[[], Lie]]] = {
     "2.1": lambda: SaysStanzas(_apart("2.1")),
     "2.2": lambda: SaysAll(_strip),
     "2.3": lambda: Answers(_unknown, "error"),
-    "2.4": lambda: HearsText(lambda body: b"[]" if body.startswith(b" ") else body),
+    "2.4": lambda: HearsText(lambda body: b"[]" if body.startswith(b" [ {") else body),
     "2.5": lambda: Hears("2.5", lambda event: event | {"args": event["args"] | {"seconds": 0}}),
     "2.6": lambda: SaysAll(lambda event: _words(event, "failed")),
     "2.7": lambda: SaysAll(lambda event: _words(event, "refused")),
@@ -400,21 +436,30 @@ LIES: Final[dict[str, Callable[[], Lie]]] = {
     "2.12": lambda: Says("2.12", lambda event: None, "final"),
     "3.1": lambda: Says("3.1", lambda event: _reason(event, "unknown-op", "refused")),
     "3.2": lambda: Says("3.2", lambda event: _reason(event, "bad-arguments", "failed")),
-    "3.3": lambda: HearsAll(lambda event: event | {"left": 1} if event.get("left") == 0 else event),
+    "3.3": lambda: HearsAll(
+        lambda event: event | {"left": 1} if str(event.get("left")) == "0" else event
+    ),
     "3.4": lambda: HearsAll(
         lambda event: _without(event, "must") if event.get("must") == ["shadow"] else event
     ),
     "3.5": lambda: HearsAll(
-        lambda event: _without(event, "epoch") if event.get("epoch") == 1 else event
+        lambda event: _without(event, "epoch") if str(event.get("epoch")) == "1" else event
     ),
     "3.6": lambda: Answers(_no_json),
     "3.7": lambda: TakesTheGoodOnes("3.7"),
     "3.8": lambda: HearsText(
-        lambda body: re.sub(rb"(?<=[:-])\d{16,}|1e999", b"9007199254740991", body)
+        lambda body: (
+            re.sub(rb"(?<=[:\[-])\d{16,}|1e400", b"9007199254740991", body)
+            if b'"3.8-' in body
+            else body
+        )
     ),
     "3.9": lambda: HearsText(lambda body: body.replace(b"\\ud800", b"?")),
-    "3.10": lambda: HearsText(lambda body: re.sub(rb"\[{40,}\]{40,}", b"[]", body)),
+    "3.10": lambda: HearsText(
+        lambda body: re.sub(rb"\[{40,}\]{40,}", b"[]", body) if b'"3.10-' in body else body
+    ),
     "3.11": lambda: HearsText(lambda body: body if len(body) < 33_000 else None),
+    "3.12": lambda: SaysStanzas(_understood),
     "4.1": lambda: RunsAgain("4.1"),
     "4.2": lambda: RunsAgain("4.2"),
     "4.3": lambda: Says("4.3", lambda event: event | {"problem": {"reason": "already-done"}}),
@@ -473,6 +518,11 @@ LIES: Final[dict[str, Callable[[], Lie]]] = {
     "13.1": lambda: SaysAll(
         lambda event: _without(event, "holds") if event["type"] == "advertisement" else event
     ),
+    "16.1": lambda: SaysStanzas(_first_info()),
+    "16.2": lambda: SaysStanzas(_other(b"disco#items", b"/conform/echo", b"/conform/ekko")),
+    "16.3": lambda: SaysStanzas(_other(b"urn:spinal:1#", b"'client'", b"'server'")),
+    "16.4": lambda: SaysStanzas(_other(b"completed", b"ababab", b"bababa")),
+    "16.5": lambda: SaysStanzas(_completed),
     "14.1": Lie,
     "14.2": Lie,
     "14.3": Lie,

@@ -11,12 +11,13 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
+from xml.etree.ElementTree import Element, fromstring
 
 from spinal.agents.life import Life
 from spinal.agents.runner import load_file
 from spinal.bus.errors import BlobError
 from spinal.conform import Outcome, Report, Seat, Trial, Verdict, reference, run
-from spinal.protocols import BlobRef, Stanza
+from spinal.protocols import BlobRef, Codec, Stanza
 from spinal.testing import MemoryBus, MemoryConnection
 
 Event = dict[str, Any]
@@ -77,13 +78,24 @@ class Liar(MemoryConnection):
         super().__init__(bus, address)
         self._lie = lie
         lie.say = super().send
-        lie.take = super().deliver
+        lie.take = self._believe
 
     def send(self, stanza: Stanza) -> None:
         self._lie.says(stanza)
 
-    def deliver(self, stanza: Stanza) -> None:
-        self._lie.hears(stanza)
+    def deliver(self, element: Element) -> None:
+        stanza = Codec.decode(element)
+        if stanza.kind == "iq" and stanza.body is None:
+            super().deliver(element)
+        else:
+            self._lie.hears(stanza)
+
+    def _believe(self, stanza: Stanza) -> None:
+        if stanza.body is not None:
+            # It was read out of XML, and goes into it again.
+            text = stanza.body.replace(b"&", b"&amp;").replace(b"<", b"&lt;")
+            stanza = replace(stanza, body=text)
+        super().deliver(fromstring(Codec.encode(stanza, stanza.sender)))
 
 
 class Shelf:

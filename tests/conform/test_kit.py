@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from xml.etree.ElementTree import fromstring
+from xml.etree.ElementTree import Element, fromstring
 
 import pytest
 
@@ -33,6 +33,9 @@ class Stranger:
 
     def closed(self, reason: str) -> None:
         pass
+
+    def asked(self, kind: str, sender: str, id: str, payload: Element) -> bool:
+        return False
 
     def received(self, stanza: Stanza) -> None:
         if stanza.kind == "iq" and stanza.type == "set":

@@ -9,9 +9,13 @@ import asyncio
 import gc
 import secrets
 import socket
+import weakref
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
@@ -31,8 +35,10 @@ from spinal.bus.errors import (
     Unreached,
 )
 from spinal.bus.server import Server, ServerConfig, available, free_ports, launch
-from spinal.bus.server.certificates import ensure
+from spinal.bus.server.certificates import Certificates, ensure
+from spinal.bus.server.embedded import server as embedded
 from spinal.bus.server.embedded.server import EmbeddedServer
+from spinal.bus.transports import client_connection
 from spinal.bus.transports.attached import AttachedConnection
 from spinal.bus.transports.memory import MemoryBus
 from spinal.bus.transports.slixmpp import ClientConnection, ComponentConnection
@@ -57,11 +63,18 @@ class Bus:
         self.transport = transport
         self.server = server
 
-    def peer(self, resource: str = "") -> Connection:
-        """An address beside the one under test: a client, if there are any."""
-        return self.client("bob", resource or secrets.token_hex(4))
+    def peer(self) -> Connection:
+        """An address beside the one under test: a client on slixmpp, if there are any."""
+        return self._client(ClientConnection, "bob", secrets.token_hex(4))
 
     def client(self, name: str, resource: str, **changes: Any) -> Connection:
+        """A client over the library under test."""
+        library = "aioxmpp" if self.transport == "aioxmpp" else "slixmpp"
+        return self._client(client_connection(library), name, resource, **changes)
+
+    def _client(
+        self, make: Callable[..., Connection], name: str, resource: str, **changes: Any
+    ) -> Connection:
         if isinstance(self.server, MemoryBus):
             return self.server.connection(f"{name}@{DOMAIN}/{resource}")
         config = self.server.config
@@ -72,7 +85,7 @@ class Bus:
             "ca": self.server.ca,
             **changes,
         }
-        return ClientConnection(f"{name}@{DOMAIN}/{resource}", **options)
+        return make(f"{name}@{DOMAIN}/{resource}", **options)
 
     def make(self) -> Connection:
         """The connection under test."""
@@ -145,14 +158,19 @@ TRANSPORTS = (
     "embedded-client",
     "embedded-component",
     "embedded-attached",
+    "embedded-aioxmpp",
     "prosody-client",
     "prosody-component",
+    "prosody-aioxmpp",
     "ejabberd-client",
     "ejabberd-component",
+    "ejabberd-aioxmpp",
 )
 STREAMS = [name for name in TRANSPORTS if name != "embedded-attached"]
 LOGINS = [name for name in STREAMS if name != "memory"]
-CLIENTS = [name for name in TRANSPORTS if name.endswith("-client")]
+CLIENTS = [name for name in TRANSPORTS if name.endswith(("-client", "-aioxmpp"))]
+ON_AIOXMPP = [name for name in CLIENTS if name.endswith("-aioxmpp")]
+ON_SLIXMPP = [name for name in LOGINS if not name.endswith("-aioxmpp")]
 ACCOUNTS = ["memory", *CLIENTS]
 
 
@@ -201,6 +219,8 @@ async def servers(
 @pytest_asyncio.fixture(loop_scope="module", params=TRANSPORTS)
 async def bus(request: pytest.FixtureRequest, servers: Callable[[str], Any]) -> Bus:
     kind, _, transport = str(request.param).partition("-")
+    if transport == "aioxmpp" and find_spec("aioxmpp") is None:
+        pytest.skip("MISSING: aioxmpp, which there is for Python 3.11 and 3.12")
     return Bus(transport or kind, await servers("inside" if transport == "attached" else kind))
 
 
@@ -243,7 +263,7 @@ async def test_the_address_is_the_same_all_along(bus: Bus) -> None:
     async with opened(bus.make()) as (connection, _):
         address = connection.address
         assert connection.connected
-        if bus.transport in ("client", "memory"):
+        if bus.transport in ("client", "aioxmpp", "memory"):
             assert address.startswith(f"alice@{DOMAIN}/")
         await asyncio.sleep(0)
         assert connection.address == address
@@ -416,6 +436,19 @@ async def test_what_nobody_understands_or_holds_nothing_is_refused(bus: Bus) -> 
         assert error.problem is not None and error.problem.condition == "bad-request"
 
 
+async def test_what_else_a_stanza_holds_goes_out_with_it(bus: Bus) -> None:
+    other = b"<c xmlns='urn:example:a' said='&lt;&amp;'/>"
+    said = body(Hello(role="agent", epoch=3))
+    async with both(bus) as (one, ear, two, other_ear):
+        for sender, receiver, heard in ((two, one, ear), (one, two, other_ear)):
+            sender.send(Stanza("presence", "", receiver.address, body=said, other=other))
+            sender.send(Stanza("iq", "get", receiver.address, id="x.1", other=other))
+            await eventually(partial(getattr, heard, "questions"), SOON)
+            ((_, _, _, payload),) = heard.questions
+            assert (payload.tag, payload.get("said")) == ("{urn:example:a}c", "<&")
+            assert said in [stanza.body for stanza in heard.of("presence", "")]
+
+
 async def test_without_a_stream_no_answer_is_said(bus: Bus) -> None:
     async with opened(bus.make()) as (connection, _):
         pass
@@ -512,6 +545,28 @@ async def test_a_server_with_a_certificate_of_somebody_else_is_refused(
     assert "\n" not in str(refused.value)
 
 
+@over(["embedded-client", "embedded-aioxmpp"])
+async def test_a_certificate_for_another_domain_is_refused_although_our_authority_signed_it(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = ensure(tmp_path, "other.test")
+
+    def ensured(*_: object) -> Certificates:
+        return other
+
+    monkeypatch.setattr(embedded, "ensure", ensured)
+    server = EmbeddedServer(ServerConfig(tmp_path, DOMAIN, free_ports()))
+    await server.start()
+    try:
+        wrong = bus.client("alice", "x", port=server.config.ports.c2s, ca=other.ca)
+        with pytest.raises(CertificateRefused) as refused:
+            await wrong.open(Ear())
+        await wrong.close()
+    finally:
+        await server.stop()
+    assert "\n" not in str(refused.value)
+
+
 @over(LOGINS)
 async def test_where_nobody_listens_one_line_says_so(bus: Bus) -> None:
     port = free_ports().c2s
@@ -568,6 +623,16 @@ async def test_a_large_body_passes_unchanged(bus: Bus) -> None:
         assert other.of("iq")[0].body == ear.of("iq")[0].body == said
 
 
+async def test_a_body_of_a_mebibyte_passes_unchanged(bus: Bus) -> None:
+    said = ('["' + r"äöü ß € 𝄞 日本 > ]] ' \" \\ \n \u0000 " * 21_385 + '"]').encode()
+    assert 1024 * 1024 - 4096 < len(said) < 1024 * 1024 - 512
+    async with both(bus) as (one, ear, two, other):
+        one.send(iq(two.address, said=said))
+        two.send(iq(one.address, said=said))
+        await eventually(lambda: other.of("iq") and ear.of("iq"), SOON)
+        assert other.of("iq")[0].body == ear.of("iq")[0].body == said
+
+
 async def test_every_character_survives(bus: Bus) -> None:
     text = "äöü ß € 𝄞 日本 <b> & ]]> ' \" \\ \n\t\r \x00\x1f\x7f \u2028 \ufffe\uffff \x85 end"
     async with both(bus) as (one, ear, two, other):
@@ -591,7 +656,7 @@ async def test_a_handler_that_raises_does_not_end_the_stream(
         assert one.connected and ear.story == ["opened"]
 
 
-@over(LOGINS)
+@over(ON_SLIXMPP)
 async def test_our_stanzas_pass_slixmpp_by(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[str] = []
     found = getattr(XMLStream, "_spawn_event", None)
@@ -614,6 +679,52 @@ async def test_our_stanzas_pass_slixmpp_by(bus: Bus, monkeypatch: pytest.MonkeyP
         )
 
 
+@over(ON_AIOXMPP)
+async def test_who_asks_before_the_stream_is_ready_is_told_so(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport = import_module("spinal.bus.transports.aioxmpp")
+    plain = transport.ClientConnection._bind
+    async with opened(bus.peer()) as (peer, _):
+
+        async def bind(self: Any, ended: Any) -> Any:
+            address = await plain(self, ended)
+            for kind in ("get", "set"):
+                with pytest.raises(CallError) as refused:
+                    await peer.ask(kind, address, Element("{urn:spinal:1}x"), timeout=SOON)
+                assert refused.value.problem.meaning.ran is Ran.NO
+            return address
+
+        monkeypatch.setattr(transport.ClientConnection, "_bind", bind)
+        async with opened(bus.make()) as (connection, ear):
+            assert connection.connected and not ear.of("iq")
+
+
+@over(ON_AIOXMPP)
+@pytest.mark.parametrize("answers", [True, False])
+async def test_a_server_that_is_silent_is_asked_for_a_word_before_it_is_given_up(
+    bus: Bus, answers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport = import_module("spinal.bus.transports.aioxmpp")
+    monkeypatch.setattr(transport, "IDLE", timedelta(seconds=0.1))
+    monkeypatch.setattr(transport, "DEAD", timedelta(seconds=2.0 if answers else 0.3))
+    pings: list[float] = []
+
+    def ping(self: Any) -> None:
+        pings.append(asyncio.get_running_loop().time())
+        if answers:
+            plain(self)
+
+    plain = transport.ClientConnection._ping
+    monkeypatch.setattr(transport.ClientConnection, "_ping", ping)
+    async with opened(bus.make()) as (_, ear):
+        if answers:
+            await eventually(lambda: len(pings) > 3, SOON)
+            assert ear.story == ["opened"] and not ear.of("iq")
+        else:
+            await eventually(lambda: ear.story[:3] == ["opened", "closed", "opened"], SOON)
+
+
 async def test_nothing_is_left_over(bus: Bus) -> None:
     gc.collect()
     before = asyncio.all_tasks()
@@ -626,6 +737,21 @@ async def test_nothing_is_left_over(bus: Bus) -> None:
     await eventually(lambda: not (asyncio.all_tasks() - before), 5, "no task is left")
     gc.collect()
     await eventually(lambda: _open_sockets() <= sockets, 5, "no socket is left")
+
+
+@over(LOGINS)
+async def test_a_stream_that_was_replaced_is_freed(bus: Bus) -> None:
+    async with opened(bus.make()) as (connection, ear):
+        anyone: Any = connection
+        old = weakref.ref(anyone._stream)
+        bus.cut(connection)
+        await eventually(lambda: ear.story == ["opened", "closed", "opened"], SOON)
+
+        def freed() -> bool:
+            gc.collect()
+            return old() is None
+
+        await eventually(freed, 5, "the old stream is freed")
 
 
 @over(STREAMS)

@@ -83,7 +83,7 @@ IMPLEMENTATIONS: Final = (
         "Rust, tokio-xmpp",
         ("cargo",),
         (("cargo", "build", "--quiet", "--locked"),),
-        ("target/debug/agent",),
+        ("target/debug/spinal-agent",),
     ),
     Implementation("c", "C, libstrophe", ("cc", "make", "pkg-config"), (("make",),), ("./agent",)),
     Implementation(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from xml.etree.ElementTree import Element, fromstring
 
 import pytest
@@ -16,12 +16,13 @@ import pytest
 from spinal.agents import Agent
 from spinal.agents.group import PATIENCE as GROUP
 from spinal.agents.life import HEARTBEAT, PAUSE, Life
-from spinal.bus import Client
+from spinal.bus import Client, commands
 from spinal.bus.calls import PATIENCE
 from spinal.bus.link import ACK_DELAY, INSIST, RESEND
 from spinal.bus.requests import ANSWER_WINDOW, BATCH_WINDOW, KEEP, MAX_PAUSE
 from spinal.bus.requests import Request as REQUEST
 from spinal.bus.session import GRACE
+from spinal.bus.visible import FEATURES as _NAMES
 from spinal.dispatcher import Dispatcher
 from spinal.dispatcher.agent import (
     LEASE,
@@ -71,14 +72,18 @@ from spinal.protocols import (
     Json,
     Operation,
     Problem,
+    RemoteProtocolError,
     RetryPolicy,
     Speaker,
     Stanza,
     State,
     Want,
+    discovery,
 )
 from spinal.protocols.capabilities import MAX_OPERATIONS
+from spinal.protocols.discovery import Info, Item
 from spinal.protocols.events import AGENT_STATES, MAX_LEFT
+from spinal.protocols.forms import MAX_FIELDS, MAX_OPTIONS, Form, result
 from spinal.protocols.path import MAX_PARTS, MAX_PATH
 from spinal.protocols.retry import USUAL
 from spinal.testing import MemoryBus, eventually, virtual_time
@@ -587,6 +592,94 @@ def test_the_rights_of_the_roles_are_those_of_the_code() -> None:
     assert _shown("16.6", "Role") == {
         role: ["yes" if right in has else "no" for right in rights] for role, has in RIGHTS.items()
     }
+
+
+# -- what ordinary tools see
+
+
+(_TOOLS,) = re.findall(
+    r"^## 17. What ordinary tools see$(.*?)^##", PAGE.read_text(), re.MULTILINE | re.DOTALL
+)
+_SHOWN = [stanza for stanza in _stanzas(_TOOLS)]
+
+
+def _child(kind: str, id: str, name: str) -> Element:
+    (found,) = (
+        child
+        for stanza in _SHOWN
+        if (stanza.get("type"), stanza.get("id")) == (kind, id)
+        for child in stanza
+        if child.tag.endswith(f"}}{name}")
+    )
+    return found
+
+
+def _told(element: Element) -> object:
+    """Give an element without the space between what is in it."""
+    text = "" if len(element) else element.text or ""
+    return (element.tag, element.attrib, text, [_told(child) for child in element])
+
+
+def _described() -> Capabilities:
+    (text,) = re.findall(r"```json\n(.*?)\n```", _TOOLS, re.DOTALL)
+    return Capabilities.parse(text, Capabilities(text, {}).hash)
+
+
+def test_what_the_worked_agent_says_of_itself_is_what_the_code_says() -> None:
+    described = _described()
+    (caps,) = (child for stanza in _SHOWN for child in stanza if child.tag.endswith("}c"))
+    form = {
+        "hash": described.hash,
+        "version": VERSION,
+        "features": ["batch", "cancel", "finals", "holds", "stream"],
+    }
+    info = Info("client", "bot", "thumbs", _NAMES, form)
+
+    node = f"{NS}#{caps.get('ver')}"
+    assert _told(_child("result", "p1", "query")) == _told(info.element(node))
+    assert _child("get", "p1", "query").get("node") == node
+    assert _told(fromstring(discovery.caps(info.ver))) == _told(caps)
+
+
+def test_the_worked_list_and_form_are_those_of_the_description() -> None:
+    described = _described()
+
+    def item(path: str) -> Item:
+        return Item("thumbs@example.org/1", path, described.operations[path].summary)
+
+    listed = discovery.items(_child("get", "p2", "query"), sorted(described.operations), item)
+    form = Form.of(described.operations["/image/find"])
+    assert form is not None and Form.of(described.operations["/image/resize"]) is None
+    assert _told(_child("result", "p2", "query")) == _told(listed)
+    assert _told(_child("result", "p3", "command")[-1]) == _told(form.element())
+
+
+def test_the_worked_submission_is_read_as_the_page_says() -> None:
+    form = Form.of(_described().operations["/image/find"])
+    assert form is not None
+    (said,) = re.findall(r"The operation was run with `(.*?)`", _TOOLS)
+    filled = _child("set", "p4", "command")[0]
+
+    assert form.read(filled) == json.loads(said)
+    note, done = _child("result", "p4", "command")
+    assert _told(done) == _told(result(json.loads(note.text or "")))
+    filled.remove(filled[0])
+    with pytest.raises(RemoteProtocolError) as refused:
+        form.read(filled)
+    assert Codec.decode(_SHOWN[-1]).problem == replace(refused.value.problem, argument=None)
+
+
+def test_the_limits_of_forms_and_commands_are_those_of_the_code() -> None:
+    for said in (
+        f"at most {discovery.ROOM} bytes of items",
+        f"one line of at most {discovery.MAX_NAME} characters",
+        f"at most {MAX_FIELDS} fields, a field at most {MAX_OPTIONS} options",
+        f"what is submitted at most {LIMITS.inline} bytes",
+        f"gives the command {commands.MAX_SECONDS:g} s",
+        f"{commands.MAX_EACH} commands run at once for one account and {commands.MAX_RUNNING} for",
+        f"`sessionid` of more than {commands.MAX_SESSION} characters",
+    ):
+        assert said in _TOOLS
 
 
 def test_words_that_the_page_lists_are_those_of_the_code() -> None:

@@ -1,4 +1,4 @@
-"""Plays protocols/vectors/order.json: against the table, against an agent, and against a caller."""
+"""Plays order.json and dispatchers.json of protocols/vectors: against the table, and against ours."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Annotated, Any, cast
+from xml.etree.ElementTree import Element
 
 import pytest
 from msgspec import Meta
@@ -17,6 +18,7 @@ from spinal.agents.life import Life
 from spinal.bus.call import Call
 from spinal.bus.session import Session
 from spinal.bus.transports.memory import MemoryConnection
+from spinal.dispatcher import Dispatcher
 from spinal.protocols import (
     BOUNCES,
     Data,
@@ -67,6 +69,9 @@ class Peer:
 
     def closed(self, reason: str) -> None: ...
 
+    def asked(self, kind: str, sender: str, id: str, payload: Element) -> bool:
+        return False
+
     def received(self, stanza: Stanza) -> None:
         if stanza.kind != "presence":
             self.came.append(stanza)
@@ -89,21 +94,45 @@ class Peer:
         return [stanza for stanza in self.came if stanza.kind == "iq"]
 
 
-def alike(expected: Json, found: Json) -> bool:
-    """Tell whether everything that is expected was found; what is not mentioned may be anything."""
-    if expected == {"any": True}:
-        return True
+def alike(expected: Json, found: Json, named: dict[str, Json]) -> bool:
+    """Tell whether everything that is expected was found; what is not mentioned may be anything.
+
+    Takes down what is to have a name.
+    """
+    match expected:
+        case {"any": True}:
+            return True
+        case {"as": name}:
+            return bool(named.setdefault(name, found) == found)
+        case _:
+            pass
     for kind in (dict, list, bool):
         if isinstance(expected, kind) and not isinstance(found, kind):
             return False
     if isinstance(expected, dict):
         had = cast("Mapping[str, Json]", found)
         members = cast("Mapping[str, Json]", expected)
-        return all(name in had and alike(item, had[name]) for name, item in members.items())
+        return all(n in had and alike(item, had[n], named) for n, item in members.items())
     if isinstance(expected, list):
         items, others = cast("Sequence[Json]", expected), cast("Sequence[Json]", found)
-        return len(items) == len(others) and all(map(alike, items, others))
+        return len(items) == len(others) and all(
+            alike(one, other, named) for one, other in zip(items, others, strict=True)
+        )
     return bool(expected == found)
+
+
+def _filled(value: Json, named: Mapping[str, Json]) -> Json:
+    """Put in what has a name."""
+    match value:
+        case {"as": name}:
+            return named[name]
+        case dict():
+            members = cast("Mapping[str, Json]", value)
+            return {name: _filled(item, named) for name, item in members.items()}
+        case list():
+            return [_filled(item, named) for item in cast("Sequence[Json]", value)]
+        case _:
+            return value
 
 
 def _events(stanza: Stanza) -> list[Mapping[str, Json]]:
@@ -123,6 +152,8 @@ class Script:
         self.stack = AsyncExitStack()
         #: The name that a step gave to an IQ which came -> its id.
         self.names: dict[tuple[str, str], str] = {}
+        #: What was found where a step has ``{"as": NAME}``, by its name.
+        self.named: dict[str, Json] = {}
 
     async def peer(self, address: str) -> Peer:
         if address not in self.peers:
@@ -172,7 +203,8 @@ class Script:
     def say(self, peer: Peer, step: Step) -> None:
         body = None
         if "events" in step or "text" in step:
-            body = step.get("text", json.dumps(step.get("events"))).encode()
+            events = _filled(step.get("events"), self.named)
+            body = step.get("text", json.dumps(events)).encode()
         to, send = self.SUBJECT, peer.connection.send
         match step:
             case {"presence": "available"}:
@@ -219,9 +251,14 @@ class Script:
         assert len(found) == len(expected), f"{step}: found {found}"
         for event in found:
             # Answers may come in any order.
-            match = next((one for one in expected if alike(one, event)), None)
-            assert match is not None, f"{step}: found {event}"
-            expected.remove(match)
+            for one in expected:
+                named = dict(self.named)
+                if alike(one, event, named):
+                    self.named = named
+                    expected.remove(one)
+                    break
+            else:
+                raise AssertionError(f"{step}: found {event}")
 
 
 # -- an agent
@@ -239,6 +276,10 @@ def offered() -> Agent:
     @agent.op("/conform/echo", effects="reads")
     async def echo(value: Any) -> Any:
         return value
+
+    @agent.op("/conform/repeat", effects="reads")
+    async def repeat(text: str, times: int = 1) -> str:
+        return text * times
 
     @agent.op("/conform/work", timeout=600)
     async def work(name: str, seconds: Annotated[float, Meta(ge=0, le=600)] = 0) -> int:
@@ -272,6 +313,30 @@ def test_an_agent_answers_as_the_page_says(case: Case) -> None:
         dispatchers = ["dispatcher@example.org/a", "second@example.org/b"]
         life = Life(offered(), bus.connection(script.SUBJECT), dispatchers=dispatchers, epoch=17)
         async with script.stack, life:
+            await script.play(case["steps"])
+
+    ManualClock().run(story())
+
+
+# -- a dispatcher
+
+
+class DispatcherScript(Script):
+    SUBJECT = "dispatcher@example.org/a"
+
+
+@each("dispatchers.json")
+def test_a_dispatcher_does_as_the_page_says(case: Case) -> None:
+    async def story() -> None:
+        bus = MemoryBus("example.org")
+        script = DispatcherScript(bus)
+        roles = {
+            "ann@example.org": "caller",
+            "bob@example.org": "caller",
+            "dispatcher@example.org": "dispatcher",
+            "thumbs@example.org": "agent",
+        }
+        async with script.stack, Dispatcher(bus.connection(script.SUBJECT), roles=roles):
             await script.play(case["steps"])
 
     ManualClock().run(story())

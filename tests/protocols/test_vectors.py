@@ -1,6 +1,6 @@
 """protocols/vectors says what the code does, and covers what the page has tables of.
 
-``test_order.py`` plays order.json.
+``test_order.py`` plays order.json and dispatchers.json.
 """
 
 from __future__ import annotations
@@ -403,6 +403,14 @@ def test_every_limit_of_a_receiver_is_tried_at_it_and_above_it(
     assert str(limit) in good
     assert str(limit + 1) in bad
     assert {good, bad} <= names
+
+
+def test_the_limits_of_a_sender_are_tried() -> None:
+    names = {case["name"] for case in cases("order.json")}
+
+    assert f"a result of {LIMITS.inline} bytes" in names
+    assert "a result that is too large to travel inline" in names
+    assert "answers keep to what their reader takes in one stanza" in names
 
 
 def test_every_row_of_the_table_of_states_is_walked() -> None:

@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
-
 import pytest
 
-FOLDER = Path(__file__).parents[2] / "protocols" / "vectors"
+from spinal.conform.vectors import FOLDER, Case, cases, text_of
 
-Case = Mapping[str, Any]
-
-
-def cases(file: str) -> list[Case]:
-    """Give the cases of a file."""
-    found: list[Case] = json.loads((FOLDER / file).read_text())["cases"]
-    return found
+__all__ = ["FOLDER", "Case", "cases", "each", "text_of"]
 
 
 def each(file: str, kind: str | None = None) -> pytest.MarkDecorator:
@@ -30,20 +19,3 @@ def each(file: str, kind: str | None = None) -> pytest.MarkDecorator:
             if kind is None or case["kind"] == kind
         ],
     )
-
-
-def text_of(said: str | Sequence[Any]) -> str:
-    """Put a text together out of the pieces in which long ones are written."""
-    return said if isinstance(said, str) else "".join(map(_piece, said))
-
-
-def _piece(said: str | Mapping[str, Any]) -> str:
-    match said:
-        case {"repeat": [piece, times]}:
-            return str(piece) * int(times)
-        case {"count": [piece, times]}:
-            return "".join(str(piece).replace("#", str(number)) for number in range(times))
-        case str():
-            return said
-        case _:
-            raise AssertionError(f"no piece of a text: {said}")

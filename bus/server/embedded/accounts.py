@@ -9,7 +9,7 @@ from __future__ import annotations
 import hmac
 import json
 from base64 import b64decode, b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol, cast
@@ -21,7 +21,9 @@ from ..errors import ServerError
 from ..files import write
 from .addresses import BadAddress, localpart
 
-MECHANISM: Final = "SCRAM-SHA-256"
+#: Those whose keys are kept, the better one first.  RFC 6120, 13.8.1 makes SHA-1 mandatory, and
+#: some clients have no other; with HMAC, and within TLS, it still does.
+MECHANISMS: Final = ("SCRAM-SHA-256", "SCRAM-SHA-1")
 
 #: PBKDF2 rounds: the least that RFC 7677 allows.  They only slow down guessing, and the passwords
 #: here are random and of 24 characters or more, which nobody guesses at any speed.  Each login
@@ -32,21 +34,38 @@ ITERATIONS: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """What the server knows of a password."""
+    """What the server knows of a password, for one mechanism."""
 
+    mechanism: str
     salt: bytes
     stored: bytes
     server: bytes
     iterations: int
 
     @classmethod
-    def of(cls, password: str, iterations: int = ITERATIONS) -> Keys:
+    def of(cls, mechanism: str, password: str, iterations: int = ITERATIONS) -> Keys:
         """Derive the keys of a password with a fresh salt."""
-        return cls(*scram().make_auth_info(password, iterations, None))
+        return cls(mechanism, *scram(mechanism).make_auth_info(password, iterations, None))
+
+    @classmethod
+    def read(cls, mechanism: str, record: Mapping[str, Any]) -> Keys:
+        """Read what :meth:`record` gave; raises ValueError, KeyError or TypeError."""
+        salt, stored, server = (
+            b64decode(record[name], validate=True) for name in ("salt", "stored", "server")
+        )
+        return cls(mechanism, salt, stored, server, int(record["iterations"]))
+
+    def record(self) -> dict[str, Any]:
+        """Give it as JSON."""
+        texts = {"salt": self.salt, "stored": self.stored, "server": self.server}
+        return {
+            **{name: b64encode(value).decode() for name, value in texts.items()},
+            "iterations": self.iterations,
+        }
 
     def fit(self, password: str) -> bool:
         """Tell in constant time whether they were made of this password."""
-        stored = scram().make_auth_info(password, self.iterations, self.salt)[1]
+        stored = scram(self.mechanism).make_auth_info(password, self.iterations, self.salt)[1]
         return hmac.compare_digest(stored, self.stored)
 
 
@@ -82,9 +101,9 @@ class Scram(Protocol):
         ...
 
 
-def scram() -> Scram:
-    """Give scramp's SCRAM-SHA-256."""
-    return cast(Scram, scramp.ScramMechanism(MECHANISM))
+def scram(mechanism: str) -> Scram:
+    """Give scramp's form of a mechanism."""
+    return cast(Scram, scramp.ScramMechanism(mechanism))
 
 
 class Accounts:
@@ -106,16 +125,10 @@ class Accounts:
                 f"{name!r} cannot be an account: use letters, digits, dots, dashes and underscores"
             )
         try:
-            keys = Keys.of(password, self._iterations)
+            keys = [Keys.of(each, password, self._iterations) for each in MECHANISMS]
         except scramp.ScramException as error:
             raise ServerError(f"the password of {name} cannot be used: {error}") from error
-        record = {
-            "mechanism": MECHANISM,
-            "salt": b64encode(keys.salt).decode(),
-            "stored": b64encode(keys.stored).decode(),
-            "server": b64encode(keys.server).decode(),
-            "iterations": keys.iterations,
-        }
+        record = {each.mechanism: each.record() for each in keys}
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         write(path, json.dumps(record).encode(), 0o600)
 
@@ -134,8 +147,8 @@ class Accounts:
         path = self._path(name)
         return path is not None and path.exists()
 
-    def keys(self, name: str) -> Keys | None:
-        """Give the keys of an account, None if there is none.
+    def keys(self, name: str, mechanism: str = MECHANISMS[0]) -> Keys | None:
+        """Give the keys of an account for a mechanism, None if there are none.
 
         Raises :class:`ServerError` if its file is damaged.
         """
@@ -144,12 +157,12 @@ class Accounts:
             return None
         try:
             record: dict[str, Any] = json.loads(path.read_bytes())
-            return Keys(
-                b64decode(record["salt"], validate=True),
-                b64decode(record["stored"], validate=True),
-                b64decode(record["server"], validate=True),
-                int(record["iterations"]),
-            )
+            # Before there were two, the only one stood alone; the next start of `spinal up` writes
+            # the file anew.
+            found = {record["mechanism"]: record} if "mechanism" in record else record
+            if MECHANISMS[0] not in found:
+                raise ValueError("no keys")
+            return Keys.read(mechanism, found[mechanism]) if mechanism in found else None
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError) as error:

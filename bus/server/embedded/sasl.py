@@ -1,7 +1,6 @@
-"""Logging in (RFC 6120, section 6): SCRAM-SHA-256, and PLAIN for clients that lack it.
+"""Logging in (RFC 6120, section 6): SCRAM-SHA-256 and SCRAM-SHA-1, and PLAIN for who has neither.
 
-Both run inside TLS only.  SHA-256 and PLAIN together let everybody in: libstrophe, slixmpp and
-go-sendxmpp take the first, @xmpp/client the second.
+All of them run inside TLS only.
 """
 
 from __future__ import annotations
@@ -16,13 +15,14 @@ import scramp  # type: ignore[import-untyped]
 import structlog
 
 from ..errors import ServerError
-from .accounts import ITERATIONS, MECHANISM, Accounts, Keys, scram
+from .accounts import ITERATIONS, Accounts, Keys, scram
+from .accounts import MECHANISMS as SCRAM
 from .addresses import BadAddress, localpart
 
 log = structlog.get_logger(__name__)
 
 #: In the order of preference.
-MECHANISMS: Final = (MECHANISM, "PLAIN")
+MECHANISMS: Final = (*SCRAM, "PLAIN")
 
 
 class Failure(Exception):
@@ -57,40 +57,42 @@ class Door:
 
     def login(self, mechanism: str) -> Login:
         """Begin a login; raise :class:`Failure` if there is no such mechanism."""
-        if mechanism == MECHANISM:
-            return _Scram(self)
+        if mechanism in SCRAM:
+            return _Scram(self, mechanism)
         if mechanism == "PLAIN":
             return _Plain(self)
         raise Failure("invalid-mechanism")
 
-    def keys(self, name: str) -> Keys:
+    def keys(self, name: str, mechanism: str = SCRAM[0]) -> Keys:
         """Give the keys of an account, or keys that nothing fits.
 
         The salt for an unknown name is always the same, so that nobody learns which names exist.
         """
         try:
-            keys = self._accounts.keys(name)
+            keys = self._accounts.keys(name, mechanism)
         except ServerError as error:
             log.warning("account_not_read", account=name, error=str(error))
             keys = None
         if keys is not None:
             return keys
         salt = hmac.digest(self._secret, name.encode("utf-8", "replace"), hashlib.sha256)
-        return Keys(salt, secrets.token_bytes(32), secrets.token_bytes(32), ITERATIONS)
+        stored, server = secrets.token_bytes(32), secrets.token_bytes(32)
+        return Keys(mechanism, salt[:16], stored, server, ITERATIONS)
 
 
 class _Scram:
     name = ""
 
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: Door, mechanism: str) -> None:
         self._door = door
+        self._mechanism = mechanism
         self._user = ""
-        self._server = scram().make_server(self._keys)
+        self._server = scram(mechanism).make_server(self._keys)
         self._first = True
 
     def _keys(self, user: str) -> tuple[bytes, bytes, bytes, int]:
         self._user = _name(user)
-        keys = self._door.keys(self._user)
+        keys = self._door.keys(self._user, self._mechanism)
         return keys.salt, keys.stored, keys.server, keys.iterations
 
     def step(self, message: bytes) -> tuple[bytes, bool]:

@@ -57,8 +57,8 @@ def conform(
 ) -> None:
     """Try whether the agent at ADDRESS keeps the protocol, over the live bus.
 
-    ADDRESS is a full address, or the name of an agent that the dispatcher knows. The agent offers
-    the operations of docs/protocol.md, section 18. With a COMMAND, which has the account ADDRESS
+    ADDRESS is a full address, or the name of its account, with the resource `agent`. The agent
+    offers the operations of docs/protocol.md, section 18. With a COMMAND, which has the account ADDRESS
     (made if need be) in its SPINAL_* variables, the agent is started, killed and drained as well,
     and its advertisements are looked at; without one those checks are reported as not offered.
 
@@ -132,13 +132,16 @@ def _list(checks: list[Check], as_json: bool) -> None:
                     "title": check.title,
                     "required": check.required,
                     "feature": check.feature or None,
+                    "offer": check.offer or None,
                     "needs": check.needs or None,
                 }
                 for check in checks
             ]
         )
         return
-    rows = [(c.number, c.section, c.feature or c.needs or "core", c.title) for c in checks]
+    rows = [
+        (c.number, c.section, c.feature or c.offer or c.needs or "core", c.title) for c in checks
+    ]
     table(rows, ("check", "section", "of", "what it does that passes"), "")
 
 

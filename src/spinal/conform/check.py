@@ -26,6 +26,8 @@ class Check:
         run: returns if the agent did it; raises :class:`~spinal.conform.verdict.Wrong` if it did
             not, :class:`~spinal.conform.verdict.NotOffered` if it is not its business.
         feature: the feature that an agent has to name for it; none for the core profile.
+        offer: what else an agent may offer or not, such as ``/conform/copy``; the check itself finds
+            out.
         needs: what else has to be there: ``other`` (a second account), ``dispatcher`` (the agent
             advertises to us), ``control`` (we may start and end its process).
     """
@@ -35,31 +37,46 @@ class Check:
     title: str
     run: Try
     feature: str = ""
+    offer: str = ""
     needs: str = ""
 
     @property
     def required(self) -> bool:
         """Whether every agent has to pass it, whatever it offers."""
-        return not self.feature and not self.needs
+        return not (self.feature or self.offer or self.needs)
 
 
 class Chapter:
     """Checks that belong together, numbered in the order of their declaration."""
 
-    def __init__(self, number: int, title: str, feature: str = "", needs: str = "") -> None:
+    def __init__(
+        self, number: int, title: str, *, feature: str = "", offer: str = "", needs: str = ""
+    ) -> None:
         self.number = number
         self.title = title
         self.checks: list[Check] = []
         self._feature = feature
+        self._offer = offer
         self._needs = needs
 
-    def check(self, section: str, title: str, *, needs: str = "") -> Callable[[Try], Try]:
+    def check(
+        self, section: str, title: str, *, feature: str = "", offer: str = "", needs: str = ""
+    ) -> Callable[[Try], Try]:
         """Declare a check."""
 
         def declare(run: Try) -> Try:
             number = f"{self.number}.{len(self.checks) + 1}"
-            check = Check(number, section, title, run, self._feature, needs or self._needs)
-            self.checks.append(check)
+            self.checks.append(
+                Check(
+                    number,
+                    section,
+                    title,
+                    run,
+                    feature or self._feature,
+                    offer or self._offer,
+                    needs or self._needs,
+                )
+            )
             return run
 
         return declare

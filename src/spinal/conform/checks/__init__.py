@@ -5,7 +5,19 @@ from __future__ import annotations
 from typing import Final
 
 from ..check import Chapter, Check
-from . import answers, batches, blobs, cancels, finals, life, once, presence, refusals, streams
+from . import (
+    answers,
+    batches,
+    blobs,
+    cancels,
+    finals,
+    life,
+    once,
+    presence,
+    refusals,
+    streams,
+    tools,
+)
 
 CHAPTERS: Final[tuple[Chapter, ...]] = (
     presence.CHAPTER,
@@ -21,6 +33,7 @@ CHAPTERS: Final[tuple[Chapter, ...]] = (
     blobs.CHAPTER,
     presence.ADVERTISING,
     presence.HOLDS,
+    tools.CHAPTER,
     life.CHAPTER,
     presence.MANNERS,
 )

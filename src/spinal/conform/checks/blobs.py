@@ -16,7 +16,7 @@ from ..check import Chapter
 from ..trial import Trial
 from ..verdict import NotOffered, Wrong
 
-CHAPTER: Final = Chapter(11, "Blobs")
+CHAPTER: Final = Chapter(11, "Blobs", offer="/conform/copy")
 
 #: Seconds that a small blob may take there and back.
 FETCHED: Final = 20.0

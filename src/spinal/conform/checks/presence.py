@@ -30,7 +30,7 @@ async def answers(trial: Trial) -> None:
     await trial.echoes()
 
 
-@CHAPTER.check("7", "it directs presence with hello at a caller, once per stream")
+@CHAPTER.check("7", "it directs presence with hello at a caller, once per stream", offer="presence")
 async def hello(trial: Trial) -> None:
     async with trial.sit("caller", "greets") as seat:
         seat.hello(trial.agent, "caller")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Final
 from xml.etree.ElementTree import Element
 
@@ -12,38 +13,10 @@ from spinal.protocols import LIMITS, Json, Stanza
 from ..check import Chapter
 from ..seat import read
 from ..trial import Trial
+from ..vectors import cases, text_of
 from ..verdict import Wrong
 
 CHAPTER: Final = Chapter(3, "Refusals")
-
-#: Texts of a stanza that are no list of events, and why.
-UNREADABLE: Final[tuple[tuple[str, str], ...]] = (
-    ("no JSON", ""),
-    ("no JSON", "{"),
-    ("no JSON", "[{'type':'op'}]"),
-    ("JSON with a comment", "[] // nothing"),
-    ("no list", '{"type":"ack","id":"x"}'),
-    ("an event that is no object", "[1]"),
-    ("an event without a type", '[{"id":"x"}]'),
-    ("an op without members", '[{"type":"op"}]'),
-)
-
-#: Members of an op that break section 5.
-BROKEN: Final[tuple[tuple[str, dict[str, Json]], ...]] = (
-    ("left is no number", {"left": "5000"}),
-    ("left is negative", {"left": -1}),
-    ("left is a fraction", {"left": 0.5}),
-    ("left is a boolean", {"left": True}),
-    ("left is missing", {"left": None}),
-    ("id is a number", {"id": 7}),
-    ("id is empty", {"id": ""}),
-    ("id holds a space", {"id": "a b"}),
-    ("id is longer than 128", {"id": "x" * 129}),
-    ("attempt is 0", {"attempt": 0}),
-    ("op is no path", {"op": "conform/echo"}),
-    ("args is a list", {"args": []}),
-    ("must is a string", {"must": "group"}),
-)
 
 
 @CHAPTER.check("9.1", "an operation that it does not offer is refused as unknown-op")
@@ -91,12 +64,10 @@ async def stale(trial: Trial) -> None:
 
 @CHAPTER.check("9.2", "a stanza that cannot be read is answered with an error stanza")
 async def unreadable(trial: Trial) -> None:
-    for what, text in UNREADABLE:
-        await _malformed(trial, text, what)
-    for what, members in BROKEN:
-        await _malformed(
-            trial, json.dumps([trial.event("echo", {"value": "one"}, **members)]), what
-        )
+    for case in cases("malformed.json"):
+        if case.get("core"):
+            text = text_of(case["text"]).replace("&", "&amp;").replace("<", "&lt;")
+            await _malformed(trial, text, case["name"])
     await trial.echoes()
 
 
@@ -114,25 +85,28 @@ async def none_taken(trial: Trial) -> None:
 
 @CHAPTER.check("4", "numbers that JSON libraries would round are refused")
 async def numbers(trial: Trial) -> None:
-    trial.need_page("echo")
-    for number in ("9007199254740992", "-9007199254740993", "1" + "0" * 400, "1e999"):
-        id = trial.id()
-        text = (
-            f'[{{"type":"op","id":"{id}","left":30000,"op":"{trial.ops.paths["echo"]}",'
-            f'"args":{{"value":{number}}}}}]'
-        )
-        await _turned_down(trial, text, id, f"the number {number[:20]}")
+    await _values(trial, lambda text: "\\u" not in text)
 
 
 @CHAPTER.check("4", "strings with lone surrogates are refused")
 async def surrogates(trial: Trial) -> None:
+    await _values(trial, lambda text: "\\u" in text)
+
+
+async def _values(trial: Trial, chosen: Callable[[str], bool]) -> None:
+    """Send values that must be refused, in place of what is to be echoed."""
     trial.need_page("echo")
-    id = trial.id()
-    text = (
-        f'[{{"type":"op","id":"{id}","left":30000,"op":"{trial.ops.paths["echo"]}",'
-        '"args":{"value":"a\\ud800b"}}]'
-    )
-    await _turned_down(trial, text, id, "a lone surrogate")
+    for case in cases("values.json"):
+        text = text_of(case["text"])
+        if case.get("refused") and case["section"] == "4" and chosen(text):
+            id = trial.id()
+            await _turned_down(trial, _echo(trial, id, text), id, case["name"])
+
+
+def _echo(trial: Trial, id: str, value: str) -> str:
+    """Write an op with a value as it stands."""
+    op = trial.ops.paths["echo"]
+    return f'[{{"type":"op","id":"{id}","left":30000,"op":"{op}","args":{{"value":{value}}}}}]'
 
 
 @CHAPTER.check("11", "values that are nested too deeply are refused, however deep they are")
@@ -140,10 +114,7 @@ async def deep(trial: Trial) -> None:
     trial.need_page("echo")
     for levels in (LIMITS.depth + 8, 10_000):
         id = trial.id()
-        text = (
-            f'[{{"type":"op","id":"{id}","left":30000,"op":"{trial.ops.paths["echo"]}",'
-            f'"args":{{"value":{"[" * levels}{"]" * levels}}}}}]'
-        )
+        text = _echo(trial, id, "[" * levels + "]" * levels)
         await _turned_down(trial, text, id, f"{levels} levels of lists")
     await trial.echoes()
 

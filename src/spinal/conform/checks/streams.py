@@ -13,21 +13,15 @@ from ..verdict import Wrong
 CHAPTER: Final = Chapter(10, "Streams and progress")
 
 
-async def _need(trial: Trial) -> None:
-    from ..verdict import NotOffered
-
-    if "stream" not in trial.features:
-        raise NotOffered("it does not name the feature stream")
-    await trial.need("stream")
-
-
 def _numbers(exchange: Exchange) -> list[int]:
     return [int(heard.event["seq"]) for heard in exchange.all("data")]
 
 
-@CHAPTER.check("6.3", "data is numbered from 0 without gaps, and comes before the final")
+@CHAPTER.check(
+    "6.3", "data is numbered from 0 without gaps, and comes before the final", feature="stream"
+)
 async def numbered(trial: Trial) -> None:
-    await _need(trial)
+    await trial.need("stream")
     exchange = trial.start("stream", {"count": 40}, window=4)
     if await trial.value(exchange, 2 * SOON) != 40:
         raise Wrong("the value 40", exchange.heard[-1].stanza, exchange.asked)
@@ -38,9 +32,9 @@ async def numbered(trial: Trial) -> None:
         raise Wrong("40 pieces of data, numbered from 0", exchange.heard[-1].stanza)
 
 
-@CHAPTER.check("6.3", "no more data is unanswered than the window allows")
+@CHAPTER.check("6.3", "no more data is unanswered than the window allows", feature="stream")
 async def window(trial: Trial) -> None:
-    await _need(trial)
+    await trial.need("stream")
     async with trial.seat("caller", "reader") as seat:
         seat.withholds = lambda events: any(event["type"] == "data" for event in events)
         exchange = trial.start("stream", {"count": 5}, seat=seat, window=2)
@@ -57,18 +51,18 @@ async def window(trial: Trial) -> None:
             raise Wrong("five pieces of data, and the value 5", exchange.heard[-1].stanza)
 
 
-@CHAPTER.check("6.3", "a caller that gives no window gets no data")
+@CHAPTER.check("6.3", "a caller that gives no window gets no data", feature="stream")
 async def no_window(trial: Trial) -> None:
-    await _need(trial)
+    await trial.need("stream")
     exchange = trial.start("stream", {"count": 3})
     await trial.value(exchange)
     if exchange.all("data"):
         raise Wrong("no data with window 0", exchange.all("data")[0].stanza, exchange.asked)
 
 
-@CHAPTER.check("6.6", "a stream goes on at the address that asks for it again")
+@CHAPTER.check("6.6", "a stream goes on at the address that asks for it again", feature="stream")
 async def elsewhere(trial: Trial) -> None:
-    await _need(trial)
+    await trial.need("stream")
     event = trial.event("stream", {"count": 6}, window=2)
     async with trial.seat("caller", "left") as seat:
         seat.withholds = lambda events: any((each.get("seq") or 0) >= 3 for each in events)
@@ -88,7 +82,7 @@ async def elsewhere(trial: Trial) -> None:
             )
 
 
-@CHAPTER.check("6.3", "progress and log lines are headline messages")
+@CHAPTER.check("6.3", "progress and log lines are headline messages", offer="/conform/report")
 async def progress(trial: Trial) -> None:
     await trial.need("report")
     exchange = trial.start("report", {"steps": 3})

@@ -160,6 +160,8 @@ class World:
         """Give a slixmpp client whose session has started; its types are not of much use."""
         client: Any = slixmpp.ClientXMPP(jid, options.pop("password", PASSWORD))
         self.others.append(client)
+        if mechanism := options.pop("mechanism", None):
+            client.plugin["feature_mechanisms"].use_mechs = {mechanism}
         client.ca_certs = self.server.ca
         client.enable_direct_tls = False
         for plugin in plugins:

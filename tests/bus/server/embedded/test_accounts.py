@@ -84,7 +84,20 @@ def test_a_damaged_file_is_reported(accounts: Accounts, content: str) -> None:
         accounts.keys("a")
 
 
-def test_the_file_says_what_it_is(accounts: Accounts) -> None:
+def test_the_file_has_keys_for_each_mechanism(accounts: Accounts) -> None:
     accounts.add("a", "x")
     (path,) = accounts.folder.iterdir()
-    assert json.loads(path.read_bytes())["mechanism"] == "SCRAM-SHA-256"
+    assert list(json.loads(path.read_bytes())) == ["SCRAM-SHA-256", "SCRAM-SHA-1"]
+    for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-1"):
+        keys = accounts.keys("a", mechanism)
+        assert keys is not None and keys.fit("x") and not keys.fit("y")
+
+
+def test_a_file_from_before_there_were_two_is_read(accounts: Accounts) -> None:
+    accounts.add("a", "x")
+    (path,) = accounts.folder.iterdir()
+    record = json.loads(path.read_bytes())
+    path.write_text(json.dumps({"mechanism": "SCRAM-SHA-256", **record["SCRAM-SHA-256"]}))
+    keys = accounts.keys("a")
+    assert keys is not None and keys.fit("x")
+    assert accounts.keys("a", "SCRAM-SHA-1") is None

@@ -31,6 +31,17 @@ async def test_slixmpp_logs_in_with_scram(world: World) -> None:
     assert client.plugin["feature_mechanisms"].mech.name == "SCRAM-SHA-256"
 
 
+@pytest.mark.parametrize("mechanism", ["SCRAM-SHA-256", "SCRAM-SHA-1"])
+async def test_a_client_that_has_one_mechanism_logs_in_with_that(
+    world: World, mechanism: str
+) -> None:
+    world.account("anna")
+    client = await world.client("anna@bus.test/desk", mechanism=mechanism)
+    assert client.plugin["feature_mechanisms"].mech.name == mechanism
+    with pytest.raises(PermissionError):
+        await world.client("anna@bus.test", mechanism=mechanism, password="wrong")
+
+
 async def test_a_wrong_password_is_refused(world: World) -> None:
     world.account("anna")
     with pytest.raises(PermissionError):

@@ -38,6 +38,9 @@ log = structlog.get_logger()
 # What slixmpp reports on its own logger is translated into our errors; here it would be said twice.
 logging.getLogger("slixmpp").setLevel(logging.CRITICAL)
 
+#: Bytes that are read before whatever else is due has its turn.
+READ = 256 * 1024
+
 _CLIENT = "jabber:client"
 _COMPONENT = "jabber:component:accept"
 _NAMESPACES = "xmlns='%s' xmlns:stream='http://etherx.jabber.org/streams'"
@@ -65,6 +68,8 @@ class _Stream:
     xml_root: Any
     parser: Any
     transport: Any
+    #: Bytes since we last let others have their turn.
+    _read = 0
 
     def init_parser(self) -> None:
         self.xml_depth = 0
@@ -97,6 +102,20 @@ class _Stream:
             log.exception("stanza_handler_failed", address=self._owner.address_or_none)
             return
         super()._spawn_event(xml)  # type: ignore[misc]  # pyright: ignore
+
+    def data_received(self, data: Any) -> None:
+        super().data_received(data)  # type: ignore[misc]  # pyright: ignore
+        self._read += len(data)
+        if self._read >= READ and self.transport is not None:
+            # libuv reads up to 32 times before it looks at anything else: 8 MiB of a flood, which
+            # take seconds, while no timer runs and whoever waits for our heartbeat takes us for dead.
+            self._read = 0
+            self.transport.pause_reading()
+            asyncio.get_running_loop().call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.resume_reading()
 
     def pause_writing(self) -> None:
         self._owner.writable.clear()

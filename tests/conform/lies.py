@@ -232,6 +232,19 @@ class Once(Lie):
             self.say(Stanza("message", "headline", stanza.to, body=write(self._events)))
 
 
+class PutOff(_Of):
+    """Takes no more calls of a check after a message."""
+
+    def __init__(self, number: str) -> None:
+        super().__init__(number)
+        self._disturbed = False
+
+    def hears(self, stanza: Stanza) -> None:
+        self._disturbed |= stanza.kind == "message"
+        if not (self._disturbed and f'"{self.number}-'.encode() in (stanza.body or b"")):
+            self.take(stanza)
+
+
 class Forgets(_Of):
     """Answers a cancel of a call that it does not know, and forgets it."""
 
@@ -420,6 +433,7 @@ LIES: Final[dict[str, Callable[[], Lie]]] = {
     "1.2": lambda: SaysStanzas(
         _twice(lambda stanza: stanza.kind == "presence" and stanza.to.endswith("/greets"))
     ),
+    "1.3": lambda: PutOff("1.3"),
     "2.1": lambda: SaysStanzas(_apart("2.1")),
     "2.2": lambda: SaysAll(_strip),
     "2.3": lambda: Answers(_unknown, "error"),

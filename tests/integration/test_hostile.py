@@ -269,7 +269,7 @@ async def it_stays_small_and_honest(
         for to in (None, ground.address):
             client = ground.platform.client.options(to=to)
             assert await client.call("/hostile/echo", text="honest") == "honest"
-    room = ROOM_FOR_IDS if "thousand_ids" in request.node.name else ROOM
+    room = ROOM_FOR_IDS if "very_many_ids" in request.node.name else ROOM
     for name, (process, had) in before.items():
         grown = status(process, "VmHWM") - had
         record_property(f"{name} grew, MiB", round(grown / MIB, 1))

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any, Final
 
-from spinal.protocols import Capabilities, ProtocolError
+from spinal.protocols import Capabilities, ProtocolError, Stanza
 
 from ..check import Chapter
 from ..seat import SOON, Exchange, Heard, Said, Seat, read
@@ -47,6 +47,15 @@ async def hello(trial: Trial) -> None:
             raise Wrong("one hello per stream", said[-1].stanza)
         if said[0].event.get("role") != "agent":
             raise Wrong("hello with the role agent", said[0].stanza)
+
+
+@CHAPTER.check("2", "messages and presence that it cannot read do not disturb it")
+async def undisturbed(trial: Trial) -> None:
+    for kind, type in (("message", "chat"), ("message", "headline"), ("presence", "")):
+        for body in (None, b"{", b'[{"type":"log"}]', b'[{"type":"shadow"}]'):
+            strange = b"<body>hello</body><strange xmlns='urn:example:nothing'><a/></strange>"
+            trial.caller.connection.send(Stanza(kind, type, trial.agent, body=body, other=strange))
+    await trial.echoes()
 
 
 @ADVERTISING.check("7", "it advertises to the dispatchers that its credentials name")

@@ -388,9 +388,6 @@ class Life:
             raise
         except CallError as exc:
             state = exc.reason
-            if state == "too-large":
-                # The result is, not the request: it has run, so its end is no refusal.
-                request.accept()
             raise
         finally:
             # What went well a tap can show; a line for each would cost as much as the call.

@@ -24,12 +24,12 @@ from spinal.protocols import (
     Problem,
     Progress,
     ProtocolError,
-    Ran,
     RemoteProtocolError,
     Stanza,
     State,
 )
 from spinal.protocols import address as addresses
+from spinal.protocols.errors import MAY_BE_DELIVERED
 from spinal.protocols.values import write as write_value
 
 from .call import Call
@@ -243,7 +243,8 @@ class Calls:
         if call.done:
             return
         may_have_arrived = call.sends > 1 or call.heard
-        if problem.meaning.ran is Ran.NO and (may_have_arrived or self._awaited(call.to)):
+        # An error stanza says that this sending was not taken, whatever else its reason means.
+        if problem.reason != MAY_BE_DELIVERED and (may_have_arrived or self._awaited(call.to)):
             if problem.reason == "unreachable":
                 self._await_return(call)
                 # This sending did not arrive, but an earlier one may have.

@@ -50,6 +50,9 @@ BATCH_WINDOW = 0.005
 MAX_PAUSE = 30.0
 #: Seconds after the deadline at which a kept final is given up.
 KEEP = 600.0
+#: Seconds after its deadline for which an id that is over is remembered: one that was sent again may
+#: have been on its way for longer than the first, and still have time left when it comes.
+LATE_BY = 10.0
 #: Most finals that are kept, and most bytes in them; with more, no work is taken.
 MAX_KEPT = 20_000
 MAX_KEPT_BYTES = 128 * 1024 * 1024
@@ -515,7 +518,8 @@ class Requests:
         request.sender = sender
 
     def _remember(self, memory: _Memory, key: _Key, problem: Problem, until: float) -> None:
-        memory[key] = (problem, until)
+        """Answer an id so until its deadline, and somewhat longer."""
+        memory[key] = (problem, until + LATE_BY)
         if len(memory) > (MAX_REFUSED if memory is self._refused else MAX_REMEMBERED):
             memory.popitem(last=False)
         self._arm()
@@ -690,7 +694,8 @@ class Requests:
             written = self._link.codec.write_event(final)
             self._check_inline(written, final.value, "the result", room)
         except ProtocolError as exc:
-            final = replace(final, value=None, problem=Problem("failed", str(exc)))
+            reason = "too-large" if exc.problem.reason == "too-large" else "failed"
+            final = replace(final, value=None, problem=Problem(reason, str(exc)))
             written = self._link.codec.write_event(final)
         return final, written
 

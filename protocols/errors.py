@@ -112,7 +112,13 @@ REASONS: Final[Mapping[str, Meaning]] = {
         "the request needs a feature that the agent lacks",
     ),
     "too-large": Meaning(
-        "modify", "policy-violation", Ran.NO, Again.NEVER, Exit.USAGE, "the request is too large"
+        "modify",
+        "policy-violation",
+        # The result may be, and not the request.
+        Ran.MAYBE,
+        Again.NEVER,
+        Exit.USAGE,
+        "the request or its result is too large",
     ),
     "not-allowed": Meaning(
         "auth", "forbidden", Ran.NO, Again.NEVER, Exit.NOT_ALLOWED, "that is not allowed"
@@ -228,8 +234,7 @@ REASONS: Final[Mapping[str, Meaning]] = {
 }
 
 #: RFC 6120 conditions that a server puts into a bounce, as reasons of ours.  A stanza that bounced
-#: was not delivered, so nothing ran; but for one: ``recipient-unavailable`` comes also for what a
-#: lost stream with XEP-0198 had not acknowledged.
+#: was not delivered, so nothing ran; but for :data:`MAY_BE_DELIVERED`.
 BOUNCES: Final[Mapping[str, str]] = {
     "forbidden": "not-allowed",
     "not-allowed": "not-allowed",
@@ -238,6 +243,9 @@ BOUNCES: Final[Mapping[str, str]] = {
     "recipient-unavailable": "lost",
     "resource-constraint": "busy",
 }
+
+#: The reason of a bounce that comes also for what a lost stream with XEP-0198 had not acknowledged.
+MAY_BE_DELIVERED: Final = "lost"
 
 
 @dataclass(frozen=True, slots=True)

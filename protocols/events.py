@@ -214,11 +214,14 @@ class Op(CallEvent):
     want: Want | None = None
 
     def missing(self, features: frozenset[str] = FEATURES) -> str | None:
-        """Name something in ``must`` that is neither a known member nor a feature."""
-        for name in self.must:
-            if name not in features and name not in self.reads:
-                return name
-        return None
+        """Name something in ``must`` that is neither a known member nor a feature.
+
+        ``each`` is known to who has the feature ``group``.
+        """
+        known = features | (self.reads.keys() - ("each",))
+        if "group" in features:
+            known |= {"each"}
+        return next((name for name in self.must if name not in known), None)
 
 
 @value(frozen=True, slots=True)

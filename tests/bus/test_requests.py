@@ -12,6 +12,7 @@ from spinal.bus.errors import CallError, OperationFailed, Unreached
 from spinal.bus.requests import Relayed
 from spinal.bus.session import Handler, Request, Session
 from spinal.protocols import (
+    Ack,
     Cancel,
     Cancelled,
     Data,
@@ -354,14 +355,44 @@ async def test_no_operations_and_features_that_are_not_understood_are_refused() 
 
 
 @virtual_time
-async def test_ids_are_remembered_until_their_deadline_and_no_longer() -> None:
+async def test_ids_are_remembered_until_their_deadline_and_not_much_longer() -> None:
     async with pair(quick) as (_, caller, agent):
         remembered = agent._requests._done  # pyright: ignore[reportPrivateUsage]
         for _ in range(10):
             await caller.call(THUMBS, "/quick", timeout=20).result()
         await eventually(lambda: len(remembered) == 10)
-        await asyncio.sleep(21)
+        await asyncio.sleep(21 + requests.LATE_BY)
         assert not remembered
+
+
+@virtual_time
+async def test_an_op_that_comes_late_for_the_second_time_does_not_run_again() -> None:
+    ran: list[str] = []
+
+    async def handler(request: Request) -> Json:
+        ran.append(request.op.id)
+        return None
+
+    async with pair(handler) as (_, caller, _):
+        (answer,) = await caller.ask(THUMBS, Op("a-1", op="/x", left=5000))
+        assert isinstance(answer, Final)
+        await caller.ask(THUMBS, Ack("a-1"))
+        # Written 2 s before the deadline, and 5 s on its way.
+        await asyncio.sleep(8)
+        (answer,) = await caller.ask(THUMBS, Op("a-1", op="/x", left=2000))
+        assert isinstance(answer, Error) and answer.problem.reason == "already-done"
+        assert ran == ["a-1"]
+
+
+@virtual_time
+async def test_a_value_above_the_inline_limit_ends_the_call_with_a_final() -> None:
+    async def large(request: Request) -> Json:
+        return "x" * 33_000
+
+    async with pair(large) as (_, caller, _):
+        (answer,) = await caller.ask(THUMBS, Op("a-1", op="/large", left=5000))
+        assert isinstance(answer, Final) and answer.problem is not None
+        assert answer.problem.reason == "too-large"
 
 
 @virtual_time
@@ -380,7 +411,7 @@ async def test_a_tombstone_refuses_each_copy_of_its_op() -> None:
             (answer,) = await caller.ask(THUMBS, Op("a-1", op="/x", left=4000))
             assert isinstance(answer, Error) and answer.problem.reason == "cancelled"
         assert not ran
-        await asyncio.sleep(6)
+        await asyncio.sleep(6 + requests.LATE_BY)
         (answer,) = await caller.ask(THUMBS, Op("a-1", op="/x", left=4000))
         assert isinstance(answer, Final) and ran == ["a-1"]
 

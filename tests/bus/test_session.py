@@ -268,7 +268,7 @@ async def test_arguments_and_results_that_cannot_travel_are_refused_before_they_
         with pytest.raises(CallError):
             caller.call("not an address", "/echo")
         assert not seen
-        with pytest.raises(OperationFailed, match="blob"):
+        with pytest.raises(BadCall, match="blob"):
             await caller.call(THUMBS, "/big").result()
         for op in ("/odd", "/nan"):
             with pytest.raises(OperationFailed):
@@ -292,7 +292,7 @@ async def test_a_peer_that_reads_less_is_sent_less() -> None:
             caller.call(THUMBS, "/echo", {"text": "x" * 5000})
         agent.peers[ANN].stanza = 4096
         caller.peers[THUMBS].stanza = 60_000
-        with pytest.raises(OperationFailed, match="blob"):
+        with pytest.raises(BadCall, match="blob"):
             await caller.call(THUMBS, "/echo", {"text": "x" * 5000}).result()
 
 

@@ -320,16 +320,17 @@ def test_every_iq_result_with_events_answers_ops_of_its_iq_and_every_op_is_answe
                 assert told == ids - acked
 
 
-def test_the_worked_description_has_the_hash_that_was_advertised() -> None:
+def test_the_worked_descriptions_have_the_hashes_that_were_advertised() -> None:
     events = [event for stanzas in SECTIONS.values() for event in _events(stanzas)]
-    (advertised,) = {e.hash for e in events if isinstance(e, Advertisement)}
-    (asked,) = {e.hash for e in events if isinstance(e, Describe)}
-    (told,) = [e for e in events if isinstance(e, Description)]
+    advertised = {e.hash for e in events if isinstance(e, Advertisement)}
+    asked = {e.hash for e in events if isinstance(e, Describe)}
+    told = [e for e in events if isinstance(e, Description)]
 
-    found = Capabilities.parse(told.text, advertised)
+    found = [Capabilities.parse(one.text, one.hash) for one in told]
 
-    assert asked == told.hash == advertised
-    assert found.operations["/image/resize"].safe
+    assert asked == {one.hash for one in told} == advertised
+    assert [[*one.operations] for one in found] == [["/echo"], ["/image/resize"]]
+    assert all(operation.safe for one in found for operation in one.operations.values())
 
 
 # -- the tables of members

@@ -301,6 +301,13 @@ def test_what_must_be_understood_is_a_member_or_a_feature() -> None:
     assert not FEATURES & set(Op.reads)
 
 
+def test_each_is_understood_by_who_has_groups() -> None:
+    op = Op("c1", op="/a", left=1, must=("each",))
+
+    assert op.missing(frozenset({"group"})) is None
+    assert op.missing(frozenset({"stream"})) == "each"
+
+
 def test_holds_of_another_form_are_ignored() -> None:
     raw: dict[str, Json] = {
         "hash": "00",

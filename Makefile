@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 4
 
-.PHONY: help demo test test-deps check format bench bench-deps faults languages conformance clean
+.PHONY: help demo test test-deps check format bench bench-deps faults languages conformance hostile clean
 
 help:
 	@echo "make demo       see it work: a platform, three workers, one of them killed"
@@ -17,6 +17,7 @@ help:
 	@echo "make languages  build the agents in examples/languages, and try each against the kit"
 	@echo "make conformance  the same on all servers, into docs/conformance.md"
 	@echo "make faults     break everything that can break, and print what became of the jobs (15 minutes)"
+	@echo "make hostile    flood agents and dispatchers, and measure their memory (7 minutes)"
 	@echo "make bench      measure Spinal beside its peers, into benchmarks/RESULTS.md (25 minutes);"
 	@echo "                a part of it: make bench BENCH='--part jobs'"
 	@echo "make bench-deps install the servers that the peers need (root or sudo)"
@@ -91,6 +92,10 @@ languages: links $(VENV)/dev
 
 conformance: links $(VENV)/dev
 	$(BIN)/python -m tests.languages.run --write
+
+# What a hostile peer can cost, in floods of 100,000 ids.
+hostile: links $(VENV)/dev
+	SPINAL_MANY=100000 $(BIN)/python -m pytest -q tests/integration/test_hostile.py
 
 clean:
 	rm -rf $(VENV) $(PEERS) dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -6,6 +6,7 @@ name, over TLS that our certificate authority vouches for, into bounded memory o
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import secrets
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -32,6 +33,12 @@ UPLOAD = "urn:xmpp:http:upload:0"
 CHUNK = 256 * 1024
 #: Most bytes that :meth:`Blobs.fetch` holds in memory; more goes into a file.
 MAX_MEMORY = 256 * 1024 * 1024
+#: Most bytes that :meth:`Blobs.fetch_to` writes into a file; what servers of ours take, as shipped.
+MAX_FILE = 1024 * 1024 * 1024
+#: A fetch that takes longer than :data:`PATIENCE` seconds and this many bytes a second is given up:
+#: a host that says a byte now and then would keep one of our threads for ever.
+SLOWEST = 64 * 1024
+PATIENCE = 60.0
 #: Headers that an upload slot may ask for (XEP-0363, 5).
 _HEADERS = {"authorization": "Authorization", "cookie": "Cookie", "expires": "Expires"}
 
@@ -94,7 +101,8 @@ class Blobs:
         """Fetch the bytes of a blob.
 
         Raises:
-            BlobError: not a host of ours, gone, too large for memory, or not what was announced.
+            BlobError: not a host of ours, gone, announced as larger than :data:`MAX_MEMORY`, not
+                what was announced, or slower than :data:`SLOWEST`.
         """
         if ref.size > MAX_MEMORY:
             raise BlobError(f"a blob of {ref.size} bytes goes into a file: use save(path)")
@@ -104,8 +112,10 @@ class Blobs:
         """Fetch a blob into a file, which appears only when it is complete and right.
 
         Raises:
-            BlobError: as for :meth:`fetch`, or the file cannot be written.
+            BlobError: as for :meth:`fetch`, with :data:`MAX_FILE`, or the file cannot be written.
         """
+        if ref.size > MAX_FILE:
+            raise BlobError(f"a blob of {ref.size} bytes is not fetched: at most {MAX_FILE} are")
         part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
 
         def save(response: HTTPResponse, ref: BlobRef) -> None:
@@ -133,9 +143,14 @@ class Blobs:
                 )
             return take(response, ref)
 
+        limit = PATIENCE + ref.size / SLOWEST
+        timer = asyncio.timeout(limit)
         try:
-            return await self._https.transfer(ref.url, receive)
+            async with timer:
+                return await self._https.transfer(ref.url, receive)
         except FAILURES as exc:
+            if timer.expired():
+                raise BlobError(f"the blob was not here within {limit:.0f} s") from exc
             raise _unfetched(exc) from exc
 
     def _allow(self, url: str) -> None:

@@ -54,12 +54,17 @@ KEEP = 600.0
 #: have been on its way for longer than the first, and still have time left when it comes.
 LATE_BY = 10.0
 #: Most finals that are kept, and most bytes in them; with more, no work is taken.
-MAX_KEPT = 10_000
-MAX_KEPT_BYTES = 64 * 1024 * 1024
+MAX_KEPT = 20_000
+MAX_KEPT_BYTES = 128 * 1024 * 1024
 #: Most requests that run or wait here at once.
 MAX_REQUESTS = 20_000
-#: Most ids of ended exchanges that are remembered, of each kind.
+#: Part of these that one caller may have, as one over so many, unless it is a dispatcher, who calls
+#: for all: who acknowledges nothing must not keep the others from being served.
+SHARE = 2
+#: Most ids of ended exchanges that are remembered, and of those that were refused or cancelled before
+#: they came: to forget one of these costs a refusal, and they cost 2 kB each while they come.
 MAX_REMEMBERED = 100_000
+MAX_REFUSED = 50_000
 
 #: Addresses that are remembered as dispatchers of the home.
 MAX_DISPATCHERS = 1000
@@ -334,6 +339,8 @@ class Requests:
         self._refused: _Memory = OrderedDict()
         self._kept = 0
         self._kept_bytes = 0
+        #: What ids are unique under -> number of kept finals, and bytes in them.
+        self._kept_of: dict[str, tuple[int, int]] = {}
         self._unkept = asyncio.Event()
 
     @property
@@ -425,6 +432,7 @@ class Requests:
         self._deadlines.close()
         self._windows.close()
         self._spaces.clear()
+        self._kept_of.clear()
         self._count = self._kept = self._kept_bytes = 0
 
     # -- what comes
@@ -443,7 +451,7 @@ class Requests:
         over = self._done.get(name) or self._refused.get(name)
         if over is not None:
             return Error(op.id, op.attempt, problem=over[0])
-        problem = self._unfit(op)
+        problem = self._unfit(op, space)
         if problem is not None:
             self._remember(self._refused, name, problem, self._link.now + op.left / 1000)
             return Error(op.id, op.attempt, problem=problem)
@@ -468,13 +476,13 @@ class Requests:
         It is run as any other.  ``told`` gets its end, which nobody has to acknowledge; nothing is
         sent.  None if it is refused at once; it has been told by then.
         """
-        problem = self._unfit(op)
+        # Under its own address, also where it is a dispatcher: the others know nothing of it.
+        space = addresses.bare(sender)
+        problem = self._unfit(op, space)
         if problem is not None:
             told(Final(op.id, problem=problem))
             return None
         deadline = self._link.now + op.left / 1000
-        # Under its own address, also where it is a dispatcher: the others know nothing of it.
-        space = addresses.bare(sender)
         request = Request(op, sender, sender, deadline, self, space, None, told)
         self._start(request)
         return request
@@ -512,11 +520,11 @@ class Requests:
     def _remember(self, memory: _Memory, key: _Key, problem: Problem, until: float) -> None:
         """Answer an id so until its deadline, and somewhat longer."""
         memory[key] = (problem, until + LATE_BY)
-        if len(memory) > MAX_REMEMBERED:
+        if len(memory) > (MAX_REFUSED if memory is self._refused else MAX_REMEMBERED):
             memory.popitem(last=False)
         self._arm()
 
-    def _unfit(self, op: Op) -> Problem | None:
+    def _unfit(self, op: Op, space: str) -> Problem | None:
         """Why an op is not even handed to the handler."""
         if op.left <= 0:
             return Problem("expired")
@@ -530,6 +538,15 @@ class Requests:
             return Problem("busy", "too many results wait for their callers", after=5.0)
         if self._count >= MAX_REQUESTS:
             return Problem("busy", "too many requests are running here", after=1.0)
+        return None if space == _HOME else self._greedy(space)
+
+    def _greedy(self, space: str) -> Problem | None:
+        """Why a single caller gets no more, though others do."""
+        kept, size = self._kept_of.get(space, (0, 0))
+        if kept * SHARE >= MAX_KEPT or size * SHARE >= MAX_KEPT_BYTES:
+            return Problem("busy", "too many of your results wait for you", after=5.0)
+        if len(self._spaces.get(space, ())) * SHARE >= MAX_REQUESTS:
+            return Problem("busy", "too many of your requests are here", after=1.0)
         return None
 
     def take_cancel(self, incoming: Incoming, event: Cancel) -> Event:
@@ -571,11 +588,18 @@ class Requests:
             del self._spaces[request.space]
         self._count -= 1
 
+    def _keep(self, space: str, count: int, size: int) -> None:
+        """Count finals that are kept now, or no longer."""
+        self._kept += count
+        self._kept_bytes += size
+        had, bytes_had = self._kept_of.pop(space, (0, 0))
+        if had + count:
+            self._kept_of[space] = had + count, bytes_had + size
+
     def _forget(self, request: Request) -> None:
         """Drop a kept final; its id is remembered, so that a late resend does not run it again."""
         self._drop(request)
-        self._kept -= 1
-        self._kept_bytes -= len(request.written)
+        self._keep(request.space, -1, -len(request.written))
         self._unkept.set()
         self._remember(self._done, (request.space, *request.op.exchange), _DONE, request.deadline)
 
@@ -661,8 +685,7 @@ class Requests:
         room = self._link.peer(request.sender).stanza - 2
         request.final, request.written = self._write_final(final, room)
         request.due = now + request.pause
-        self._kept += 1
-        self._kept_bytes += len(request.written)
+        self._keep(request.space, 1, len(request.written))
         self._say(request, request.written)
         self._arm()
 

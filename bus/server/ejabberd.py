@@ -53,6 +53,9 @@ class EjabberdServer(ManagedServer):
     def _command(cls, program: Path, base: str) -> tuple[Sequence[str], Mapping[str, str]]:
         argv = [
             *("erl", "+K", "true", "+P", "250000"),
+            # Stacks of 64 MiB for the schedulers (of address space): its parser recurses, and with
+            # those of 1 MiB any account can end the server with 20,000 nested elements.
+            *("+sss", "8192", "+sssdcpu", "8192", "+sssdio", "8192"),
             # The inner quotes are Erlang's.
             *("-mnesia", "dir", f'"{base}/spool"'),
             *("-s", "ejabberd", "-noinput"),

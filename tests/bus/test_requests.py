@@ -135,6 +135,21 @@ async def test_a_full_store_of_finals_takes_no_work() -> None:
 
 
 @virtual_time
+async def test_who_acknowledges_nothing_is_refused_before_the_others_are() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(requests, "MAX_KEPT", 6)
+        async with pair(quick) as (bus, caller, agent):
+            for call in [caller.call(THUMBS, "/quick", acknowledge=False) for _ in range(3)]:
+                await call.result()
+            assert not agent.full
+            with pytest.raises(Unreached, match="your results wait") as busy:
+                await caller.call(THUMBS, "/quick").result()
+            assert busy.value.reason == "busy"
+            async with Session(bus.connection("bob@memory.test/x")) as other:
+                assert await other.call(THUMBS, "/quick").result() == 1
+
+
+@virtual_time
 async def test_waiting_for_acknowledgements_ends_when_they_came_or_in_time() -> None:
     async with pair(quick) as (_, caller, agent):
         assert await agent.acknowledged(0)

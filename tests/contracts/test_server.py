@@ -257,6 +257,15 @@ async def test_a_stanza_above_the_limit_ends_the_stream_of_its_sender(server: Se
             await again.plugin["xep_0199"].send_ping(bob.boundjid, timeout=SOON)
 
 
+async def test_a_stanza_that_is_nested_deeply_harms_nobody_but_its_sender(server: Server) -> None:
+    levels = server.config.max_stanza // 16
+    async with client(server, "alice") as alice, client(server, "bob") as bob:
+        alice.send_raw("<message to='ghost@nowhere.test'>" + "<a>" * levels + "</a>" * levels)
+        alice.send_raw("</message><presence/>")
+        async with client(server, "alice") as again:
+            await again.plugin["xep_0199"].send_ping(bob.boundjid, timeout=SOON)
+
+
 async def test_a_component_joins_with_its_secret(server: Server) -> None:
     async with component(server, SECRET) as dispatcher, client(server, "alice") as alice:
         came = inbox(dispatcher, "message")

@@ -302,7 +302,8 @@ class Seat:
             self._trouble = Flooded(stanza.sender)
 
     def _read(self, stanza: Stanza) -> Sequence[Said]:
-        if stanza.body is None:
+        # An error may send back what it is about (RFC 6120, 8.3.1).
+        if stanza.body is None or stanza.type == "error":
             return []
         try:
             # First by the codec, which knows every rule; the checks look at what was said.

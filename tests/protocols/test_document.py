@@ -15,11 +15,11 @@ import pytest
 
 from spinal.agents import Agent
 from spinal.agents.group import PATIENCE as GROUP
-from spinal.agents.life import HEARTBEAT, PAUSE, Life
+from spinal.agents.life import DRAIN, HEARTBEAT, PAUSE, TAKE_WITHIN, Life
 from spinal.bus import Client, commands
 from spinal.bus.calls import PATIENCE
 from spinal.bus.link import ACK_DELAY, INSIST, RESEND
-from spinal.bus.requests import ANSWER_WINDOW, BATCH_WINDOW, KEEP, MAX_PAUSE
+from spinal.bus.requests import ANSWER_WINDOW, BATCH_WINDOW, KEEP, LATE_BY, MAX_PAUSE
 from spinal.bus.requests import Request as REQUEST
 from spinal.bus.session import GRACE
 from spinal.bus.visible import FEATURES as _NAMES
@@ -159,6 +159,7 @@ TIMES: Sequence[tuple[str, str, str]] = (
     ("an agent answers the stanza of one op, after at most", _span(ANSWER_WINDOW), "6.2"),
     ("and that of a batch, after its first answer", _span(BATCH_WINDOW), "6.8"),
     ("a caller says an op again whose stanza is not answered, after", _span(RESEND), "6.6"),
+    ("an id is remembered after the deadline of its op, for", _span(LATE_BY), "3"),
     ("a final is acknowledged, within", _span(1.0), "6.2"),
     ("an ack or a cancel that is not answered is said again, for", _span(INSIST), "6.6"),
     (
@@ -178,6 +179,8 @@ TIMES: Sequence[tuple[str, str, str]] = (
     ("a final for a dispatcher that is gone goes to another one, after", _span(GRACE), "6.6"),
     ("an agent advertises at least every", f"{_span(HEARTBEAT)}, and a tenth more or less", "7"),
     ("and no sooner again than after", _span(PAUSE), "7"),
+    ("an agent that shuts down gives what runs", _span(DRAIN), "7"),
+    ("and then the acknowledgements", _span(TAKE_WITHIN), "7"),
     ("an agent that has said nothing is suspect, after", _span(SUSPECT_AFTER), "16.5"),
     ("and forgotten, with its attempts, after", _span(LEASE), "16.5"),
     ("an attempt that was sent before an advertisement is in it, if by", _span(REPORT_AGE), "6.6"),

@@ -245,6 +245,17 @@ class PutOff(_Of):
             self.take(stanza)
 
 
+class Unaware(Lie):
+    """Does not see that a caller has gone."""
+
+    def __init__(self, resource: str) -> None:
+        self._resource = resource
+
+    def hears(self, stanza: Stanza) -> None:
+        if not (stanza.type == "unavailable" and stanza.sender.endswith(self._resource)):
+            self.take(stanza)
+
+
 class Forgets(_Of):
     """Answers a cancel of a call that it does not know, and forgets it."""
 
@@ -489,6 +500,7 @@ LIES: Final[dict[str, Callable[[], Lie]]] = {
         lambda event: event | {"state": "unknown"} if event.get("state") == "late" else event
     ),
     "6.3": lambda: Forgets("6.3"),
+    "6.4": lambda: Unaware("/vanishes"),
     "7.1": lambda: Late("7.1", 2.0),
     "7.2": lambda: SaysStanzas(_once("7.2")),
     "7.3": lambda: Says("7.3", lambda event: _reason(event, "already-done", "refused")),

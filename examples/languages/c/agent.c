@@ -18,8 +18,15 @@
 #define TEXT (JSON_COMPACT | JSON_ENCODE_ANY | JSON_ENSURE_ASCII) // XML cannot hold U+FFFE
 #define JSON(...) #__VA_ARGS__
 
-enum { TICK = 5, SECOND = 1000, HEARTBEAT = 5 * SECOND, KEPT = 10 * SECOND, BACKOFF = 30 * SECOND }; // milliseconds
-enum { STANZA = 61440, INLINE = 32768, LEVELS = 32 };                                                // section 11
+enum {
+    TICK = 5,
+    SECOND = 1000,
+    HEARTBEAT = 5 * SECOND,
+    KEPT = 10 * SECOND,
+    GRACE = 10 * SECOND,
+    BACKOFF = 30 * SECOND
+};                                                                              // milliseconds
+enum { STANZA = 61440, INLINE = 32768, LEVELS = 32 };                           // section 11
 enum { CALLS = 5000, SLOTS = 1000, WAITERS = 8, PEERS = 10000, NAMES = 10000 }; // what is remembered
 
 // ---- Operations: each gives its answer, and says how many seconds it takes. Its arguments fit its description.
@@ -106,8 +113,8 @@ struct reply { // to a stanza
     json_t *answers;
 };
 
-static struct call { // an exchange, until some time after its deadline
-    char *key;
+static struct call {  // an exchange, until some time after its deadline
+    char *key, *from; // who asked last
     json_t *answer;
     json_int_t due, deadline;
     bool ended;
@@ -309,10 +316,13 @@ static void wait_for(struct call *call, struct reply reply) {
 static void sweep(void) {
     json_int_t t = now(CLOCK_MONOTONIC);
     for (struct call *call = calls + known; call-- > calls;) {
+        json_int_t gone = json_integer_value(json_object_get(greeted, call->from ? call->from : ""));
         if (!call->ended && call->due <= t) end(call, NULL);
+        if (!call->ended && gone && gone + GRACE <= t) end(call, "cancelled");
         if (!call->ended && call->deadline <= t) end(call, "deadline");
         if (!call->ended || call->deadline + KEPT > t) continue;
         free(call->key);
+        free(call->from);
         json_decref(call->answer);
         *call = calls[--known];
     }
@@ -376,7 +386,11 @@ static void take(xmpp_stanza_t *iq, json_t *events) {
         if (is(event.type, "describe") && is(event.hash, hash)) json_array_append(reply.answers, description);
     }
     xmpp_free(ctx, caller);
-    if (call && !call->ended) return wait_for(call, reply);
+    if (call && !call->ended) {
+        free(call->from);
+        call->from = strdup(from);
+        return wait_for(call, reply);
+    }
     if (call) json_array_append(reply.answers, call->answer);
     say(reply.result, NULL, reply.answers);
 }
@@ -403,12 +417,14 @@ static int on_iq(xmpp_conn_t *c, xmpp_stanza_t *iq, void *unused) {
 static int on_presence(xmpp_conn_t *c, xmpp_stanza_t *presence, void *unused) {
     const char *from = xmpp_stanza_get_from(presence), *type = xmpp_stanza_get_type(presence);
     if (!from || !is_allowed(from) || !(type || xmpp_stanza_get_child_by_name_and_ns(presence, "x", NS))) return 1;
+    json_t *met = json_object_get(greeted, from); // 0 while it is here, else since when it is gone
     if (type) {
-        json_object_del(greeted, from);
+        if (met) json_integer_set(met, now(CLOCK_MONOTONIC));
     } else if (is_dispatcher(from)) {
         changed = true;
-    } else if (!json_object_get(greeted, from) && json_object_size(greeted) < PEERS) {
-        json_object_set_new(greeted, from, json_true());
+    } else if (!met || json_integer_value(met)) {
+        if (json_object_size(greeted) == PEERS) json_object_clear(greeted); // who is here is greeted again
+        json_object_set_new(greeted, from, json_integer(0));
         say(xmpp_presence_new(ctx), from,
             json_pack(
                 "[{s:s, s:s, s:I, s:[s]}]", "type", "hello", "role", "agent", "epoch", epoch, "features", "cancel"));

@@ -13,6 +13,9 @@ from ..trial import Trial
 from ..verdict import Wrong
 
 ANSWERED: Final = Chapter(5, "Cancels that are answered")
+#: Seconds that a caller may be gone.
+GRACE: Final = 10.0
+
 CHAPTER: Final = Chapter(6, "Cancel", feature="cancel")
 
 
@@ -57,6 +60,21 @@ async def tombstone(trial: Trial) -> None:
         raise Wrong("error with the reason cancelled each time", end.stanza, exchange.asked)
     if (count := await trial.runs(name)) != 0:
         raise Wrong(f"that it never ran; it was begun {count} times", trial.caller.log[-1])
+
+
+@CHAPTER.check("7", "the calls of a caller that is gone for 10 s are cancelled")
+async def vanished(trial: Trial) -> None:
+    event = trial.event("work", {"name": trial.id(), "seconds": 40}, left=60_000)
+    async with trial.sit("caller", "vanishes") as seat:
+        seat.hello(trial.agent, "caller")
+        seat.start(event, trial.agent)
+        await asyncio.sleep(0.5)
+    await asyncio.sleep(GRACE + 1.5)
+    exchange = trial.caller.start(event, trial.agent)
+    end = await exchange.hear("accepted", "final", "error")
+    if end.type != "final" or end.reason != "cancelled":
+        await trial.caller.ask([{"type": "cancel", "id": exchange.id}], trial.agent)
+        raise Wrong("the final of a call that was cancelled", end.stanza, exchange.asked)
 
 
 async def _cancel(trial: Trial, exchange: Exchange, state: str) -> None:

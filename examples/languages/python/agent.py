@@ -1,4 +1,4 @@
-"""An agent for a Spinal bus on aioxmpp: the core profile, cancel and progress. See README.md."""
+"""An agent for a Spinal bus on aioxmpp: the core profile and cancel. README.md says more."""
 
 import asyncio
 import contextlib
@@ -19,30 +19,33 @@ import aiosasl
 import aioxmpp
 
 log = logging.getLogger("agent")
-FEATURES, EPOCH = ["cancel"], int(time.time() * 1000)
-SLOTS, CALLS, PEERS, WAITING = 64, 10_000, 10_000, 8
-READ, STANZA, INLINE, LEVELS = 1 << 20, 61_440, 32_768, 32
+EPOCH, FEATURES = int(time.time() * 1000), ["cancel"]
+SLOTS, CALLS, PEERS, STANZAS = 64, 10_000, 10_000, 8
+INLINE, LEVELS = 32_768, 32
 
 
 class Problem(Exception):
-    """The operation was started and ended badly: one of the reasons of section 9.1, and why."""
+    """The operation was started and ended badly: a reason of section 9.1, and why."""
 
-    def __init__(self, reason, text, **more):
+    event = "final"
+
+    def __init__(self, reason, text):
         super().__init__(text)
-        self.problem = {"reason": reason, "text": text, **more}
+        self.said = {"type": self.event, "problem": {"reason": reason, "text": text}}
 
 
 class Refused(Problem):
     """The operation was not started."""
 
+    event = "error"
 
-# The operations. The arguments of a function and their description are one thing.
+
+# The operations. What a function takes and what its description says are one thing.
 
 OPERATIONS = {}
 TEXT = {"type": "string", "maxLength": 1000}
 NAME = {"type": "string", "maxLength": 64}
 TIMES = {"type": "integer", "minimum": 1, "maximum": 1000, "default": 1}
-STEPS = {"type": "integer", "minimum": 1, "maximum": 100}
 SECONDS = {"type": "number", "minimum": 0, "maximum": 600, "default": 0}
 
 
@@ -58,13 +61,13 @@ def operation(path, *, safe=True, timeout=60, **arguments):
 
 
 @operation("/conform/echo", value={})
-async def echo(tell, value):
+async def echo(value):
     """Give the value back."""
     return value
 
 
 @operation("/conform/repeat", text=TEXT, times=TIMES)
-async def repeat(tell, text, times):
+async def repeat(text, times):
     """Give the text so many times."""
     return text * times
 
@@ -73,7 +76,7 @@ begun = {}
 
 
 @operation("/conform/work", safe=False, timeout=600, name=NAME, seconds=SECONDS)
-async def work(tell, name, seconds):
+async def work(name, seconds):
     """Wait, and count the beginnings under this name."""
     count = begun[name] = begun.pop(name, 0) + 1
     if len(begun) > 10_000:
@@ -83,24 +86,15 @@ async def work(tell, name, seconds):
 
 
 @operation("/conform/fail", text=TEXT)
-async def fail(tell, text):
+async def fail(text):
     """Begin, and fail."""
     raise Problem("failed", text)
 
 
 @operation("/conform/refuse", text=TEXT)
-async def refuse(tell, text):
+async def refuse(text):
     """Refuse."""
     raise Refused("refused", text)
-
-
-@operation("/conform/report", steps=STEPS)
-async def report(tell, steps):
-    """Tell of each step."""
-    for step in range(1, steps + 1):
-        tell(type="progress", done=step, total=steps)
-        tell(type="log", text=f"step {step}")
-    return steps
 
 
 # What comes is checked, and events (section 5) in the same way as arguments (section 8.1).
@@ -111,7 +105,7 @@ ID = {"type": "string", "pattern": r"^[!-~]{1,128}\Z"}
 ATTEMPT = {"type": "integer", "minimum": 1, "maximum": 1_000_000, "default": 1}
 PATH = {"type": "string", "pattern": r"^(/|(/[^/\s*?{}\[\]<>\"'\\]+)+)\Z", "maxLength": 512}
 LEFT = {"type": "integer", "minimum": 0, "maximum": 31_622_400_000}
-MUST, ARGS = {"type": "array", "default": []}, {"type": "object", "default": {}}
+ARGS, MUST = {"type": "object", "default": {}}, {"type": "array", "items": NAME, "default": []}
 LIFE = {"type": "integer", "minimum": 0, "default": EPOCH}
 OP = {"id": ID, "attempt": ATTEMPT, "op": PATH, "left": LEFT}
 OP |= {"args": ARGS, "epoch": LIFE, "must": MUST}
@@ -120,24 +114,25 @@ EVENTS = {"op": OP, "cancel": CANCEL, "describe": {"hash": NAME}}
 
 
 def fits(schema, value):
-    wanted = TYPES[schema["type"]] if "type" in schema else object
-    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not object):
+    if not schema:
+        return True
+    if isinstance(value, bool) or not isinstance(value, TYPES[schema["type"]]):
         return False
+    if isinstance(value, list):
+        return all(fits(schema["items"], item) for item in value)
     if isinstance(value, str):
         right = re.search(schema.get("pattern", ""), value)
-        return right is not None and len(value) <= schema.get("maxLength", len(value))
+        return right is not None and len(value) <= schema.get("maxLength", 128)
     if isinstance(value, int | float):
-        return schema.get("minimum", value) <= value <= schema.get("maximum", value)
+        return schema["minimum"] <= value <= schema.get("maximum", value)
     return True
 
 
 def fitting(schemas, values):
     """The values that the schemas name, with their defaults."""
     for name, schema in schemas.items():
-        if name not in values and "default" not in schema:
-            raise Refused("bad-arguments", f"'{name}' is missing", argument=name)
-        if name in values and not fits(schema, values[name]):
-            raise Refused("bad-arguments", f"'{name}' does not fit", argument=name)
+        if not ("default" in schema if name not in values else fits(schema, values[name])):
+            raise Refused("bad-arguments", f"'{name}' is missing or does not fit")
     return {name: values.get(name, schema.get("default")) for name, schema in schemas.items()}
 
 
@@ -151,18 +146,21 @@ whole, real = partial(number, int, 2**53), partial(number, float, float("inf"))
 decode = json.JSONDecoder(parse_int=whole, parse_float=real, parse_constant=real).decode
 
 
+def encode(value):
+    """JSON text without what XML cannot hold."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return text.translate({ord(c): f"\\u{ord(c):04x}" for c in "&<>\ufffe\uffff"})
+
+
 def levels(value):
     inner = value.values() if isinstance(value, dict) else value
     return 1 + max(map(levels, inner), default=0) if isinstance(value, dict | list) else 0
 
 
-UNREADABLE = ValueError, RecursionError, Refused
-
-
 def read(text):
-    """The type and the members of each event that is known; raises what `UNREADABLE` lists."""
+    """The events that this agent knows; raises one of `MALFORMED` if any breaks a rule."""
     events = decode(text)
-    write(events).encode()  # refuses lone surrogates
+    encode(events).encode()  # refuses lone surrogates
     if not isinstance(events, list) or levels(events) > 1 + LEVELS:
         raise ValueError("the text is not a list of events")
     for event in events:
@@ -172,10 +170,7 @@ def read(text):
     return [(e["type"], fitting(EVENTS[e["type"]], e)) for e in said if e["type"] in EVENTS]
 
 
-def write(value):
-    """JSON text without what XML cannot hold."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return text.translate({ord(c): f"\\u{ord(c):04x}" for c in "&<>\ufffe\uffff"})
+MALFORMED = ValueError, RecursionError, Refused
 
 
 # Stanzas.
@@ -200,55 +195,31 @@ class Reason(Element):
 
 
 aioxmpp.IQ.as_payload_class(X)
-aioxmpp.Message.spinal = aioxmpp.xso.Child([X])
 aioxmpp.Presence.spinal = aioxmpp.xso.Child([X])
 aioxmpp.stanza.Error.as_application_condition(Reason)
 
 
-def error_stanza(reason, text):
-    """What to raise so that none of the stanza is taken; section 9.2."""
-    condition = {"too-large": "POLICY_VIOLATION", "not-allowed": "FORBIDDEN"}.get(reason)
-    kind = aioxmpp.XMPPAuthError if reason == "not-allowed" else aioxmpp.errors.XMPPModifyError
-    condition = aioxmpp.ErrorCondition[condition or "BAD_REQUEST"]
+def untaken(reason, text, condition="BAD_REQUEST", kind=aioxmpp.errors.XMPPModifyError):
+    """What to raise so that nothing of a stanza is taken; section 9.2."""
+    condition = aioxmpp.ErrorCondition[condition]
     return kind(condition, text, application_defined_condition=Reason(reason))
 
 
-class Call:
-    """An exchange: its task, who asked last, and the stanzas that wait."""
-
-    def __init__(self, task):
-        self.task, self.sender, self.waiting = task, None, deque()
-
-    def answer(self):
-        if self.task.cancelled():
-            return {"type": "final", "problem": {"reason": "cancelled"}}
-        if (error := self.task.exception()) is None:
-            return {"type": "final", "value": self.task.result()}
-        problem = getattr(error, "problem", {"reason": "failed"})
-        return {"type": "error" if isinstance(error, Refused) else "final", "problem": problem}
-
-
 class Agent:
+    description = encode({"ops": {path: about for path, (_, about) in OPERATIONS.items()}})
+    hash = hashlib.sha256(description.encode()).hexdigest()
+
     def __init__(self, client, dispatchers):
         self.client, self.dispatchers = client, dispatchers
-        self.calls, self.running, self.greeted, self.state = {}, set(), set(), "available"
+        self.state, self.calls, self.running, self.greeted = "available", {}, set(), set()
         self.changed = asyncio.Event()
-        self.description = write({"ops": {path: about for path, (_, about) in OPERATIONS.items()}})
-        self.hash = hashlib.sha256(self.description.encode()).hexdigest()
-        self.handlers = {"op": self.op, "cancel": self.cancel, "describe": self.describe}
         client.stream.register_iq_request_handler(aioxmpp.IQType.SET, X, self.on_iq)
         client.stream.on_presence_received.connect(self.on_presence)
         client.on_stream_established.connect(self.on_stream)
 
-    def send(self, stanza, **event):
-        """What cannot be sent now is not missed: on a new stream it is said again, or asked for."""
-        stanza.spinal = X(write([event])) if event else None
-        if self.client.established:
-            self.client.enqueue(stanza)
-
     def on_stream(self):
         self.greeted.clear()
-        self.send(aioxmpp.Presence())
+        self.client.enqueue(aioxmpp.Presence())
         self.changed.set()
         print("online", self.client.local_jid, flush=True)
 
@@ -256,23 +227,24 @@ class Agent:
         sender = presence.from_
         if presence.type_ is not aioxmpp.PresenceType.AVAILABLE:
             self.greeted.discard(sender)
-        elif presence.spinal is None or not self.may_ask(sender):
-            return
-        elif sender in self.dispatchers:
+        elif presence.spinal and self.may_ask(sender):
             self.changed.set()
-        elif sender not in self.greeted and len(self.greeted) < PEERS:
-            self.greeted.add(sender)
-            told = {"role": "agent", "epoch": EPOCH, "features": FEATURES}
-            self.send(aioxmpp.Presence(to=sender), type="hello", **told)
+            if sender not in self.greeted and len(self.greeted) < PEERS:
+                self.greeted.add(sender)
+                self.tell(sender, type="hello", role="agent")
+
+    def tell(self, to, **said):
+        presence = aioxmpp.Presence(to=to)
+        presence.spinal = X(encode([{**said, "epoch": EPOCH, "features": FEATURES}]))
+        self.client.enqueue(presence)
 
     async def advertise(self):
         """On change, at most once a second, and every 5 s; section 7."""
         while True:
             self.changed.clear()
-            told = {"hash": self.hash, "epoch": EPOCH, "features": FEATURES}
-            told |= {"state": self.state, "slots": SLOTS, "busy": len(self.running)}
-            for dispatcher in self.dispatchers:
-                self.send(aioxmpp.Presence(to=dispatcher), type="advertisement", **told)
+            said = {"hash": self.hash, "state": self.state, "slots": SLOTS}
+            for to in self.dispatchers if self.client.established else ():
+                self.tell(to, type="advertisement", busy=len(self.running), **said)
             await asyncio.sleep(1)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.changed.wait(), random.uniform(3.5, 4.5))
@@ -282,47 +254,31 @@ class Agent:
 
     async def on_iq(self, iq):
         if iq.from_ is None or not self.may_ask(iq.from_):
-            raise error_stanza("not-allowed", "you may not ask here")
-        if len(iq.payload.text) > READ:
-            raise error_stanza("too-large", "the text is too large")
+            raise untaken("not-allowed", "not allowed", "FORBIDDEN", aioxmpp.XMPPAuthError)
         try:
             events = read(iq.payload.text)
-        except UNREADABLE as error:
-            raise error_stanza("malformed", str(error)[:200]) from None
-        if sum(kind == "op" for kind, _ in events) > 1:
-            raise error_stanza("too-large", "one op in a stanza")
-        answers = await asyncio.gather(*(self.answer(iq.from_, *event) for event in events))
-        text = write([answer for answer in answers if answer])
-        if len(text.encode()) > STANZA:
-            raise error_stanza("too-large", "the answers are too large")
-        return X(text) if any(answers) else None
-
-    async def answer(self, sender, kind, event):
-        said = await self.handlers[kind](sender, event)
-        return said and {**said, **exchange(event)}
+        except MALFORMED as error:
+            raise untaken("malformed", str(error)[:200]) from None
+        if len(events) > 1:
+            raise untaken("too-large", "one event at a time", "POLICY_VIOLATION")
+        answer = None
+        for kind, event in events:
+            answer = await getattr(self, kind)(iq.from_, event)
+        return X(encode([answer])) if answer else None
 
     async def describe(self, sender, event):
-        if event["hash"] == self.hash:
-            return {"type": "description", "hash": self.hash, "text": self.description}
+        said = {"type": "description", "hash": self.hash, "text": self.description}
+        return said if event["hash"] == self.hash else None
 
     def key(self, sender, event):
         """All dispatchers are one caller; section 5."""
         owner = "dispatchers" if sender in self.dispatchers else sender.bare()
         return owner, event["id"], event["attempt"]
 
-    def begin(self, key, left, work):
-        """Start a call, and know it until its deadline and 10 s more."""
-        call = self.calls[key] = Call(asyncio.create_task(work))
+    def remember(self, key, left, task):
+        """Until the deadline, and 10 s more."""
+        self.calls[key] = task, deque()
         asyncio.get_running_loop().call_later(left / 1000 + 10, self.calls.pop, key)
-        self.running.add(call.task)
-        call.task.add_done_callback(self.ended)
-        self.changed.set()
-
-    def ended(self, task):
-        self.running.discard(task)
-        self.changed.set()
-        if not task.cancelled() and not isinstance(task.exception(), Problem | None):
-            log.error("an operation failed: %r", task.exception())
 
     async def op(self, sender, op):
         key = self.key(sender, op)
@@ -330,62 +286,70 @@ class Agent:
             full = len(self.running) >= SLOTS or len(self.calls) >= CALLS
             causes = {"expired": not op["left"], "draining": self.state == "draining", "busy": full}
             for reason in filter(causes.get, causes):
-                return {"type": "error", "problem": {"reason": reason}}
-            self.begin(key, op["left"], self.perform(key, op))
-        call = self.calls[key]
-        call.sender = sender
-        again = {"again": True} if call.task.done() else {}
-        waiter = asyncio.get_running_loop().create_future()
-        call.waiting.append(waiter)
-        if len(call.waiting) > WAITING:
-            call.waiting.popleft().cancel()
-        await asyncio.wait([call.task, waiter], return_when=asyncio.FIRST_COMPLETED)
-        return {**call.answer(), **again} if call.task.done() else None
+                return answer(op, Refused(reason, f"it is refused as {reason}").said)
+            self.remember(key, op["left"], asyncio.create_task(self.perform(op)))
+        task, stanzas = self.calls[key]
+        stanzas.append(asyncio.get_running_loop().create_future())
+        newest = stanzas[-1]
+        if len(stanzas) > STANZAS:
+            stanzas.popleft().cancel()
+        await asyncio.wait([task, newest], return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
 
-    async def perform(self, key, op):
-        function, about = OPERATIONS.get(op["op"], (None, None))
-        if op["epoch"] != EPOCH:
-            raise Refused("stale-epoch", "the agent was restarted")
-        if any(name not in OP.keys() | FEATURES for name in op["must"]):
-            raise Refused("not-understood", "it must not be asked what it does not understand")
-        if function is None:
-            raise Refused("unknown-op", "the agent does not offer this operation")
-        schemas = about["args"]["properties"]
-        for name in op["args"].keys() - schemas.keys():
-            raise Refused("bad-arguments", "there is no such argument", argument=name[:256])
-        args = fitting(schemas, op["args"])
-
-        def tell(**event):
-            headline = aioxmpp.Message(aioxmpp.MessageType.HEADLINE, to=self.calls[key].sender)
-            self.send(headline, **event, **exchange(op))
-
+    async def perform(self, op):
+        """Run an operation, and give the event that says how it ended."""
+        self.running.add(asyncio.current_task())
+        self.changed.set()
         try:
-            async with asyncio.timeout(min(op["left"] / 1000, about["timeout"])):
-                value = await function(tell, **args)
+            function, args = chosen(**op)
+            async with asyncio.timeout(op["left"] / 1000):
+                said = {"type": "final", "value": await function(**args)}
+            if len(encode(said).encode()) > INLINE:
+                raise Problem("too-large", "the result is too large")
+        except asyncio.CancelledError:
+            said = Problem("cancelled", "it was cancelled").said
         except TimeoutError:
-            raise Problem("deadline", "the deadline passed") from None
-        if len(write(value).encode()) > INLINE:
-            raise Problem("too-large", "the result is too large")
-        return value
+            said = Problem("deadline", "the deadline passed").said
+        except Problem as problem:
+            said = problem.said
+        except Exception:
+            log.exception("an operation failed")
+            said = Problem("failed", "the operation failed").said
+        self.running.discard(asyncio.current_task())
+        self.changed.set()
+        return answer(op, said)
 
     async def cancel(self, sender, event):
         key = self.key(sender, event)
-        if call := self.calls.get(key):
-            state = "late" if call.task.done() else "cancelled"
-            call.task.cancel()
-        else:
-            state = "unknown"
-            if len(self.calls) < CALLS:
-                self.begin(key, event["left"], overtaken())
-        return {"type": "cancelled", "state": state}
+        state = "unknown"
+        if key in self.calls:
+            task, _ = self.calls[key]
+            state = "cancelled" if task.cancel() else "late"
+        elif len(self.calls) < CALLS:
+            tombstone = asyncio.get_running_loop().create_future()
+            refused = Refused("cancelled", "it was cancelled before it came")
+            tombstone.set_result(answer(event, refused.said))
+            self.remember(key, event["left"], tombstone)
+        return answer(event, {"type": "cancelled", "state": state})
 
 
-async def overtaken():
-    raise Refused("cancelled", "it was cancelled before it came")
+def answer(event, said):
+    return {**said, "id": event["id"], "attempt": event["attempt"]}
 
 
-def exchange(event):
-    return {name: event[name] for name in ("id", "attempt") if name in event}
+def chosen(op, args, epoch, must, **_):
+    """The function and what it is called with, unless it is to be refused; section 3."""
+    if epoch != EPOCH:
+        raise Refused("stale-epoch", "the agent was restarted")
+    if not OP.keys() | FEATURES >= set(must):
+        raise Refused("not-understood", "something that must be understood is not")
+    if op not in OPERATIONS:
+        raise Refused("unknown-op", "the agent does not offer this operation")
+    function, about = OPERATIONS[op]
+    schemas = about["args"]["properties"]
+    if not schemas.keys() >= args.keys():
+        raise Refused("bad-arguments", "there is no such argument")
+    return function, fitting(schemas, args)
 
 
 # The connection.
@@ -411,27 +375,27 @@ async def no_discovery(*_args, **_options):
     return []
 
 
+async def password(*_):
+    return Path(os.environ["SPINAL_PASSWORD_FILE"]).read_text().strip()
+
+
 async def main():
     aioxmpp.node.discover_connectors = no_discovery
-    address = aioxmpp.JID.fromstr(os.environ["SPINAL_ADDRESS"]).replace(resource="agent")
-    password = Path(os.environ["SPINAL_PASSWORD_FILE"]).read_text().strip()
-    dispatchers = {aioxmpp.JID.fromstr(each) for each in os.environ["SPINAL_DISPATCHER"].split()}
-    servers = [server.rsplit(":", 1) for server in os.environ["SPINAL_SERVER"].split()]
+    address, servers, dispatchers = (
+        os.environ[f"SPINAL_{name}"].split() for name in ("ADDRESS", "SERVER", "DISPATCHER")
+    )
     starttls = aioxmpp.connector.STARTTLSConnector()
-
-    async def give_password(_jid, _attempt):
-        return password
-
-    make_context = aioxmpp.security_layer.default_ssl_context
-    scram = Scram(give_password, max_auth_attempts=1)
+    peers = [(host, int(port), starttls) for host, port in (s.rsplit(":", 1) for s in servers)]
+    context = aioxmpp.security_layer.default_ssl_context
+    scram = Scram(password, max_auth_attempts=1)
     client = aioxmpp.Client(
-        address,
-        aioxmpp.security_layer.SecurityLayer(make_context, OwnAuthority, True, [scram]),
-        override_peer=[(host, int(port), starttls) for host, port in servers],
+        aioxmpp.JID.fromstr(address[0]).replace(resource="agent"),
+        aioxmpp.security_layer.SecurityLayer(context, OwnAuthority, True, [scram]),
+        override_peer=peers,
         max_initial_attempts=None,
     )
     client.resumption_timeout = 0  # a dead agent is seen as dead at once
-    agent = Agent(client, dispatchers)
+    agent = Agent(client, set(map(aioxmpp.JID.fromstr, dispatchers)))
     failure, stopped = client.on_failure.future(), client.on_stopped.future()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, failure.cancel)
     client.start()
@@ -449,7 +413,6 @@ async def main():
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(message)s")
     try:
         asyncio.run(main())
     except KeyError as missing:

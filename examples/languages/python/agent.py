@@ -1,4 +1,4 @@
-"""An agent for a Spinal bus on aioxmpp: the core profile and cancel. README.md says more."""
+"""An agent for a Spinal bus on aioxmpp, with the core profile. README.md says more."""
 
 import asyncio
 import contextlib
@@ -12,32 +12,25 @@ import signal
 import sys
 import time
 from collections import deque
-from functools import partial
+from math import inf
 from pathlib import Path
 
 import aiosasl
 import aioxmpp
+from aioxmpp import security_layer
+from aioxmpp.security_layer import default_ssl_context
 
-log = logging.getLogger("agent")
-EPOCH, FEATURES = int(time.time() * 1000), ["cancel"]
+EPOCH = int(time.time() * 1000)
 SLOTS, CALLS, PEERS, STANZAS = 64, 10_000, 10_000, 8
 INLINE, LEVELS = 32_768, 32
 
 
 class Problem(Exception):
-    """The operation was started and ended badly: a reason of section 9.1, and why."""
-
-    event = "final"
-
-    def __init__(self, reason, text):
-        super().__init__(text)
-        self.said = {"type": self.event, "problem": {"reason": reason, "text": text}}
+    """The operation was started and ended badly: a reason of section 9.1, and a sentence."""
 
 
 class Refused(Problem):
     """The operation was not started."""
-
-    event = "error"
 
 
 # The operations. What a function takes and what its description says are one thing.
@@ -97,53 +90,67 @@ async def refuse(text):
     raise Refused("refused", text)
 
 
-# What comes is checked, and events (section 5) in the same way as arguments (section 8.1).
-# Of an event only those members stand here that this agent uses.
+# What comes is checked: arguments by the keywords of their schema (section 8.1), and of an event
+# (section 5) those members that this agent uses by the same.
 
-TYPES = {"string": str, "integer": int, "number": int | float, "object": dict, "array": list}
-ID = {"type": "string", "pattern": r"^[!-~]{1,128}\Z"}
-ATTEMPT = {"type": "integer", "minimum": 1, "maximum": 1_000_000, "default": 1}
-PATH = {"type": "string", "pattern": r"^(/|(/[^/\s*?{}\[\]<>\"'\\]+)+)\Z", "maxLength": 512}
-LEFT = {"type": "integer", "minimum": 0, "maximum": 31_622_400_000}
-ARGS, MUST = {"type": "object", "default": {}}, {"type": "array", "items": NAME, "default": []}
-LIFE = {"type": "integer", "minimum": 0, "default": EPOCH}
-OP = {"id": ID, "attempt": ATTEMPT, "op": PATH, "left": LEFT}
-OP |= {"args": ARGS, "epoch": LIFE, "must": MUST}
-CANCEL = {"id": ID, "attempt": ATTEMPT, "left": {**LEFT, "default": 60_000}}
-EVENTS = {"op": OP, "cancel": CANCEL, "describe": {"hash": NAME}}
+TYPES = {"string": [str], "integer": [int], "number": [int, float]}
+TYPES |= {"object": [dict], "array": [list]}
+KEYWORDS = {
+    "type": lambda value, kind: type(value) in TYPES[kind],
+    "minimum": lambda value, least: value >= least,
+    "maximum": lambda value, most: value <= most,
+    "maxLength": lambda value, most: len(value) <= most,
+    "pattern": lambda value, pattern: re.search(pattern, value),
+    "items": lambda values, schema: all(fits(schema, value) for value in values),
+}
+OP = {
+    "id": {"type": "string", "pattern": r"\A[!-~]{1,128}\Z"},
+    "attempt": {"type": "integer", "minimum": 1, "maximum": 1_000_000, "default": 1},
+    "op": {"type": "string", "maxLength": 512, "pattern": r"\A(/|(/[^/\s*?{}\[\]<>\"'\\]+)+)\Z"},
+    "left": {"type": "integer", "minimum": 0, "maximum": 31_622_400_000},
+    "args": {"type": "object", "default": {}},
+    "epoch": {"type": "integer", "minimum": 0, "default": EPOCH},
+    "must": {"type": "array", "items": NAME, "default": []},
+}
+EVENTS = {"op": OP, "describe": {"hash": NAME}}
 
 
 def fits(schema, value):
-    if not schema:
-        return True
-    if isinstance(value, bool) or not isinstance(value, TYPES[schema["type"]]):
-        return False
-    if isinstance(value, list):
-        return all(fits(schema["items"], item) for item in value)
-    if isinstance(value, str):
-        right = re.search(schema.get("pattern", ""), value)
-        return right is not None and len(value) <= schema.get("maxLength", 128)
-    if isinstance(value, int | float):
-        return schema["minimum"] <= value <= schema.get("maximum", value)
-    return True
+    return all(holds(value, schema[word]) for word, holds in KEYWORDS.items() if word in schema)
 
 
 def fitting(schemas, values):
     """The values that the schemas name, with their defaults."""
     for name, schema in schemas.items():
-        if not ("default" in schema if name not in values else fits(schema, values[name])):
+        if not (fits(schema, values[name]) if name in values else "default" in schema):
             raise Refused("bad-arguments", f"'{name}' is missing or does not fit")
     return {name: values.get(name, schema.get("default")) for name, schema in schemas.items()}
 
 
-def number(kind, limit, digits):
-    if not abs(value := kind(digits)) < limit:
+def check(value, levels):
+    """Sections 4 and 11: numbers that all languages can hold, and not too many levels."""
+    if isinstance(value, int | float) and not abs(value) < (2**53 if type(value) is int else inf):
         raise ValueError("a number is too large")
-    return value
+    if isinstance(value, dict | list):
+        if not levels:
+            raise ValueError("there are too many levels")
+        for item in value.values() if isinstance(value, dict) else value:
+            check(item, levels - 1)
 
 
-whole, real = partial(number, int, 2**53), partial(number, float, float("inf"))
-decode = json.JSONDecoder(parse_int=whole, parse_float=real, parse_constant=real).decode
+def read(text):
+    """The events that this agent knows; raises one of `MALFORMED` if any breaks a rule."""
+    events = json.loads(text)
+    check(events, 1 + LEVELS)
+    encode(events).encode()  # refuses lone surrogates
+    if not isinstance(events, list) or not all(isinstance(event, dict) for event in events):
+        raise ValueError("the text is not a list of events")
+    said = [{name: value for name, value in e.items() if value is not None} for e in events]
+    kinds = [fitting({"type": {"type": "string"}}, event)["type"] for event in said]
+    return [(k, fitting(EVENTS[k], e)) for k, e in zip(kinds, said, strict=True) if k in EVENTS]
+
+
+MALFORMED = ValueError, RecursionError, Refused
 
 
 def encode(value):
@@ -152,33 +159,10 @@ def encode(value):
     return text.translate({ord(c): f"\\u{ord(c):04x}" for c in "&<>\ufffe\uffff"})
 
 
-def levels(value):
-    inner = value.values() if isinstance(value, dict) else value
-    return 1 + max(map(levels, inner), default=0) if isinstance(value, dict | list) else 0
-
-
-def read(text):
-    """The events that this agent knows; raises one of `MALFORMED` if any breaks a rule."""
-    events = decode(text)
-    encode(events).encode()  # refuses lone surrogates
-    if not isinstance(events, list) or levels(events) > 1 + LEVELS:
-        raise ValueError("the text is not a list of events")
-    for event in events:
-        if not isinstance(event, dict) or not isinstance(event.get("type"), str):
-            raise ValueError("an event is an object with a type")
-    said = [{name: value for name, value in e.items() if value is not None} for e in events]
-    return [(e["type"], fitting(EVENTS[e["type"]], e)) for e in said if e["type"] in EVENTS]
-
-
-MALFORMED = ValueError, RecursionError, Refused
-
-
 # Stanzas.
 
 
 class Element(aioxmpp.xso.XSO):
-    UNKNOWN_CHILD_POLICY = aioxmpp.xso.UnknownChildPolicy.DROP
-    UNKNOWN_ATTR_POLICY = aioxmpp.xso.UnknownAttrPolicy.DROP
     text = aioxmpp.xso.Text(default="")
 
     def __init__(self, text):
@@ -211,7 +195,7 @@ class Agent:
 
     def __init__(self, client, dispatchers):
         self.client, self.dispatchers = client, dispatchers
-        self.state, self.calls, self.running, self.greeted = "available", {}, set(), set()
+        self.state, self.running, self.calls, self.greeted = "available", 0, {}, set()
         self.changed = asyncio.Event()
         client.stream.register_iq_request_handler(aioxmpp.IQType.SET, X, self.on_iq)
         client.stream.on_presence_received.connect(self.on_presence)
@@ -231,20 +215,21 @@ class Agent:
             self.changed.set()
             if sender not in self.greeted and len(self.greeted) < PEERS:
                 self.greeted.add(sender)
-                self.tell(sender, type="hello", role="agent")
+                self.tell(sender, {"type": "hello", "role": "agent", "epoch": EPOCH})
 
-    def tell(self, to, **said):
+    def tell(self, to, event):
         presence = aioxmpp.Presence(to=to)
-        presence.spinal = X(encode([{**said, "epoch": EPOCH, "features": FEATURES}]))
+        presence.spinal = X(encode([event]))
         self.client.enqueue(presence)
 
     async def advertise(self):
         """On change, at most once a second, and every 5 s; section 7."""
         while True:
             self.changed.clear()
-            said = {"hash": self.hash, "state": self.state, "slots": SLOTS}
-            for to in self.dispatchers if self.client.established else ():
-                self.tell(to, type="advertisement", busy=len(self.running), **said)
+            said = {"type": "advertisement", "hash": self.hash, "epoch": EPOCH}
+            said |= {"state": self.state, "slots": SLOTS, "busy": self.running}
+            for dispatcher in self.dispatchers if self.client.established else ():
+                self.tell(dispatcher, said)
             await asyncio.sleep(1)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.changed.wait(), random.uniform(3.5, 4.5))
@@ -261,109 +246,86 @@ class Agent:
             raise untaken("malformed", str(error)[:200]) from None
         if len(events) > 1:
             raise untaken("too-large", "one event at a time", "POLICY_VIOLATION")
-        answer = None
-        for kind, event in events:
-            answer = await getattr(self, kind)(iq.from_, event)
-        return X(encode([answer])) if answer else None
+        answers = [await getattr(self, kind)(iq.from_, event) for kind, event in events]
+        return X(encode(answers)) if any(answers) else None
 
     async def describe(self, sender, event):
         said = {"type": "description", "hash": self.hash, "text": self.description}
         return said if event["hash"] == self.hash else None
 
-    def key(self, sender, event):
-        """All dispatchers are one caller; section 5."""
-        owner = "dispatchers" if sender in self.dispatchers else sender.bare()
-        return owner, event["id"], event["attempt"]
-
-    def remember(self, key, left, task):
-        """Until the deadline, and 10 s more."""
-        self.calls[key] = task, deque()
-        asyncio.get_running_loop().call_later(left / 1000 + 10, self.calls.pop, key)
-
     async def op(self, sender, op):
-        key = self.key(sender, op)
+        # All dispatchers are one caller, section 5.
+        owner = "dispatchers" if sender in self.dispatchers else sender.bare()
+        key = owner, op["id"], op["attempt"]
         if key not in self.calls:
-            full = len(self.running) >= SLOTS or len(self.calls) >= CALLS
-            causes = {"expired": not op["left"], "draining": self.state == "draining", "busy": full}
-            for reason in filter(causes.get, causes):
-                return answer(op, Refused(reason, f"it is refused as {reason}").said)
-            self.remember(key, op["left"], asyncio.create_task(self.perform(op)))
+            if reason := self.refusal(op):
+                return ended(op, Refused(reason, f"it is refused as {reason}"))
+            self.calls[key] = asyncio.create_task(self.perform(op)), deque()
+            asyncio.get_running_loop().call_later(op["left"] / 1000 + 10, self.calls.pop, key)
+        # Of the stanzas that ask for it the newest get the answer, older ones an empty result.
         task, stanzas = self.calls[key]
-        stanzas.append(asyncio.get_running_loop().create_future())
-        newest = stanzas[-1]
+        newest = asyncio.get_running_loop().create_future()
+        stanzas.append(newest)
         if len(stanzas) > STANZAS:
             stanzas.popleft().cancel()
         await asyncio.wait([task, newest], return_when=asyncio.FIRST_COMPLETED)
         return task.result() if task.done() else None
 
+    def refusal(self, op):
+        causes = {
+            "expired": op["left"] == 0,
+            "stale-epoch": op["epoch"] != EPOCH,
+            "not-understood": not OP.keys() >= set(op["must"]),
+            "unknown-op": op["op"] not in OPERATIONS,
+            "draining": self.state == "draining",
+            "busy": self.running >= SLOTS or len(self.calls) >= CALLS,
+        }
+        return next((reason for reason, holds in causes.items() if holds), None)
+
     async def perform(self, op):
         """Run an operation, and give the event that says how it ended."""
-        self.running.add(asyncio.current_task())
+        self.running += 1
         self.changed.set()
         try:
-            function, args = chosen(**op)
+            function, about = OPERATIONS[op["op"]]
+            schemas = about["args"]["properties"]
+            if not schemas.keys() >= op["args"].keys():
+                raise Refused("bad-arguments", "there is no such argument")
             async with asyncio.timeout(op["left"] / 1000):
-                said = {"type": "final", "value": await function(**args)}
-            if len(encode(said).encode()) > INLINE:
+                value = await function(**fitting(schemas, op["args"]))
+            if len(encode(value).encode()) > INLINE:
                 raise Problem("too-large", "the result is too large")
-        except asyncio.CancelledError:
-            said = Problem("cancelled", "it was cancelled").said
+            return {"type": "final", "id": op["id"], "attempt": op["attempt"], "value": value}
         except TimeoutError:
-            said = Problem("deadline", "the deadline passed").said
+            return ended(op, Problem("deadline", "the deadline passed"))
         except Problem as problem:
-            said = problem.said
+            return ended(op, problem)
         except Exception:
-            log.exception("an operation failed")
-            said = Problem("failed", "the operation failed").said
-        self.running.discard(asyncio.current_task())
-        self.changed.set()
-        return answer(op, said)
-
-    async def cancel(self, sender, event):
-        key = self.key(sender, event)
-        state = "unknown"
-        if key in self.calls:
-            task, _ = self.calls[key]
-            state = "cancelled" if task.cancel() else "late"
-        elif len(self.calls) < CALLS:
-            tombstone = asyncio.get_running_loop().create_future()
-            refused = Refused("cancelled", "it was cancelled before it came")
-            tombstone.set_result(answer(event, refused.said))
-            self.remember(key, event["left"], tombstone)
-        return answer(event, {"type": "cancelled", "state": state})
+            logging.getLogger("agent").exception("an operation failed")
+            return ended(op, Problem("failed", "the operation failed"))
+        finally:
+            self.running -= 1
+            self.changed.set()
 
 
-def answer(event, said):
-    return {**said, "id": event["id"], "attempt": event["attempt"]}
-
-
-def chosen(op, args, epoch, must, **_):
-    """The function and what it is called with, unless it is to be refused; section 3."""
-    if epoch != EPOCH:
-        raise Refused("stale-epoch", "the agent was restarted")
-    if not OP.keys() | FEATURES >= set(must):
-        raise Refused("not-understood", "something that must be understood is not")
-    if op not in OPERATIONS:
-        raise Refused("unknown-op", "the agent does not offer this operation")
-    function, about = OPERATIONS[op]
-    schemas = about["args"]["properties"]
-    if not schemas.keys() >= args.keys():
-        raise Refused("bad-arguments", "there is no such argument")
-    return function, fitting(schemas, args)
+def ended(op, problem):
+    kind = "error" if isinstance(problem, Refused) else "final"
+    said = dict(zip(("reason", "text"), problem.args, strict=True))
+    return {"type": kind, "id": op["id"], "attempt": op["attempt"], "problem": said}
 
 
 # The connection.
 
 
-class OwnAuthority(aioxmpp.security_layer.PKIXCertificateVerifier):
+class OwnAuthority(security_layer.PKIXCertificateVerifier):
     """Checks chain and name, and believes SPINAL_CA only, not the system's authorities too."""
 
     def setup_context(self, context, transport):
-        aioxmpp.security_layer.CertificateVerifier.setup_context(self, context, transport)
+        security_layer.CertificateVerifier.setup_context(self, context, transport)
         context.load_verify_locations(os.environ["SPINAL_CA"])
 
 
-class Scram(aioxmpp.security_layer.PasswordSASLProvider):
+class Scram(security_layer.PasswordSASLProvider):
     """Without PLAIN, which aioxmpp offers where it knows of TLS."""
 
     async def execute(self, jid, features, xmlstream, tls_transport):
@@ -379,23 +341,21 @@ async def password(*_):
     return Path(os.environ["SPINAL_PASSWORD_FILE"]).read_text().strip()
 
 
+def connection():
+    address = aioxmpp.JID.fromstr(os.environ["SPINAL_ADDRESS"]).replace(resource="agent")
+    host, port = os.environ["SPINAL_SERVER"].split()[0].rsplit(":", 1)
+    server = host, int(port), aioxmpp.connector.STARTTLSConnector()
+    scram = Scram(password, max_auth_attempts=1)
+    security = security_layer.SecurityLayer(default_ssl_context, OwnAuthority, True, [scram])
+    client = aioxmpp.Client(address, security, override_peer=[server], max_initial_attempts=None)
+    client.resumption_timeout = 0  # a dead agent is seen as dead at once
+    return client
+
+
 async def main():
     aioxmpp.node.discover_connectors = no_discovery
-    address, servers, dispatchers = (
-        os.environ[f"SPINAL_{name}"].split() for name in ("ADDRESS", "SERVER", "DISPATCHER")
-    )
-    starttls = aioxmpp.connector.STARTTLSConnector()
-    peers = [(host, int(port), starttls) for host, port in (s.rsplit(":", 1) for s in servers)]
-    context = aioxmpp.security_layer.default_ssl_context
-    scram = Scram(password, max_auth_attempts=1)
-    client = aioxmpp.Client(
-        aioxmpp.JID.fromstr(address[0]).replace(resource="agent"),
-        aioxmpp.security_layer.SecurityLayer(context, OwnAuthority, True, [scram]),
-        override_peer=peers,
-        max_initial_attempts=None,
-    )
-    client.resumption_timeout = 0  # a dead agent is seen as dead at once
-    agent = Agent(client, set(map(aioxmpp.JID.fromstr, dispatchers)))
+    client = connection()
+    agent = Agent(client, set(map(aioxmpp.JID.fromstr, os.environ["SPINAL_DISPATCHER"].split())))
     failure, stopped = client.on_failure.future(), client.on_stopped.future()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, failure.cancel)
     client.start()

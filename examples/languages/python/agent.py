@@ -337,13 +337,15 @@ async def no_discovery(*_args, **_options):
     return []
 
 
-async def password(*_):
-    return Path(os.environ["SPINAL_PASSWORD_FILE"]).read_text().strip()
-
-
 def connection():
     address = aioxmpp.JID.fromstr(os.environ["SPINAL_ADDRESS"]).replace(resource="agent")
+    secret = Path(os.environ["SPINAL_PASSWORD_FILE"]).read_text().strip()
+    Path(os.environ["SPINAL_CA"]).open().close()  # it has to be there; aioxmpp would try forever
     host, port = os.environ["SPINAL_SERVER"].split()[0].rsplit(":", 1)
+
+    async def password(_address, _attempt):
+        return secret
+
     server = host, int(port), aioxmpp.connector.STARTTLSConnector()
     scram = Scram(password, max_auth_attempts=1)
     security = security_layer.SecurityLayer(default_ssl_context, OwnAuthority, True, [scram])
@@ -372,10 +374,19 @@ async def main():
     await stopped
 
 
+def shown(record):
+    """aioxmpp logs a trace of what is said below in a line, and every IQ that it cannot handle."""
+    return record.name == "agent" or not (record.exc_info or "StanzaStream" in record.name)
+
+
 if __name__ == "__main__":
+    logging.basicConfig(format="%(message)s")
+    logging.root.handlers[0].addFilter(shown)
+    for name in ("ADDRESS", "PASSWORD_FILE", "CA", "SERVER", "DISPATCHER"):
+        if f"SPINAL_{name}" not in os.environ:
+            sys.exit(f"SPINAL_{name} is not set")
     try:
         asyncio.run(main())
-    except KeyError as missing:
-        sys.exit(f"{missing} is not set")
-    except (OSError, ValueError, aiosasl.SASLError) as error:
-        sys.exit(f"cannot go on: {error}")
+    except (OSError, ValueError, aiosasl.SASLError, asyncio.InvalidStateError) as error:
+        # aioopenssl raises InvalidStateError when a certificate is refused for the second time.
+        sys.exit(f"the connection failed: {error}")

@@ -26,11 +26,14 @@ INLINE, LEVELS = 32_768, 32
 
 
 class Problem(Exception):
-    """The operation was started and ended badly: a reason of section 9.1, and a sentence."""
+    """It was started and ended badly: a reason of section 9.1, a sentence, perhaps an argument."""
+
+    def __str__(self):
+        return self.args[1]
 
 
 class Refused(Problem):
-    """The operation was not started."""
+    """It was not started."""
 
 
 # The operations. What a function takes and what its description says are one thing.
@@ -123,7 +126,7 @@ def fitting(schemas, values):
     """The values that the schemas name, with their defaults."""
     for name, schema in schemas.items():
         if not (fits(schema, values[name]) if name in values else "default" in schema):
-            raise Refused("bad-arguments", f"'{name}' is missing or does not fit")
+            raise Refused("bad-arguments", f"'{name}' is missing or does not fit", name)
     return {name: values.get(name, schema.get("default")) for name, schema in schemas.items()}
 
 
@@ -183,8 +186,16 @@ aioxmpp.Presence.spinal = aioxmpp.xso.Child([X])
 aioxmpp.stanza.Error.as_application_condition(Reason)
 
 
-def untaken(reason, text, condition="BAD_REQUEST", kind=aioxmpp.errors.XMPPModifyError):
+ERRORS = {
+    "malformed": (aioxmpp.errors.XMPPModifyError, "BAD_REQUEST"),
+    "not-allowed": (aioxmpp.errors.XMPPAuthError, "FORBIDDEN"),
+    "not-understood": (aioxmpp.errors.XMPPCancelError, "FEATURE_NOT_IMPLEMENTED"),
+}
+
+
+def untaken(reason, text):
     """What to raise so that nothing of a stanza is taken; section 9.2."""
+    kind, condition = ERRORS[reason]
     condition = aioxmpp.ErrorCondition[condition]
     return kind(condition, text, application_defined_condition=Reason(reason))
 
@@ -239,13 +250,13 @@ class Agent:
 
     async def on_iq(self, iq):
         if iq.from_ is None or not self.may_ask(iq.from_):
-            raise untaken("not-allowed", "not allowed", "FORBIDDEN", aioxmpp.XMPPAuthError)
+            raise untaken("not-allowed", "you may not ask here")
         try:
             events = read(iq.payload.text)
         except MALFORMED as error:
             raise untaken("malformed", str(error)[:200]) from None
         if len(events) > 1:
-            raise untaken("too-large", "one event at a time", "POLICY_VIOLATION")
+            raise untaken("not-understood", "one event at a time")
         answers = [await getattr(self, kind)(iq.from_, event) for kind, event in events]
         return X(encode(answers)) if any(answers) else None
 
@@ -289,8 +300,8 @@ class Agent:
         try:
             function, about = OPERATIONS[op["op"]]
             schemas = about["args"]["properties"]
-            if not schemas.keys() >= op["args"].keys():
-                raise Refused("bad-arguments", "there is no such argument")
+            for name in op["args"].keys() - schemas.keys():
+                raise Refused("bad-arguments", "there is no such argument", name[:256])
             async with asyncio.timeout(op["left"] / 1000):
                 value = await function(**fitting(schemas, op["args"]))
             if len(encode(value).encode()) > INLINE:
@@ -310,7 +321,7 @@ class Agent:
 
 def ended(op, problem):
     kind = "error" if isinstance(problem, Refused) else "final"
-    said = dict(zip(("reason", "text"), problem.args, strict=True))
+    said = dict(zip(("reason", "text", "argument"), problem.args, strict=False))
     return {"type": kind, "id": op["id"], "attempt": op["attempt"], "problem": said}
 
 

@@ -16,10 +16,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, SubElement, tostring
 
@@ -31,7 +29,7 @@ from spinal.protocols import address as addresses
 from ..connection import NOT_UNDERSTOOD
 from ..errors import AddressTaken, BusError, CertificateRefused, LoginRefused
 from .aioxmpp_repairs import Scram, Stream, aiosasl, aioxmpp
-from .streams import HIGH_WATER, LOGIN_TIMEOUT, StreamConnection
+from .streams import HIGH_WATER, LOGIN_TIMEOUT, AccountConnection
 from .trust import trusting
 
 errors, nonza, protocol = aioxmpp.errors, aioxmpp.nonza, aioxmpp.protocol
@@ -46,35 +44,11 @@ _PING = b"<iq type='get' id='ping'><ping xmlns='urn:xmpp:ping'/></iq>"  # XEP-01
 _BIND = "{urn:ietf:params:xml:ns:xmpp-bind}"  # RFC 6120, 7
 
 
-class ClientConnection(StreamConnection):
-    """An account of the server: SCRAM inside verified TLS.
+class ClientConnection(AccountConnection):
+    """An account, logged in by aioxmpp; see :class:`AccountConnection`."""
 
-    Args:
-        address: ``user@domain`` or ``user@domain/resource``; without a resource the server
-            chooses one, which is then kept over reconnects.
-        password: the account's.
-        host, port: where the server listens for clients.
-        ca: certificate authority (PEM) to trust; the system's if none.
-        look_up, further: see :class:`StreamConnection`.
-    """
-
-    def __init__(
-        self,
-        address: str,
-        password: str,
-        host: str,
-        port: int,
-        ca: Path | None = None,
-        look_up: Callable[[], Sequence[tuple[str, int]] | None] = lambda: None,
-        further: Sequence[tuple[str, int]] = (),
-    ) -> None:
-        super().__init__(host, port, look_up, further)
-        self._login = addresses.check(address)
-        if addresses.resource(self._login):
-            self._address = self._login
-        self._password = password
-        self._ca = ca
-        self._bound: asyncio.Future[Element]
+    #: The server's answer to our wish for an address.
+    _bound: asyncio.Future[Element]
 
     # -- one stream
 

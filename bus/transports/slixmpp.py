@@ -17,8 +17,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, cast
 from xml.etree.ElementTree import Element, XMLPullParser
 
@@ -30,7 +28,7 @@ from spinal.protocols import address as addresses
 
 from ..errors import AddressTaken, BusError, CertificateRefused, LoginRefused
 from .scram import MECHANISMS
-from .streams import HIGH_WATER, LOGIN_TIMEOUT, StreamConnection
+from .streams import HIGH_WATER, LOGIN_TIMEOUT, AccountConnection, StreamConnection
 from .trust import trusting
 
 log = structlog.get_logger()
@@ -319,34 +317,8 @@ def _verify_text(error: object) -> str:
     return getattr(error, "verify_message", "") or str(error)
 
 
-class ClientConnection(_SlixmppConnection):
-    """An account of the server: SCRAM inside verified TLS.
-
-    Args:
-        address: ``user@domain`` or ``user@domain/resource``; without a resource the server
-            chooses one, which is then kept over reconnects.
-        password: the account's.
-        host, port: where the server listens for clients.
-        ca: certificate authority (PEM) to trust; the system's if none.
-        look_up, further: see :class:`StreamConnection`.
-    """
-
-    def __init__(
-        self,
-        address: str,
-        password: str,
-        host: str,
-        port: int,
-        ca: Path | None = None,
-        look_up: Callable[[], Sequence[tuple[str, int]] | None] = lambda: None,
-        further: Sequence[tuple[str, int]] = (),
-    ) -> None:
-        super().__init__(host, port, look_up, further)
-        self._login = addresses.check(address)
-        if addresses.resource(self._login):
-            self._address = self._login
-        self._password = password
-        self._ca = ca
+class ClientConnection(_SlixmppConnection, AccountConnection):
+    """An account, logged in by slixmpp; see :class:`AccountConnection`."""
 
     def _make(self) -> Any:
         return _ClientStream(self, self._address or self._login, self._password, trusting(self._ca))

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
 
 import structlog
 
 from spinal.protocols import TAG, Codec, Stanza
+from spinal.protocols import address as addresses
 
 from ..connection import ID_PREFIX, Connection, Listener, answer_other
 from ..errors import AddressTaken, BusError, CertificateRefused, LoginRefused, NotConnected
@@ -308,3 +310,33 @@ class StreamConnection(Connection):
             return False
         self._listener.received(Codec.decode(xml))
         return True
+
+
+class AccountConnection(StreamConnection):
+    """An account of the server: SCRAM inside verified TLS.
+
+    Args:
+        address: ``user@domain`` or ``user@domain/resource``; without a resource the server
+            chooses one, which is then kept over reconnects.
+        password: the account's.
+        host, port: where the server listens for clients.
+        ca: certificate authority (PEM) to trust; the system's if none.
+        look_up, further: see :class:`StreamConnection`.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        password: str,
+        host: str,
+        port: int,
+        ca: Path | None = None,
+        look_up: Callable[[], Sequence[tuple[str, int]] | None] = lambda: None,
+        further: Sequence[tuple[str, int]] = (),
+    ) -> None:
+        super().__init__(host, port, look_up, further)
+        self._login = addresses.check(address)
+        if addresses.resource(self._login):
+            self._address = self._login
+        self._password = password
+        self._ca = ca

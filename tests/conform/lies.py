@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from math import inf
 from typing import Final
 
 from spinal.protocols import Codec, ProtocolError, Stanza
@@ -256,31 +257,24 @@ class Unaware(Lie):
             self.take(stanza)
 
 
-class Forgets(_Of):
-    """Answers a cancel of a call that it does not know, and forgets it."""
-
-    def hears(self, stanza: Stanza) -> None:
-        body = stanza.body or b""
-        if b'"cancel"' in body and f'"{self.number}-'.encode() in body:
-            (event,) = json.loads(body)
-            said = {"type": "cancelled", "id": event["id"], "state": "unknown"}
-            self.say(Stanza("iq", "result", stanza.sender, id=stanza.id, body=write([said])))
-        else:
-            self.take(stanza)
-
-
 class Nods(_Of):
-    """Says that it cancels, and goes on for some seconds."""
+    """Answers a cancel with this state, and does nothing, or does it some seconds later."""
+
+    def __init__(self, number: str, state: str, later: float = inf) -> None:
+        super().__init__(number)
+        self._state = state
+        self._later = later
 
     def hears(self, stanza: Stanza) -> None:
         body = stanza.body or b""
-        if b'"cancel"' in body and f'"{self.number}-'.encode() in body:
-            (event,) = json.loads(body)
-            said = {"type": "cancelled", "id": event["id"], "state": "cancelled"}
-            self.say(Stanza("iq", "result", stanza.sender, id=stanza.id, body=write([said])))
-            asyncio.get_running_loop().call_later(5.0, self.take, stanza)
-        else:
+        if b'"cancel"' not in body or f'"{self.number}-'.encode() not in body:
             self.take(stanza)
+            return
+        (event,) = json.loads(body)
+        said = {"type": "cancelled", "id": event["id"], "state": self._state}
+        self.say(Stanza("iq", "result", stanza.sender, id=stanza.id, body=write([said])))
+        if self._later < inf:
+            asyncio.get_running_loop().call_later(self._later, self.take, stanza)
 
 
 class TakesTheGoodOnes(_Of):
@@ -495,11 +489,11 @@ LIES: Final[dict[str, Callable[[], Lie]]] = {
     "5.1": lambda: HearsText(
         lambda body: None if b'"5.1-' in body and b'"cancel"' in body else body
     ),
-    "6.1": lambda: Nods("6.1"),
+    "6.1": lambda: Nods("6.1", "cancelled", later=5.0),
     "6.2": lambda: SaysAll(
         lambda event: event | {"state": "unknown"} if event.get("state") == "late" else event
     ),
-    "6.3": lambda: Forgets("6.3"),
+    "6.3": lambda: Nods("6.3", "unknown"),
     "6.4": lambda: Unaware("/vanishes"),
     "7.1": lambda: Late("7.1", 2.0),
     "7.2": lambda: SaysStanzas(_once("7.2")),

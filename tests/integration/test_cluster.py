@@ -204,7 +204,9 @@ async def test_a_node_is_killed_and_nothing_is_lost_or_doubled(
             for n, job in jobs.items():
                 assert await job.result(timeout=READY) == [at, n]
         begun = Counter(note.n for note in scene.ledger() if note.n)
-        assert begun == Counter(dict.fromkeys([*begun], 1)), "something ran twice"
+        # What is safe may have been moved, where the agent took longer than a second to come back.
+        twice = {n for n, times in begun.items() if times > 1}
+        assert twice <= {n for n in jobs if n % 2 == 0}, "something unsafe ran twice"
         assert {1, 2, 3, 4, 100, 101, *jobs, *range(300, 320)} <= set(begun)
         assert not scene.ledger("cancelled")
         for job in jobs.values():

@@ -8,7 +8,8 @@ between them are ours (``reconnect.py``).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
@@ -34,11 +35,14 @@ QUEUE_TIMEOUT = 60.0
 #: Seconds that a connection to one node of several may take before the next one is tried.
 NEXT_NODE = 5.0
 
-#: Seconds for which a server may take our last stream, which broke, for one that lives.
-LINGERING = 60.0
-
-#: What a reconnect does not mend.
-_FINAL = (LoginRefused, CertificateRefused, AddressTaken)
+#: What a reconnect does not mend, and for how many seconds it is doubted all the same: a server may
+#: take our last stream, which broke, for one that lives; and one that was killed may have forgotten
+#: the accounts that it had made last, until whoever started it anew has told it of them.
+_FINAL: Mapping[type[BusError], float] = {
+    AddressTaken: 60.0,
+    LoginRefused: 15.0,
+    CertificateRefused: 0.0,
+}
 
 #: Bytes of the stanzas of one turn of the event loop that are gathered before they leave: some dozens
 #: of lone calls, so that the peer begins while we write the rest.
@@ -163,7 +167,7 @@ class StreamConnection(Connection):
         for self._host, self._port in (*nodes[start:], *nodes[:start]):
             try:
                 return await self._log_in()
-            except _FINAL:
+            except tuple(_FINAL):
                 raise
             except BusError as exc:
                 trouble = exc
@@ -197,14 +201,14 @@ class StreamConnection(Connection):
             why = await ended
             self._ready = False
             self.writable.set()
-            lost = loop.time()
-            self._backoff.ended(lost - self._began)
+            self._backoff.ended(loop.time() - self._began)
             await self._end()
             self._questions.end(f"the stream broke: {why}")
             self._listener.closed(str(why))
             if isinstance(why, Exception):
                 self._failed.set_result(why)
                 return
+            doubted: dict[type[BusError], float] = {}
             while True:
                 await asyncio.sleep(self._backoff.pause())
                 self._nodes = self._look_up() or self._nodes
@@ -212,10 +216,8 @@ class StreamConnection(Connection):
                     ended = await self._log_in_somewhere()
                     break
                 except BusError as exc:
-                    # Our own last stream may look like another program until the server sees its
-                    # end.
-                    ours = isinstance(exc, AddressTaken) and loop.time() - lost < LINGERING
-                    if isinstance(exc, _FINAL) and not ours:
+                    since = doubted.setdefault(type(exc), loop.time())
+                    if loop.time() - since >= _FINAL.get(type(exc), inf):
                         self._failed.set_result(exc)
                         return
                     log.debug("reconnect_failed", address=self._address, problem=str(exc))

@@ -45,8 +45,16 @@ $(VENV)/dev: $(VENV)/pip
 demo: links $(VENV)/user
 	$(BIN)/spinal demo
 
+# Real servers that are flooded and killed: beside too much else they show how busy the machine is.
+HEAVY := tests/faults tests/integration/test_cluster.py tests/integration/test_hostile.py \
+	tests/integration/test_servers_page.py
+
+# A part of it: make test TESTS=tests/bus
 test: links $(VENV)/dev
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(TESTS)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(or $(TESTS),$(HEAVY:%=--ignore=%))
+ifndef TESTS
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(HEAVY)
+endif
 
 test-deps:
 	sh tests/deps.sh

@@ -95,5 +95,8 @@ xmpp.on("stanza", (stanza) => {
   if (stanza.is("presence") && !type && dispatchers.includes(from)) advertise(); // its hello
 });
 xmpp.on("error", (error) => console.error(`${error}`));
-process.once("SIGTERM", () => xmpp.stop());
+process.once("SIGTERM", () => {
+  setTimeout(() => process.exit(), 5000).unref(); // a server may not answer the end of the stream
+  xmpp.stop();
+});
 await xmpp.start().catch(() => process.exit(1));

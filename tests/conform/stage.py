@@ -17,6 +17,7 @@ from spinal.agents.life import Life
 from spinal.agents.runner import load_file
 from spinal.bus.errors import BlobError
 from spinal.conform import Outcome, Report, Seat, Trial, Verdict, reference, run
+from spinal.conform.seat import escaped
 from spinal.protocols import BlobRef, Codec, Stanza
 from spinal.testing import MemoryBus, MemoryConnection
 
@@ -93,8 +94,7 @@ class Liar(MemoryConnection):
     def _believe(self, stanza: Stanza) -> None:
         if stanza.body is not None:
             # It was read out of XML, and goes into it again.
-            text = stanza.body.replace(b"&", b"&amp;").replace(b"<", b"&lt;")
-            stanza = replace(stanza, body=text)
+            stanza = replace(stanza, body=escaped(stanza.body.decode()).encode())
         super().deliver(fromstring(Codec.encode(stanza, stanza.sender)))
 
 

@@ -125,7 +125,7 @@ async def run(
             stopped = f"our stream ended: {exc}"
         else:
             note(check, Verdict.PASSED, since, None, "")
-        trial.settle(trial.caller, trial.other, trial.dispatcher)
+        trial.settle(*trial.seats)
     report.agent = trial.agent
     report.seconds = round(loop.time() - began, 3)
     return report
@@ -140,10 +140,9 @@ async def _meet(trial: Trial) -> None:
     if trial.dispatcher is not None and trial.control is not None:
         await begin(trial)
     trial.caller.hello(trial.agent, "caller")
-    seats = [seat for seat in (trial.caller, trial.dispatcher) if seat is not None]
 
     def known() -> bool | None:
-        for seat in seats:
+        for seat in trial.seats:
             for sender, heard in seat.news:
                 if sender == trial.agent:
                     trial.features = frozenset(heard.event.get("features") or ())
@@ -161,16 +160,15 @@ async def _meet(trial: Trial) -> None:
     try:
         await trial.echoes()
     except Wrong as exc:
-        bounced = exc.got is not None and exc.got.type == "error" and exc.got.problem is not None
-        if bounced and exc.got is not None and exc.got.problem.reason == "unreachable":  # type: ignore
-            there = await is_anybody(trial.caller.connection, trial.agent)
-            why = (
-                "somebody is there, but knows nothing of urn:spinal:1: is it an agent?"
-                if there
-                else "nobody is connected at that address"
-            )
-            raise Wrong(f"an answer to a call: {why}", exc.got, exc.sent) from exc
-        raise
+        problem = None if exc.got is None else exc.got.problem
+        if problem is None or problem.reason != "unreachable":
+            raise
+        why = (
+            "somebody is there, but knows nothing of urn:spinal:1: is it an agent?"
+            if await is_anybody(trial.caller.connection, trial.agent)
+            else "nobody is connected at that address"
+        )
+        raise Wrong(f"an answer to a call: {why}", exc.got, exc.sent) from exc
     except Flooded as exc:
         raise Wrong(f"a few stanzas for a call: {exc}") from exc
 

@@ -225,17 +225,11 @@ class Seat:
         """Send an op in a stanza of its own."""
         return self.start_all([event], to)[0]
 
-    def start_beside(self, others: Sequence[Said], event: Said, to: str) -> Exchange:
-        """Send an op behind other events in one stanza."""
-        asked = self.send([*others, event], to)
-        exchange = Exchange(self, str(event["id"]), 1, asked)
-        self.exchanges[exchange.id, 1] = exchange
-        self.expect(asked, [exchange])
-        return exchange
-
-    def start_all(self, events: Sequence[Said], to: str) -> list[Exchange]:
-        """Send ops in one stanza."""
-        asked = self.send(events, to)
+    def start_all(
+        self, events: Sequence[Said], to: str, beside: Sequence[Said] = ()
+    ) -> list[Exchange]:
+        """Send ops in one stanza, behind other events if there are any."""
+        asked = self.send([*beside, *events], to)
         begun: list[Exchange] = []
         for event in events:
             id, attempt = str(event["id"]), int(event.get("attempt") or 1)
@@ -368,6 +362,11 @@ def read(stanza: Stanza) -> list[Said]:
     """Read the events of a stanza that is known to be good; none if it has no body."""
     found: list[Said] = [] if stanza.body is None else json.loads(stanza.body)
     return found
+
+
+def escaped(text: str) -> str:
+    """Write a text so that it can stand in XML, with references where there have to be any."""
+    return text.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def write(events: Sequence[Said]) -> bytes:

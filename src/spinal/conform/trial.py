@@ -128,6 +128,12 @@ class Trial:
     number: str = "0"
     _offers: dict[str, bool] = field(default_factory=dict[str, bool])
 
+    @property
+    def seats(self) -> list[Seat]:
+        """Those of the whole run."""
+        all = (self.caller, self.other, self.dispatcher)
+        return [seat for seat in all if seat is not None]
+
     @asynccontextmanager
     async def seat(self, who: str, resource: str) -> AsyncGenerator[Seat]:
         """Sit down somewhere else for a while, having said hello to the agent."""
@@ -136,11 +142,11 @@ class Trial:
             yield seat
             self.settle(seat)
 
-    def settle(self, *seats: Seat | None) -> None:
+    def settle(self, *seats: Seat) -> None:
         """Acknowledge what was heard, where the agent keeps finals."""
         if "finals" in self.features:
             for seat in seats:
-                if seat is not None and seat.connection.connected:
+                if seat.connection.connected:
                     seat.settle(self.agent, "batch" in self.features)
 
     def id(self) -> str:

@@ -9,7 +9,7 @@ from typing import Final
 from spinal.protocols import Json
 
 from ..check import Chapter
-from ..seat import SOON, read
+from ..seat import SOON, escaped, read
 from ..trial import Trial, same
 from ..vectors import cases, text_of
 from ..verdict import Wrong
@@ -46,7 +46,7 @@ async def unknown(trial: Trial) -> None:
     await trial.value(exchange)
     shadow: dict[str, Json] = {"type": "shadow", "id": trial.id(), "left": "soon"}
     event = trial.event("echo", {"value": "hi"})
-    exchange = trial.caller.start_beside([shadow], event, trial.agent)
+    (exchange,) = trial.caller.start_all([event], trial.agent, beside=[shadow])
     await trial.value(exchange)
     answer = await trial.caller.ask([shadow], trial.agent, what="an empty IQ result")
     if answer.type != "result" or answer.body is not None:
@@ -64,7 +64,7 @@ async def forms(trial: Trial) -> None:
         ),
     ):
         id = trial.id()
-        args = json.dumps(op["args"]).replace("&", "&amp;").replace("<", "&lt;")
+        args = escaped(json.dumps(op["args"]))
         text = pattern.format(id=id, op=op["op"], args=args)
         answer = await trial.caller.ask(text, trial.agent)
         found = read(answer)

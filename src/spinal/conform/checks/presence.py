@@ -6,13 +6,13 @@ import asyncio
 import hashlib
 import itertools
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from spinal.protocols import Capabilities, ProtocolError, Stanza
 
 from ..check import Chapter
-from ..seat import SOON, Exchange, Heard, Said, Seat, read
-from ..trial import Trial
+from ..seat import SOON, Heard, Said, Seat, read
+from ..trial import CORE, Trial
 from ..verdict import NotOffered, Wrong
 
 CHAPTER: Final = Chapter(1, "Being there")
@@ -86,7 +86,7 @@ async def description(trial: Trial) -> None:
     missing = [
         path
         for role, path in trial.ops.paths.items()
-        if role in ("echo", "repeat", "work", "fail", "refuse") and path not in found.operations
+        if role in CORE and path not in found.operations
     ]
     if missing:
         raise Wrong(f"a description that lists {', '.join(missing)}", answer)
@@ -156,10 +156,6 @@ async def holds(trial: Trial) -> None:
     if await _told(trial, lambda event: mine in (event.get("holds") or []), HEARTBEAT) is None:
         raise Wrong(f"an advertisement that holds {mine}", _news(trial)[-1].stanza, exchange.asked)
     await trial.value(exchange, 2 + SOON)
-    await _unheld(trial, seat, exchange, mine)
-
-
-async def _unheld(trial: Trial, seat: Seat, exchange: Exchange, mine: list[Any]) -> None:
     await seat.ask([{"type": "ack", "id": exchange.id}], trial.agent)
     if await _told(trial, lambda event: mine not in (event.get("holds") or []), HEARTBEAT) is None:
         raise Wrong(
@@ -171,7 +167,7 @@ async def _unheld(trial: Trial, seat: Seat, exchange: Exchange, mine: list[Any])
 
 @MANNERS.check("5", "everything that it said could be read")
 async def readable(trial: Trial) -> None:
-    for seat in _seats(trial):
+    for seat in trial.seats:
         for stanza, why in seat.unreadable:
             if stanza.sender == trial.agent:
                 raise Wrong(f"events as section 5 has them ({why})", stanza)
@@ -179,7 +175,7 @@ async def readable(trial: Trial) -> None:
 
 @MANNERS.check("14", "it speaks of nobody else's calls")
 async def strays(trial: Trial) -> None:
-    for seat in _seats(trial):
+    for seat in trial.seats:
         if seat.strays:
             raise Wrong("events of our own calls only", seat.strays[0].stanza)
 
@@ -187,10 +183,6 @@ async def strays(trial: Trial) -> None:
 @MANNERS.check("7", "it still answers after all this")
 async def alive(trial: Trial) -> None:
     await trial.echoes()
-
-
-def _seats(trial: Trial) -> list[Seat]:
-    return [seat for seat in (trial.caller, trial.other, trial.dispatcher) if seat is not None]
 
 
 def _dispatcher(trial: Trial) -> Seat:

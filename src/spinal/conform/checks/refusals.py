@@ -11,7 +11,7 @@ from spinal.bus.errors import CallError
 from spinal.protocols import LIMITS, Json, Stanza
 
 from ..check import Chapter
-from ..seat import read
+from ..seat import escaped, read
 from ..trial import Trial
 from ..vectors import cases, text_of
 from ..verdict import Wrong
@@ -40,10 +40,7 @@ async def bad_arguments(trial: Trial) -> None:
         {"text": "x", "loud": True},
     )
     for args in wrong:
-        exchange = trial.start("repeat", args)
-        end = await exchange.end()
-        if end.type != "error" or end.reason != "bad-arguments":
-            raise Wrong("error with the reason bad-arguments", end.stanza, exchange.asked)
+        await trial.refused(trial.start("repeat", args), "bad-arguments")
 
 
 @CHAPTER.check("6.4", "an op that has no time left is refused as expired")
@@ -66,8 +63,7 @@ async def stale(trial: Trial) -> None:
 async def unreadable(trial: Trial) -> None:
     for case in cases("malformed.json"):
         if case.get("core"):
-            text = text_of(case["text"]).replace("&", "&amp;").replace("<", "&lt;")
-            await _malformed(trial, text, case["name"])
+            await _malformed(trial, escaped(text_of(case["text"])), case["name"])
     await trial.echoes()
 
 
@@ -178,14 +174,13 @@ async def _turned_down(trial: Trial, text: str, id: str, what: str) -> None:
     if answer.type == "error":
         if answer.problem is not None and answer.problem.reason in allowed:
             return
-    else:
-        if any(
-            each.get("id") == id
-            and each.get("type") == "error"
-            and each["problem"].get("reason") in allowed
-            for each in read(answer)
-        ):
-            return
+    elif any(
+        each.get("id") == id
+        and each.get("type") == "error"
+        and each["problem"].get("reason") in allowed
+        for each in read(answer)
+    ):
+        return
     raise Wrong(f"that {what} is refused as malformed or bad-arguments", answer, _sent(trial, text))
 
 

@@ -3,7 +3,7 @@
 from spinal.bus.blob import Blob
 
 from .agent import Agent
-from .errors import AgentError, CommandFailed, Refused, RoleRefused
+from .errors import AgentError, CommandFailed, Refused, Retry, RoleRefused
 from .job import Job, PlainJob
 from .operation import Effects, Operation
 from .process import Completed
@@ -19,5 +19,6 @@ __all__ = [
     "Operation",
     "PlainJob",
     "Refused",
+    "Retry",
     "RoleRefused",
 ]

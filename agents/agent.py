@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+#: What an agent has around each of its lives.
+Lifespan = Callable[["Life"], AbstractAsyncContextManager[object]]
+
 
 class Agent:
     """Operations under one name.
@@ -37,6 +41,8 @@ class Agent:
         slots: calls that run at once; by default the number of processors.
         load: gives the load, 0 for idle and 1 for as much as it can take; by default the calls
             that run or wait, by slots.  Called on the event loop, so it must be quick.
+        lifespan: makes a context manager of each life, for what is to be there as long as the agent
+            is on the bus.  Entered before it logs in, left after it has logged out.
 
     Raises:
         ValueError: the place is no path, or the slots are less than one.
@@ -51,6 +57,7 @@ class Agent:
         cost: float | None = None,
         slots: int | None = None,
         load: Callable[[], float] | None = None,
+        lifespan: Lifespan | None = None,
     ) -> None:
         if isinstance(tags, str):
             raise TypeError(f"tags are a list of words: write [{tags!r}]")
@@ -68,6 +75,7 @@ class Agent:
         self.cost = cost
         self.slots = slots
         self.load = load
+        self.lifespan = lifespan
         self._operations: dict[str, Operation] = {}
         self._capabilities: Capabilities | None = None
 

@@ -22,6 +22,10 @@ class Refused(SpinalError):
     """Raised by an operation that will not do it: nothing happened, and trying again is useless."""
 
 
+class Retry(SpinalError):
+    """Raised by an operation that cannot do it now: nothing happened, and later or elsewhere it may."""
+
+
 class CommandFailed(SpinalError):
     """A program that an operation ran could not be started, or ended with another code than 0."""
 
@@ -53,6 +57,8 @@ def problem_of(error: Exception) -> Problem:
     match error:
         case Refused():
             return Problem("refused", one_line(str(error)))
+        case Retry():
+            return Problem("busy", one_line(str(error)))
         case BlobError():
             return Problem("blob", one_line(str(error)))
         case _:

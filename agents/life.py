@@ -108,8 +108,9 @@ class Life:
     ) -> None:
         self.agent = agent
         self.epoch = time.time_ns() // 1_000_000 if epoch is None else epoch
-        #: ``available`` or ``draining``.
-        self.state = "available"
+        self._draining = False
+        #: Why it takes no new work although it could run; empty while it does.
+        self._ailment = ""
         self.slots = Slots(agent.slots or cpu_count(), self._changed)
         self.session = Session(
             connection,
@@ -137,9 +138,12 @@ class Life:
         self._store = store
         self._heartbeat = heartbeat
         self._pause = pause
-        self._guard = Guard()
+        #: Ends the programs that are started for it, if we are killed.
+        self.guard = Guard()
         self._pool = Pool(agent.file, agent.declared, self.slots.size)
         self._tasks = Tasks(f"agent {agent.name}")
+        #: The agent's lifespan, while it is entered.
+        self._stack = contextlib.AsyncExitStack()
         self._change = asyncio.Event()
         self._mirrors: dict[str, float] = {}
         self._failed: asyncio.Future[Exception] | None = None
@@ -154,6 +158,28 @@ class Life:
         """Full address."""
         return self.session.address
 
+    @property
+    def state(self) -> str:
+        """What it advertises: ``available``, ``unhealthy`` or ``draining``."""
+        if self._draining:
+            return "draining"
+        return "unhealthy" if self._ailment else "available"
+
+    @property
+    def ailment(self) -> str:
+        """Why it takes no new work; empty while it is well."""
+        return self._ailment
+
+    def ail(self, why: str) -> None:
+        """Take no new work until further notice, and advertise it; an empty reason ends that.
+
+        What runs goes on.  New ops are refused with ``busy`` and the reason.
+        """
+        if why != self._ailment:
+            log.info("agent_unhealthy" if why else "agent_healthy", agent=self.agent.name, why=why)
+            self._ailment = why
+            self._changed()
+
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
         self._failed = loop.create_future()
@@ -165,7 +191,13 @@ class Life:
         session.on_presence_error = self._presence_error
         session.on_event = self._event
         self._changed()
-        await session.__aenter__()
+        if self.agent.lifespan is not None:
+            await self._stack.enter_async_context(self.agent.lifespan(self))
+        try:
+            await session.__aenter__()
+        except BaseException as exc:
+            await self._stack.__aexit__(type(exc), exc, exc.__traceback__)
+            raise
         self._tasks.spawn(self._advertise(), "advertise")
         self._tasks.spawn(self._watch(), "watch the connection")
         log.info(
@@ -193,9 +225,12 @@ class Life:
                 try:
                     await self._pool.close()
                 finally:
-                    await self._guard.close()
-                    if self._folder is not None:
-                        self._folder.cleanup()
+                    try:
+                        await self._stack.__aexit__(kind, error, trace)
+                    finally:
+                        await self.guard.close()
+                        if self._folder is not None:
+                            self._folder.cleanup()
         if self._failed is not None and not self._failed.done():
             self._failed.cancel()
         log.info("agent_stopped", agent=self.agent.name)
@@ -220,7 +255,7 @@ class Life:
 
         Returns whether everything ended and was taken.
         """
-        self.state = "draining"
+        self._draining = True
         self._changed()
         log.info("agent_draining", agent=self.agent.name, running=self.slots.busy)
         try:
@@ -451,8 +486,10 @@ class Life:
             hint = f" (did you mean {near[0]}?)" if near else ""
             text = f"{self.agent.name} does not offer {path}{hint}"
             raise CallError.of(Problem("unknown-op", text))
-        if self.state == "draining":
+        if self._draining:
             raise CallError.of(Problem("draining"))
+        if self._ailment:
+            raise CallError.of(Problem("busy", f"it is unhealthy: {self._ailment}"))
         return operation
 
     def _blob(self, ref: BlobRef, made: list[Blob]) -> Blob:
@@ -469,7 +506,7 @@ class Life:
             result = await self._invoke(request, operation.function(**arguments))
             return await results.pack(result, self._store)
         with News(request) as news:
-            job = Job(_facts(request), news, self._store, self._guard)
+            job = Job(_facts(request), news, self._store, self.guard)
             if name is not None:
                 arguments[name] = job
             work = operation.function(**arguments)

@@ -9,11 +9,11 @@ from typing import Final
 #: Longest duration that is read: 366 days, as for deadlines on the wire.
 MAX_SECONDS: Final = 366 * 86_400.0
 
-#: Largest first, the order in which they are written.
-_UNITS: Final = {"d": 86_400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+#: Unit -> seconds; largest first, the order in which they are written.
+UNITS: Final = {"d": 86_400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _PART = r"\d+(?:\.\d+)?"
 _PLAIN: Final = re.compile(_PART, re.ASCII)
-_FORM: Final = re.compile("".join(rf"(?:({_PART}){unit})?" for unit in _UNITS), re.ASCII)
+_FORM: Final = re.compile("".join(rf"(?:({_PART}){unit})?" for unit in UNITS), re.ASCII)
 
 
 def parse(value: str | float) -> float:
@@ -39,7 +39,7 @@ def _read(text: str) -> float | None:
     found = _FORM.fullmatch(text)
     if found is None or not text:
         return None
-    pairs = zip(found.groups(), _UNITS.values(), strict=True)
+    pairs = zip(found.groups(), UNITS.values(), strict=True)
     return math.fsum(float(number) * unit for number, unit in pairs if number is not None)
 
 
@@ -51,7 +51,7 @@ def write(seconds: float) -> str:
     if left < 120_000:
         return f"{left / 1000:g}s"
     out = ""
-    for unit, worth in _UNITS.items():
+    for unit, worth in UNITS.items():
         number, left = divmod(left, round(worth * 1000))
         if number:
             out += f"{number}{unit}"

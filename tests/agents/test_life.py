@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -659,3 +660,36 @@ def alive(pid: int) -> bool:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+async def test_a_lifespan_is_entered_before_the_log_in_and_left_after_the_log_out() -> None:
+    story: list[str] = []
+
+    @contextlib.asynccontextmanager
+    async def lifespan(life: Life) -> AsyncIterator[None]:
+        story.append(f"entered, {life.session.connected}")
+        try:
+            yield
+        finally:
+            story.append(f"left, {life.session.connected}")
+
+    agent = Agent("spanned", lifespan=lifespan)
+    async with Life(agent, MemoryBus().connection(AGENT)) as life:
+        story.append(f"living, {life.session.connected}")
+
+    assert story == ["entered, False", "living, True", "left, False"]
+
+
+async def test_an_agent_that_is_not_well_says_so_and_takes_no_new_work(world: World) -> None:
+    world.life.ail("the printer is on fire")
+    ear = world.dispatcher
+    await ear.until(lambda: [said.state for said in ear.advertisements[-1:]] == ["unhealthy"])
+
+    assert await problem_of(world.call("/add", {"a": 2})) == (
+        "busy",
+        "it is unhealthy: the printer is on fire",
+    )
+
+    world.life.ail("")
+    await ear.until(lambda: [said.state for said in ear.advertisements[-1:]] == ["available"])
+    assert await world.call("/add", {"a": 2}).result() == 3

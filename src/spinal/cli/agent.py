@@ -17,6 +17,7 @@ from .common import (
     say,
     show_home,
     start_logging,
+    table,
 )
 from .common import places as read_places
 
@@ -30,6 +31,23 @@ if TYPE_CHECKING:
 @show_home
 def agent() -> None:
     """Run an agent."""
+
+
+@agent.command(name="list", context_settings=CONTEXT)
+@json_option
+@show_home
+def list_shipped(as_json: bool) -> None:
+    """List the agents that come with Spinal.
+
+    With --json: a list of {"name", "about"}.
+    """
+    from spinal.agents.shipped import SHIPPED
+
+    if as_json:
+        print_json([{"name": name, "about": about} for name, (_, about) in SHIPPED.items()])
+    else:
+        rows = [(name, about) for name, (_, about) in SHIPPED.items()]
+        table(rows, ("agent", "what it does"), "None come with this version.")
 
 
 @agent.command(name="run", context_settings=CONTEXT)
@@ -48,6 +66,11 @@ def agent() -> None:
 )
 @click.option("--tag", "tags", multiple=True, metavar="TAG", help="Added to what the file says.")
 @click.option("--cost", type=click.FloatRange(0), help="Price of an hour.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    help="YAML file for an agent that comes with Spinal.",
+)
 @json_option
 @show_home
 def run_file(
@@ -57,22 +80,29 @@ def run_file(
     place: tuple[str, ...],
     tags: tuple[str, ...],
     cost: float | None,
+    config: Path | None,
     as_json: bool,
 ) -> None:
-    """Run the agent of a Python FILE until Ctrl-C or SIGTERM.
+    """Run the agent of a Python FILE, or one that comes with Spinal, until Ctrl-C or SIGTERM.
 
-    The file has `agent = Agent(...)` at its top. The first signal lets what runs end, the second
+    The file has `agent = Agent(...)` at its top. `spinal agent list` names the agents that come with
+    Spinal. The first signal lets what runs end, the second
     one stops it. Its account is made in the home if there is none; away from the home, the
     SPINAL_* variables say how to log in.
 
     With --json: {"event": "ready", "agent", "slots", "ops"} once it is on the bus.
     """
     start_logging("info")
-    from spinal.agents import runner
+    from spinal.agents import runner, shipped
     from spinal.bus.loops import run
 
     wanted = read_places(place)
-    found = runner.load_file(file)
+    if str(file) in shipped.SHIPPED and not file.exists():
+        found = shipped.make(str(file), config)
+    elif config is not None:
+        raise click.UsageError("--config is for agents that come with Spinal (`spinal agent list`)")
+    else:
+        found = runner.load_file(file)
     found.place = {**found.place, **wanted}
     found.tags = tuple(dict.fromkeys((*found.tags, *tags)))
     found.slots = found.slots if slots is None else slots

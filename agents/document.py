@@ -83,6 +83,11 @@ class Document:
     def __repr__(self) -> str:
         return f"<Document {self.file}>"
 
+    @property
+    def folder(self) -> Path:
+        """Where the file is; relative paths in it start there."""
+        return Path(self.file).resolve().parent
+
     def line(self, *steps: str | int) -> int:
         """Give the line, from 1, of what stands there, or else of what it would stand in."""
         while steps not in self._lines and steps:

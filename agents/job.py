@@ -154,28 +154,32 @@ class Job:
         self,
         argv: Sequence[str],
         *,
-        input: bytes | str | None = None,
+        input: bytes | str | Path | None = None,
         timeout: float | None = None,
         cwd: str | Path | None = None,
         env: Mapping[str, str] | None = None,
         check: bool = False,
         log: bool = False,
+        line: Callable[[str], None] | None = None,
         limit: int = process.MAX_OUTPUT,
+        grace: float = process.GRACE,
     ) -> Completed:
         """Run a program and give its exit code and what it wrote.
 
         Args:
             argv: The program and its arguments; there is no shell.
-            input: Its standard input; empty without.
+            input: Its standard input, or the file that is; empty without.
             timeout: Seconds after which it is ended; the job's own time bounds it anyway.
             cwd: Folder to run it in.
             env: All of its environment; ours without.
             check: Raise if it ends with another code than 0.
             log: Send the lines of its output to the caller while it runs.
+            line: Takes the lines of its output while it runs, in place of the log.
             limit: Bytes of each output that are kept; the rest is read and dropped, and flagged.
+            grace: Seconds between asking it to end and killing it.
 
         It leads a process group.  When the job is cancelled or the time is up, the group is asked
-        to end, killed after 5 seconds, and gone before this returns.  When the agent itself is
+        to end, killed after ``grace``, and gone before this returns.  When the agent itself is
         killed, so is the group.
 
         Raises:
@@ -190,8 +194,9 @@ class Job:
             cwd=cwd,
             env=env,
             check=check,
-            line=self.log if log else None,
+            line=self.log if log and line is None else line,
             limit=limit,
+            grace=grace,
             spent=self._channel.spent,
             guard=self._guard,
         )

@@ -99,8 +99,13 @@ class Operation:
         safe: bool | None = None,
         slots: int | None = None,
         retry: int | Mapping[str, Json] | None = None,
+        signature: Signature | None = None,
+        summary: str | None = None,
     ) -> Operation:
         """Make an operation of a function.
+
+        ``signature`` and ``summary`` are what it takes and what it is for, where the function itself
+        does not tell.
 
         Raises:
             TypeError: the function or its signature cannot be one; the text names what is wrong.
@@ -127,7 +132,7 @@ class Operation:
         policy = None if retry is None else _policy(name, retry)
         kind = Kind.of(function)
         docs = docstring.read(inspect.getdoc(function))
-        signature = Signature.of(function, docs)
+        signature = Signature.of(function, docs) if signature is None else signature
         if kind.in_process and "<locals>" in function.__qualname__:
             raise TypeError(
                 f"{name}: a plain function runs in a process that loads its file, so it must stand "
@@ -137,7 +142,7 @@ class Operation:
             raise TypeError(f"{name}: an async operation takes a Job, not a PlainJob")
         public = protocols.Operation(
             path,
-            docs.summary,
+            docs.summary if summary is None else summary,
             signature.args,
             signature.result,
             effects,

@@ -387,7 +387,7 @@ class _Output(asyncio.Protocol):
 async def run(
     argv: Sequence[str],
     *,
-    input: bytes | str | None = None,
+    input: bytes | str | Path | None = None,
     timeout: float | None = None,
     cwd: str | Path | None = None,
     env: Mapping[str, str] | None = None,
@@ -400,7 +400,7 @@ async def run(
 ) -> Completed:
     """Run a program to its end and give what it wrote.
 
-    Its standard input is ``input``, or empty.  On cancellation and after ``timeout`` seconds its
+    Its standard input is ``input``, the file at that path, or empty.  On cancellation and after ``timeout`` seconds its
     group is asked to end, killed after ``grace``, and gone when this returns.  However it ends,
     ``spent`` is told what it cost: seconds of CPU time, and its peak of memory in bytes.  If we are
     killed, ``guard`` ends it.
@@ -412,10 +412,7 @@ async def run(
     """
     if isinstance(argv, (str, bytes)) or not argv or not all(type(arg) is str for arg in argv):
         raise TypeError(f"run() takes a list of strings such as ['ls', '-l'], not {argv!r:.60}")
-    with tempfile.TemporaryFile() as source:
-        # A file and not a pipe: a program that does not read its input cannot hold us up.
-        source.write(input.encode() if isinstance(input, str) else input or b"")
-        source.seek(0)
+    with _source(input) as source:
         process = Process.start(
             argv,
             stdin=source,
@@ -462,6 +459,18 @@ async def run(
     return Completed(
         ended.code, bytes(out.kept), bytes(err.kept), out.cut, err.cut, ended.cpu, ended.memory
     )
+
+
+def _source(input: bytes | str | Path | None) -> IO[bytes]:
+    """Open what a program reads; a file and not a pipe, so that one that does not cannot hold us up."""
+    if not input:
+        return open(os.devnull, "rb")
+    if isinstance(input, Path):
+        return input.open("rb")
+    source = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
+    source.write(input.encode() if isinstance(input, str) else input)
+    source.seek(0)
+    return source
 
 
 async def _collect(pipe: IO[bytes], output: _Output) -> tuple[asyncio.ReadTransport, _Output]:

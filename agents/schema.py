@@ -17,7 +17,7 @@ import functools
 import inspect
 import re
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -119,16 +119,45 @@ class Signature:
                 defaults[parameter.name] = _default(parameter.default, about)
                 unset: Any = typing.Union[hint, msgspec.UnsetType]  # noqa: UP007 - hint is a value
                 fields.append((parameter.name, unset, msgspec.UNSET))
+        return cls.made(
+            f"{name}()", fields, defaults, help, _result(function, hints), job, job_type
+        )
+
+    @classmethod
+    def made(
+        cls,
+        about: str,
+        fields: Sequence[tuple[str, Any, Any]],
+        defaults: Mapping[str, Json],
+        help: docstring.Docs,
+        result: Any,
+        job: str | None = None,
+        job_type: type[Job] | None = None,
+    ) -> Signature:
+        """Make one without a function.
+
+        Args:
+            about: what it is of, for errors.
+            fields: name, type and msgspec's default of each argument; an argument that the function
+                has a default for is a union with ``UnsetType``, and ``UNSET`` by default.
+            defaults: those defaults, as the schema shows them.
+            help: what each argument is.
+            result: its type.
+            job: name of the parameter that takes the job.
+            job_type: the annotation of that parameter.
+
+        Raises:
+            TypeError: a type has no schema.
+        """
         struct = msgspec.defstruct("Arguments", fields, kw_only=True, forbid_unknown_fields=True)
-        args = _schema(struct, f"{name}()")
+        args = _schema(struct, about)
         properties: dict[str, dict[str, Json]] = args.get("properties", {})
         for key, member in properties.items():
             if key in help.args:
                 member.setdefault("description", help.args[key])
             if key in defaults:
                 member["default"] = defaults[key]
-        result = _schema(_result(function, hints), f"result of {name}()")
-        return cls(args, result, job, job_type, struct)
+        return cls(args, _schema(result, f"result of {about}"), job, job_type, struct)
 
     def convert(self, args: Mapping[str, Json], blob: MakeBlob) -> dict[str, Any]:
         """Turn what a caller sent into the function's arguments.

@@ -24,6 +24,7 @@ VERBS: Final = {
     "demo": ("spinal.cli.demo:demo", "See it at work on photographs."),
     "account": ("spinal.cli.account:account", "Add, list and remove accounts."),
     "agent": ("spinal.cli.agent:agent", "Run an agent."),
+    "wrap": ("spinal.cli.wrap:wrap", "Make an agent of something that exists, from one file."),
     "call": ("spinal.cli.call:call", "Call an operation and print its value."),
     "map": ("spinal.cli.map:map_command", "Call an operation once for each of many files."),
     "submit": ("spinal.cli.submit:submit", "Submit a job: a call that is seen through."),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from spinal.agents import Agent
     from spinal.agents.life import Life
     from spinal.agents.runner import Login
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @click.group(context_settings=CONTEXT)
@@ -50,22 +52,36 @@ def list_shipped(as_json: bool) -> None:
         table(rows, ("agent", "what it does"), "None come with this version.")
 
 
+def run_options(command: F) -> F:
+    """Give a verb that runs an agent ``--name``, ``--slots``, ``--place``, ``--tag`` and ``--cost``."""
+    for option in reversed(_RUN_OPTIONS):
+        command = option(command)
+    return command
+
+
+_RUN_OPTIONS = (
+    click.option(
+        "--name",
+        help="Its name on the bus; must be free. Default: the agent's own name, "
+        "with a number if that is taken.",
+    ),
+    click.option("--slots", type=click.IntRange(1, 100_000), help="Calls that run at once."),
+    click.option(
+        "--place",
+        multiple=True,
+        metavar="KEY=/PATH",
+        help="Where it is; without a key it is the site. Added to what the file says.",
+    ),
+    click.option(
+        "--tag", "tags", multiple=True, metavar="TAG", help="Added to what the file says."
+    ),
+    click.option("--cost", type=click.FloatRange(0), help="Price of an hour."),
+)
+
+
 @agent.command(name="run", context_settings=CONTEXT)
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option(
-    "--name",
-    help="Its name on the bus; must be free. Default: the agent's own name, "
-    "with a number if that is taken.",
-)
-@click.option("--slots", type=click.IntRange(1, 100_000), help="Calls that run at once.")
-@click.option(
-    "--place",
-    multiple=True,
-    metavar="KEY=/PATH",
-    help="Where it is; without a key it is the site. Added to what the file says.",
-)
-@click.option("--tag", "tags", multiple=True, metavar="TAG", help="Added to what the file says.")
-@click.option("--cost", type=click.FloatRange(0), help="Price of an hour.")
+@run_options
 @click.option(
     "--config",
     type=click.Path(path_type=Path),
@@ -94,16 +110,30 @@ def run_file(
     """
     start_logging("info")
     from spinal.agents import runner, shipped
-    from spinal.bus.loops import run
 
-    wanted = read_places(place)
     if str(file) in shipped.SHIPPED and not file.exists():
         found = shipped.make(str(file), config)
     elif config is not None:
         raise click.UsageError("--config is for agents that come with Spinal (`spinal agent list`)")
     else:
         found = runner.load_file(file)
-    found.place = {**found.place, **wanted}
+    serve(found, name, slots, place, tags, cost, as_json)
+
+
+def serve(
+    found: Agent,
+    name: str | None,
+    slots: int | None,
+    place: Sequence[str],
+    tags: Sequence[str],
+    cost: float | None,
+    as_json: bool,
+) -> None:
+    """Run an agent, changed as :func:`run_options` say, until it is told to end."""
+    from spinal.agents import runner
+    from spinal.bus.loops import run
+
+    found.place = {**found.place, **read_places(place)}
     found.tags = tuple(dict.fromkeys((*found.tags, *tags)))
     found.slots = found.slots if slots is None else slots
     found.cost = found.cost if cost is None else cost

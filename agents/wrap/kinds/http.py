@@ -1171,12 +1171,11 @@ def _body(site: Site, method: str) -> _Body:
         case _:
             template = site.template(said[form], *where)
             if form == "text" and template.names:
-                first = said[form].lstrip()[:1]
-                if first == "<":
+                if said[form].lstrip().startswith("<"):
                     site.wrong(
                         "this is XML: write xml in place of text, which quotes for it", *where
                     )
-                elif first in ("{", "[") and said[form].lstrip()[:2] in ("{{", '["', "[{"):
+                elif re.match(r'\s*(\{\{|\[\s*(?:"|\{\{))', said[form]):
                     site.wrong("this is JSON: write json in place of text, as YAML", *where)
             return _Body(form, template)
 

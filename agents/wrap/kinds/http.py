@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import io
 import itertools
 import json
 import random
@@ -684,7 +685,9 @@ class Http(Kind):
             raise CallError.of(
                 Problem("bad-arguments", f"the body would be longer than {self._most} bytes")
             )
-        return kind if data or self._body.form != "json" else "", lambda stack: data or None
+        if not data and self._body.form == "json":
+            return "", lambda stack: None
+        return kind, lambda stack: io.BytesIO(data)
 
     async def _multipart(
         self, call: Call, hidden: Callable[[Secret], str]

@@ -245,7 +245,8 @@ class Sql(Kind):
         """Run the statements in one transaction; cancelled, what runs is ended in the database."""
         quoting.unicode(call)
         values = {name: await self._bound(call, name) for name in self._names}
-        if self._threads is None or self._tasks is None:
+        tasks = self._tasks
+        if self._threads is None or tasks is None:
             raise AgentError("this operation is not open")
         running = _Running(time.monotonic() + call.job.remaining)
         loop = asyncio.get_running_loop()
@@ -255,7 +256,7 @@ class Sql(Kind):
         except asyncio.CancelledError:
             # Not ours to be cancelled again: the slot is free once the statement has ended.
             running.cancelled.set()
-            await asyncio.shield(self._tasks.spawn(self._end(future, running), "end a statement"))
+            await asyncio.shield(tasks.spawn(self._end(future, running), "end a statement"))
             raise
 
     async def _end(self, future: asyncio.Future[Any], running: _Running) -> None:
@@ -319,10 +320,9 @@ class Sql(Kind):
                 if running.cancelled.is_set():
                     raise AgentError("it was cancelled")
                 bound = {name: values[name] for name in statement.names}
-                result = self._executed(connection, statement, bound)
-                if statement is self._statements[-1]:
-                    found = self._taken(result)
-                result.close()
+                with contextlib.closing(self._executed(connection, statement, bound)) as result:
+                    if statement is self._statements[-1]:
+                        found = self._taken(result)
             running.committing = self._writes
             connection.commit()
             return found

@@ -81,6 +81,8 @@ _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _STATUS: Final = re.compile(r"[1-5][0-9][0-9]|[1-5]xx|other")
 _URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^?#]*)(?:\?([^#]*))?(#.*)?")
 
+_PLAIN: Final = re.compile("[!-~]+")
+
 #: Headers that are ours to write, because they say how a message is taken apart.
 _OURS: Final = frozenset(
     {"host", "content-length", "transfer-encoding", "connection", "te", "trailer", "upgrade"}
@@ -909,7 +911,8 @@ def _beside(here: URL, there: str, what: str) -> URL:
     from yarl import URL
 
     try:
-        found = here.join(URL(there))
+        # As it is if it can stand in a request, because to quote it again would change it.
+        found = here.join(URL(there, encoded=_PLAIN.fullmatch(there) is not None))
         same = found.origin() == here.origin()
     except ValueError as exc:
         raise AgentError(f"its {what} is no URL: {one_line(there, 200)}") from exc

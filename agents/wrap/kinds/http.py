@@ -155,10 +155,12 @@ class Http(Kind):
             site.wrong(f"{has}; write for example get: http://127.0.0.1:8081/status", site.key)
             return cls(Request("get", Address("")), Output())
         (method,) = methods
-        repeatable = method in _IDEMPOTENT or bool(site.op.get("safe"))
+        # What the manifest says goes before what the method says.
+        by_itself = method in _IDEMPOTENT or site.op.get("effects") == "reads"
+        repeatable: bool = site.op.get("safe", by_itself)
         if not repeatable and said.get("retries"):
             site.wrong(
-                f"a {method.upper()} must not be sent twice: leave retries out, or write safe: true "
+                f"this {method.upper()} must not be sent twice: leave retries out, or write safe: true "
                 "in the operation if it does no harm",
                 *(site.key, "retries"),
             )

@@ -32,7 +32,7 @@ from ... import secret
 from ...errors import AgentError, Refused, Retry
 from ...secret import Secret
 from .. import quoting
-from ..database import DATABASES, Database
+from ..database import DATABASES, Database, SQLite
 from ..kind import Call, Host, Kind, Site
 from ..statement import Statement
 
@@ -187,6 +187,8 @@ class Sql(Kind):
     @classmethod
     def read(cls, site: Site) -> Sql:
         """Read it."""
+        from sqlalchemy import URL
+
         said: Mapping[str, Any] = site.value
         writes: bool = said.get("writes", False)
         slots: int = site.op.get("slots") or site.document.value.get("slots") or CONNECTIONS
@@ -210,7 +212,7 @@ class Sql(Kind):
                 )
         return cls(
             # Whatever is returned with a mistake is not used.
-            database or DATABASES["sqlite"](None, None, False, 1, site.folder),  # type: ignore[arg-type]
+            database or SQLite(URL.create("sqlite"), None, False, 1, site.folder),
             statements,
             writes=writes,
             rows=said.get("rows", ROWS),
@@ -439,7 +441,7 @@ def _database(site: Site, writes: bool, slots: int) -> Database | None:
         return None
     for words in known.mistakes(url):
         site.wrong(words, *where)
-    if known is DATABASES["sqlite"] and "password" in said:
+    if known is SQLite and "password" in said:
         site.wrong("SQLite has no passwords: leave it out", site.key, "password")
     password = Secret.of(said["password"], site.folder) if "password" in said else None
     return known(url, password, writes, slots, site.folder)

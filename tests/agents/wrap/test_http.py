@@ -113,7 +113,7 @@ def op(**keys: str) -> str:
          "7: ops./op.http.tls.verify: false: a certificate is always verified: give the one that is"),
         (op(tls="{ca: a.pem}"), "7: ops./op.http.tls: goes with https, and the URL is one of http"),
         (op(get="https://h/", tls="{key: a.pem}"), "has a key and no certificate: add cert"),
-        (op(post="http://h/", retries="2"), "7: ops./op.http.retries: a POST must not be sent twice"),
+        (op(post="http://h/", retries="2"), "7: ops./op.http.retries: this POST must not be sent twice"),
         (op(post="http://h/", redirects="2"), "only a GET or HEAD follows redirects"),
         (op(retries="99"), "7: ops./op.http.retries: 99 must be at most 10"),
         (op(limits="{answer: much}"), "7: ops./op.http.limits.answer: 'much': write a size such as 64K"),
@@ -216,6 +216,8 @@ ops:
   /retried: {http: {get: "URL/", retries: 2}}
   /never: {http: {post: "URL/"}}
   /safe: {safe: true, http: {post: "URL/", retries: 1}}
+  /found: {effects: reads, http: {post: "URL/", retries: 1}}
+  /once: {safe: false, http: {put: "URL/"}}
   /moved: {http: {get: "URL/a", redirects: 2}}
   /unmoved: {http: {get: "URL/a"}}
   /next: {http: {get: "URL/1?q=x", pages: {next: /links/next, items: /data, most: 5}}}
@@ -446,9 +448,13 @@ async def test_what_may_be_sent_twice_is_sent_again(web: tuple[Ops, Service]) ->
     assert await opened.run("/retried") == "done"
     assert len(found.requests) == 3
 
-    answers[:] = [answer("", "502 Bad"), answer("done")]
-    assert await opened.run("/safe") == "done"
+    for op in ("/safe", "/found"):
+        answers[:] = [answer("", "502 Bad"), answer("done")]
+        assert await opened.run(op) == "done"
 
+    found.requests.clear()
+    answers[:] = [answer("", "503 Busy"), answer("done")]
+    assert (await failure(opened, "/once")).problem.reason == "busy"
     found.requests.clear()
     answers[:] = [answer("", "503 Busy"), answer("done")]
     assert (await failure(opened, "/never")).problem.reason == "busy"

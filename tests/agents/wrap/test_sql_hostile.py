@@ -155,6 +155,31 @@ async def test_each_content_of_a_file_is_kept_as_it_is(world: World) -> None:
     assert world.ask("select value from canary where value <> %s", "") == [("sings",)]
 
 
+async def test_each_is_found_in_a_list(server: str, tmp_path: Path) -> None:
+    text = """
+agent: database
+ops:
+  /find:
+    args: {values: {type: array}}
+    effects: reads
+    sql: {url: "URL", query: "select CAST(:values AS text[]) as v", one: value}
+"""
+    passed = 0
+    place = server.replace("postgresql:", "postgresql+psycopg:")
+    async with ops(tmp_path, text.replace("URL", place)) as opened:
+        for value in hostile.texts():
+            if len(value) > 8000:
+                continue
+            try:
+                found = await opened.run("/find", values=["a", value, "b"])
+            except CallError as exc:
+                assert exc.problem.argument == "values", hostile.shown(value)
+                continue
+            assert found == ["a", value, "b"], hostile.shown(value)
+            passed += 1
+    assert passed >= 850, passed
+
+
 async def test_what_is_no_text_is_refused_in_words(world: World) -> None:
     assert "lone surrogate" in await world.opened.refused("/find", value="\ud800")
     if not world.nul:

@@ -11,6 +11,7 @@ import ipaddress
 import os
 import socket
 import sqlite3
+import ssl
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
@@ -41,6 +42,16 @@ _STATES: Final[Mapping[str, str]] = {
     "25006": "writes",
 }
 
+#: The same for MySQL and MariaDB, by number: what a constraint, a type or a trigger refuses; locks
+#: and too many connections; what took too long or was ended; and what would have written.
+_MYSQL_CODES: Final[Mapping[int, str]] = {
+    **dict.fromkeys((1048, 1062, 1264, 1292, 1366, 1406, 1451, 1452, 1644, 3819, 4025), "refused"),
+    **dict.fromkeys((1040, 1205, 1213), "retry"),
+    **dict.fromkeys((1317, 1969, 3024), "deadline"),
+    1792: "writes",
+}
+_MYSQL_TLS: Final = ("ssl_ca", "ssl_disabled")
+
 _UNVERIFIED: Final = ("allow", "prefer", "require")
 
 
@@ -57,6 +68,8 @@ class Database(ABC):
 
     #: Whether a list can be bound.
     lists: ClassVar[bool] = False
+    #: Whether its SQL has the texts and comments of MySQL.
+    mysql: ClassVar[bool] = False
     #: Whether a text may hold a NUL character.
     nul: ClassVar[bool] = False
 
@@ -87,8 +100,11 @@ class Database(ABC):
         """Make the pool; it connects when it is used."""
 
     @abstractmethod
-    def begin(self, connection: Connection, seconds: float) -> None:
-        """Begin a transaction, in which a statement takes no longer than that."""
+    def begin(self, connection: Connection, seconds: float, rows: int) -> None:
+        """Begin a transaction, in which a statement takes no longer than that.
+
+        No more than so many rows are wanted.
+        """
 
     @abstractmethod
     def interrupt(self, raw: Any) -> None:
@@ -180,8 +196,8 @@ class Postgres(Database):
             found["sslrootcert"] = "system"
         return found
 
-    def begin(self, connection: Connection, seconds: float) -> None:
-        """Begin a transaction."""
+    def begin(self, connection: Connection, seconds: float, rows: int) -> None:
+        """Begin a transaction; rows wait in the server until they are fetched."""
         milliseconds = max(1, min(int(seconds * 1000), 2**31 - 1))
         connection.exec_driver_sql(f"SET LOCAL statement_timeout = {milliseconds}")
 
@@ -259,7 +275,7 @@ class SQLite(Database):
 
         return self._made(creator=connect)
 
-    def begin(self, connection: Connection, seconds: float) -> None:
+    def begin(self, connection: Connection, seconds: float, rows: int) -> None:
         """Begin a transaction; what runs too long is interrupted by whoever waits for it."""
         connection.exec_driver_sql("BEGIN IMMEDIATE" if self._writes else "BEGIN")
 
@@ -283,6 +299,95 @@ class SQLite(Database):
         }.get(code, "error")
 
 
+class MySQL(Database):
+    """MySQL and MariaDB, by PyMySQL, which quotes what is bound on our side."""
+
+    nul = True
+    mysql = True
+
+    def __init__(
+        self, url: URL, password: Secret | None, writes: bool, slots: int, folder: Path
+    ) -> None:
+        super().__init__(url.difference_update_query(_MYSQL_TLS), password, writes, slots, folder)
+        ca = url.query.get("ssl_ca")
+        self._ca = folder / str(ca) if ca else None
+        self._plain = "ssl_disabled" in url.query or _local(url.host or "localhost")
+        #: What the last connection was made with; another one has to end its statement.
+        self._parameters: Mapping[str, Any] = {}
+
+    @classmethod
+    def mistakes(cls, url: URL) -> Iterator[str]:
+        """Give what is wrong with a URL."""
+        if url.get_driver_name() != "pymysql":
+            yield "write mysql+pymysql://, which is the driver that is known here"
+        if unknown := sorted(set(url.query) - {*_MYSQL_TLS, "unix_socket"}):
+            yield f"{unknown[0]} is not known here: leave it out, or write ssl_ca, ssl_disabled or unix_socket"
+
+    def lacks(self) -> Iterator[tuple[str, str]]:
+        """Say if the driver or the password is not here."""
+        if find_spec("pymysql") is None:
+            yield "url", "its driver is not here: pip install 'spinal[mysql]'"
+        yield from super().lacks()
+
+    def engine(self) -> Engine:
+        """Make the pool."""
+        from sqlalchemy import event
+
+        options: dict[str, Any] = {"connect_timeout": CONNECT, "charset": "utf8mb4"}
+        if not self._plain:
+            options["ssl"] = ssl.create_default_context(cafile=self._ca)
+        made = self._made(connect_args=options)
+
+        def connecting(dialect: Any, record: Any, args: Any, parameters: dict[str, Any]) -> None:
+            if self._password is not None:
+                parameters["password"] = self._password.read()
+            self._parameters = dict(parameters)
+
+        def connected(raw: Any, record: Any) -> None:
+            with raw.cursor() as cursor:
+                if not self._writes:
+                    cursor.execute("SET SESSION TRANSACTION READ ONLY")
+                # Or else it would shorten what is too long, and say nothing.
+                cursor.execute("SET SESSION sql_mode = CONCAT(@@sql_mode, ',STRICT_ALL_TABLES')")
+            raw.commit()
+
+        event.listen(made, "do_connect", connecting)
+        event.listen(made, "connect", connected)
+        return made
+
+    def begin(self, connection: Connection, seconds: float, rows: int) -> None:
+        """Begin a transaction; those who are not fetched would be read to their end."""
+        connection.exec_driver_sql(f"SET SESSION sql_select_limit = {rows + 1}")
+        seconds = max(0.001, seconds)
+        if getattr(connection.dialect, "is_mariadb", False):
+            connection.exec_driver_sql(f"SET SESSION max_statement_time = {seconds:.3f}")
+        else:
+            connection.exec_driver_sql(f"SET SESSION max_execution_time = {int(seconds * 1000)}")
+
+    def interrupt(self, raw: Any) -> None:
+        """Ask the server by another connection to end it."""
+        # Whoever does not answer is severed a little later.
+        with contextlib.suppress(raw.Error, OSError):
+            short = {"connect_timeout": 2, "read_timeout": 2, "write_timeout": 2}
+            other = type(raw)(**{**self._parameters, **short})
+            with other, other.cursor() as cursor:
+                cursor.execute(f"KILL QUERY {int(raw.thread_id())}")
+
+    def sever(self, raw: Any) -> None:
+        """Shut the socket, which the waiting thread sees."""
+        # There is no public way to it.
+        with contextlib.suppress(OSError, AttributeError):
+            raw._sock.shutdown(socket.SHUT_RDWR)
+
+    def meaning(self, error: BaseException) -> str:
+        """Say what an error means, by its number."""
+        return _MYSQL_CODES.get(error.args[0] if error.args else 0, "error")
+
+    def words(self, error: BaseException) -> str:
+        """Give its words without the number."""
+        return one_line(str(error.args[-1]) if error.args else "", 300) or type(error).__name__
+
+
 def _local(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -291,4 +396,9 @@ def _local(host: str) -> bool:
 
 
 #: Backend, as a URL names it -> how it is treated.
-DATABASES: Final[Mapping[str, type[Database]]] = {"postgresql": Postgres, "sqlite": SQLite}
+DATABASES: Final[Mapping[str, type[Database]]] = {
+    "postgresql": Postgres,
+    "sqlite": SQLite,
+    "mysql": MySQL,
+    "mariadb": MySQL,
+}

@@ -11,22 +11,31 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-#: A parameter takes ``:name``; all else that has a colon, a quote or a semicolon is passed over.
-_PIECE: Final = re.compile(
-    r"""
-      (?P<comment> --[^\n]* | /\*.*?\*/ )
-    | (?P<text> \b[eE]'(?:[^'\\]|\\.|'')*' | '(?:[^']|'')*' | \$(?P<tag>[A-Za-z_]\w*|)\$.*?\$(?P=tag)\$ )
-    | (?P<name> "(?:[^"]|"")*" | `[^`]*` )
+#: What a quoted text is made of, and how a comment begins, in most databases and in MySQL.
+_FORMS: Final = {
+    False: (r"\b[eE]'(?:[^'\\]|\\.|'')*' | '(?:[^']|'')*'", r'"(?:[^"]|"")*"', "--"),
+    True: (r"'(?:[^'\\]|\\.|'')*'", r'"(?:[^"\\]|\\.|"")*"', r"(?:--|\#)"),
+}
+
+#: A parameter is ``:name``; all else that has a colon, a quote or a semicolon is passed over.
+_PIECE: Final = {
+    mysql: re.compile(
+        rf"""
+      (?P<comment> {line}[^\n]* | /\*.*?\*/ )
+    | (?P<text> {text} | \$(?P<tag>[A-Za-z_]\w*|)\$.*?\$(?P=tag)\$ )
+    | (?P<name> {name} | `[^`]*` )
     | (?P<open> ['"`] | /\* )
     | (?P<cast> :: )
     | :(?P<parameter> [A-Za-z_]\w* )
-    | (?P<brace> \{[^{}]*\} )
+    | (?P<brace> \{{[^{{}}]*\}} )
     | (?P<place> %\(\w+\)s | %s\b | (?<!\w)\$\d+ )
     | (?P<end> ; )
     | (?P<other> \s+ | \w+ | . )
     """,
-    re.VERBOSE | re.DOTALL,
-)
+        re.VERBOSE | re.DOTALL,
+    )
+    for mysql, (text, name, line) in _FORMS.items()
+}
 
 #: First words of what reads.
 READS: Final = frozenset({"select", "with", "values", "table", "show", "explain"})
@@ -67,12 +76,13 @@ class Statement:
         return self.verb in READS
 
     @classmethod
-    def of(cls, said: str, arguments: Collection[str]) -> Statement:
+    def of(cls, said: str, arguments: Collection[str], mysql: bool = False) -> Statement:
         """Read one.
 
         Args:
             said: the statement.
             arguments: names of all the arguments that there are.
+            mysql: its texts have escapes with backslashes, and its comments may begin with ``#``.
 
         Raises:
             ValueError: it is not one statement with parameters; the text says what to write.
@@ -81,7 +91,7 @@ class Statement:
         names: list[str] = []
         verb = ""
         ended = False
-        for found in _PIECE.finditer(said):
+        for found in _PIECE[mysql].finditer(said):
             kind, piece = found.lastgroup or "other", found[0]
             # The tag of a text in dollars is a group of its own.
             kind = "text" if found["text"] is not None else kind

@@ -172,7 +172,7 @@ class Sql(Kind):
         self._database = database
         self._statements = statements
         self._writes = writes
-        self._rows = rows
+        self._most = 1 if one else rows
         self._cut = cut
         self._one = "row" if one is True else one
         self._empty = empty
@@ -201,7 +201,7 @@ class Sql(Kind):
         if "rows" in said and said.get("one"):
             site.wrong("goes with a list, and one is a single row: leave it out", site.key, "rows")
         database = _database(site, writes, slots)
-        statements = list(_statements(site, writes))
+        statements = list(_statements(site, writes, database is not None and database.mysql))
         for name in (n for one in statements for n in one.names):
             kind = site.arguments[name].type
             if kind == "object" or (kind == "array" and database and not database.lists):
@@ -316,7 +316,7 @@ class Sql(Kind):
         if running.cancelled.is_set():
             raise AgentError("it was cancelled before it began")
         with self._engine.connect() as connection, running.on(connection):
-            self._database.begin(connection, running.until - time.monotonic())
+            self._database.begin(connection, running.until - time.monotonic(), self._most)
             found: Any = None
             for statement in self._statements:
                 if running.cancelled.is_set():
@@ -348,7 +348,7 @@ class Sql(Kind):
         double = next((key for key in keys if keys.count(key) > 1), None)
         if double is not None:
             raise _failure(f"two columns are named {double}: tell them apart with as")
-        most = 1 if self._one else self._rows
+        most = self._most
         found: list[dict[str, Json]] = []
         size = 0
         while len(found) <= most:
@@ -435,7 +435,8 @@ def _database(site: Site, writes: bool, slots: int) -> Database | None:
     known = DATABASES.get(url.get_backend_name())
     if known is None:
         site.wrong(
-            f"{url.get_backend_name()} is not known here: write postgresql+psycopg:// or sqlite://",
+            f"{url.get_backend_name()} is not known here: write postgresql+psycopg://, mysql+pymysql:// "
+            "or sqlite://",
             *where,
         )
         return None
@@ -447,7 +448,7 @@ def _database(site: Site, writes: bool, slots: int) -> Database | None:
     return known(url, password, writes, slots, site.folder)
 
 
-def _statements(site: Site, writes: bool) -> Iterator[Statement]:
+def _statements(site: Site, writes: bool, mysql: bool) -> Iterator[Statement]:
     said: Mapping[str, Any] = site.value
     if ("query" in said) == ("statements" in said):
         has = "has query and statements: keep one" if "query" in said else "asks nothing"
@@ -459,7 +460,7 @@ def _statements(site: Site, writes: bool) -> Iterator[Statement]:
     for text, steps in texts or [(said["query"], ("query",))]:
         where = (site.key, *steps)
         try:
-            found = Statement.of(text, site.arguments)
+            found = Statement.of(text, site.arguments, mysql)
         except ValueError as exc:
             site.wrong(str(exc), *where)
             continue

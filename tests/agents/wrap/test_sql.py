@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -44,7 +45,7 @@ def op(**keys: str) -> str:
          "7: ops./op.sql.url: a database cannot come from an argument: write it out"),
         (op(url="127.0.0.1"), "7: ops./op.sql.url: is no URL of a database: write for example"),
         (op(url="oracle://app@127.0.0.1/shop"),
-         "7: ops./op.sql.url: oracle is not known here: write postgresql+psycopg:// or sqlite://"),
+         "7: ops./op.sql.url: oracle is not known here: write postgresql+psycopg://, mysql+pymysql://"),
         (op(url="postgresql+asyncpg://app@127.0.0.1/shop"), "write postgresql+psycopg://"),
         (op(url="postgresql+psycopg://app@db/shop?sslmode=require"),
          "7: ops./op.sql.url: sslmode=require verifies no certificate: write sslmode=verify-full"),
@@ -169,6 +170,7 @@ ops:
   /number: {args: {text: }, effects: reads, sql: {url: "URL", query: "select CAST(:text AS integer) as x"}}
   /wrong: {effects: reads, sql: {url: "URL", query: "select geheim from nowhere"}}
   /sleep: {effects: reads, sql: {url: "URL", query: "select pg_sleep(600)"}}
+  /nap: {effects: reads, sql: {url: "URL", query: "select 7 as n from pg_sleep(0.02)", one: value}}
   /pid: {effects: reads, sql: {url: "URL", query: "select pg_backend_pid() as pid", one: value}}
 """
 
@@ -298,6 +300,20 @@ async def test_cancelled_the_statement_ends_in_the_database(shop: Ops, postgres:
     assert time.monotonic() - begun < 3
     assert sleepers(postgres) == 0
     assert await shop.run("/count", n=1) == [{"x": 1}]
+
+
+async def test_a_cancelled_call_ends_no_other_one(shop: Ops) -> None:
+    chance = random.Random(6)
+    for _ in range(40):
+        tasks = [asyncio.create_task(shop.run("/nap")) for _ in range(6)]
+        cancelled = chance.sample(tasks, 3)
+        await asyncio.wait(tasks, timeout=chance.uniform(0.0, 0.06))
+        for task in cancelled:
+            task.cancel()
+        for task in tasks:
+            if task not in cancelled:
+                assert await task == 7
+        await asyncio.wait(tasks)
 
 
 async def test_the_database_ends_a_statement_when_the_time_is_up(

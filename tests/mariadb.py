@@ -97,6 +97,8 @@ class MariaDb:
                 trying.settimeout(0.1)
                 trying.connect(("127.0.0.1", self._port))
                 return
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(0.05)
         raise AssertionError((self._folder / "log").read_text())
 
     def kill(self) -> None:

@@ -49,7 +49,12 @@ class MariaDb:
         install = shutil.which("mariadb-install-db", path=_PATH)
         assert install is not None, available()
         done = subprocess.run(
-            [install, "--no-defaults", "--auth-root-authentication-method=normal", *self._options()],
+            [
+                install,
+                "--no-defaults",
+                "--auth-root-authentication-method=normal",
+                *self._options(),
+            ],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

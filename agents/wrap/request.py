@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeGuard, cast
 from urllib.parse import urlencode
 
+from spinal.bus.blob import UNKNOWN
 from spinal.bus.errors import CallError
 from spinal.protocols import Json, Problem
 
@@ -32,12 +33,15 @@ if TYPE_CHECKING:
     import aiohttp
     from yarl import URL
 
+#: In the order in which they are told.
 METHODS: Final = ("get", "post", "put", "patch", "delete", "head")
 
+#: Those without a body.
 BODILESS: Final = frozenset({"get", "head"})
 
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
+_MEDIA: Final = re.compile(rf"{_TOKEN.pattern}/{_TOKEN.pattern}")
 _URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^?#]*)(?:\?([^#]*))?(#.*)?")
 
 #: Headers that are ours to write, because they say how a message is taken apart.
@@ -46,6 +50,7 @@ _OURS: Final = frozenset(
     | {"expect", "accept-encoding", "content-encoding", "keep-alive", "proxy-authorization"}
 )
 
+#: Names of what is a secret.
 _SECRET: Final = re.compile(
     r"(?:.*[-_])?(?:api[-_]?key|auth|token|secret|passw(?:or)?d)", re.IGNORECASE
 )
@@ -305,9 +310,7 @@ class Request:
                 kind = "application/xml; charset=utf-8"
             case "file" if call.args.get(content) is not None:
                 path = await self._file(call, content)
-                return call.args[content].media_type, lambda stack: stack.enter_context(
-                    path.open("rb")
-                )
+                return _media(call, content), lambda stack: stack.enter_context(path.open("rb"))
             case _:
                 return "", lambda stack: None
         if len(data) > self.most:
@@ -326,7 +329,7 @@ class Request:
         for name, source in self.body.content.items():
             if _is_file(source, call) and call.args.get(source.name) is not None:
                 path = await self._file(call, source.name)
-                files[name] = path, call.args[source.name].media_type
+                files[name] = path, _media(call, source.name)
         fields = {name: source for name, source in self.body.content.items() if name not in files}
         pairs = list(_pairs(call, fields, hidden))
 
@@ -345,6 +348,12 @@ class Request:
         if call.args[name].size > self.most:
             raise call.bad(name, f"larger than {self.most} bytes")
         return await call.path(name)
+
+
+def _media(call: Call, name: str) -> str:
+    """Give the type of a file as its caller says, if it can stand in a header."""
+    said: str = call.args[name].media_type
+    return said if _MEDIA.fullmatch(said) else UNKNOWN
 
 
 def _names(source: _Source) -> list[str]:

@@ -227,6 +227,15 @@ async def test_each_content_of_a_file_arrives_as_it_is(web: tuple[Ops, Service],
         assert parts[2].partition(b"\r\n\r\n")[2] == data + b"\r\n", hostile.shown(data)
 
 
+async def test_the_type_of_a_file_is_a_type_or_none(web: tuple[Ops, Service]) -> None:
+    opened, found = web
+    for kind in hostile.texts():
+        if len(kind) > 1000:
+            continue
+        await opened.run("/file", value=Blob.of(b"x", kind or "/"))
+        assert found.last.header("Content-Type") == "application/octet-stream", hostile.shown(kind)
+
+
 async def test_words_of_a_refusal_say_what_to_write(web: tuple[Ops, Service]) -> None:
     opened, _ = web
     for op, value, words in (

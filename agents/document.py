@@ -18,16 +18,13 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, cast
 
 import yaml
 
 from spinal.protocols import Json, duration
 
 from .errors import AgentError, one_line
-
-if TYPE_CHECKING:
-    from jsonschema.exceptions import ValidationError
 
 #: Most bytes of a file, most values in it with those that an alias repeats, and the greatest depth.
 MAX_BYTES: Final = 1024 * 1024
@@ -156,7 +153,7 @@ for _tag, _pattern, _first in (
         [*"-+.0123456789"],
     ),
 ):
-    _Loader.add_implicit_resolver(
+    cast("Any", _Loader).add_implicit_resolver(
         f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first
     )
 
@@ -167,6 +164,8 @@ _SCALARS: Final[Mapping[str, Callable[[str], Json]]] = {
     "tag:yaml.org,2002:float": lambda text: float(text.replace(".inf", "inf").lower()),
     "tag:yaml.org,2002:str": str,
 }
+
+_KNOWN: Final = {*_SCALARS, "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}
 
 
 def _syntax(file: str, error: yaml.YAMLError) -> Mistake:
@@ -200,6 +199,9 @@ class _Reader:
             if not self._wrong:
                 self._tell(node, steps, f"more than {MAX_VALUES} values or {MAX_DEPTH} levels")
             return None
+        if node.tag not in _KNOWN:
+            self._tell(node, steps, f"the tag {node.tag!r} is not known here: leave it out")
+            return None
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, steps)
         if isinstance(node, yaml.SequenceNode):
@@ -207,12 +209,8 @@ class _Reader:
                 self.value(item, (*steps, place))
                 for place, item in enumerate(self._children(node.value))
             ]
-        read = _SCALARS.get(node.tag)
-        if read is None:
-            self._tell(node, steps, f"the tag {node.tag!r} is not known here: leave it out")
-            return None
         try:
-            return read(node.value)
+            return _SCALARS[node.tag](node.value)
         except ValueError:
             self._tell(node, steps, f"{node.value[:40]!r} is no number: put it in quotes")
             return None
@@ -254,60 +252,93 @@ def _validator(schema: str) -> Any:
     return jsonschema.Draft202012Validator(found)
 
 
+@dataclass(frozen=True, slots=True)
+class _Fault:
+    """What a schema finds, in types of ours."""
+
+    steps: Steps
+    #: The keyword that is not met, what it asks for, and all that the schema says there.
+    keyword: str
+    wanted: Any
+    schema: Mapping[str, Any]
+    value: Any
+
+
 def check(document: Document, schema: Mapping[str, Json]) -> Iterator[Mistake]:
     """Give what does not fit a schema, each place once."""
     validator = _validator(json.dumps(schema))
     told: set[Steps] = set()
     for error in validator.iter_errors(document.value):
-        error = _deepest(error)
-        for steps, text in _explain(error):
-            if steps not in told:
-                told.add(steps)
-                yield document.mistake(steps, text)
+        for inner in _meant(error):
+            for steps, text in _explain(_fault(inner)):
+                if steps not in told:
+                    told.add(steps)
+                    yield document.mistake(steps, text)
 
 
-def _deepest(error: ValidationError) -> ValidationError:
+def _fault(error: Any) -> _Fault:
+    steps = tuple(error.absolute_path)
+    if "propertyNames" in error.schema_path:
+        steps = (*steps, error.instance)
+    return _Fault(
+        steps,
+        error.validator,
+        error.validator_value,
+        members(error.schema),
+        error.instance,
+    )
+
+
+def members(value: Any) -> Mapping[str, Any]:
+    """Give the members of a mapping; none of whatever else it is."""
+    return value if isinstance(value, dict) else {}  # pyright: ignore[reportUnknownVariableType]
+
+
+def _meant(error: Any) -> Iterator[Any]:
     """Out of several alternatives take the one that was meant: by its type, or the nearest."""
-    from jsonschema.exceptions import best_match, relevance
-
-    while error.context and "errorMessage" not in error.schema:
-        # Branches of another type were not meant.
-        meant = [inner for inner in error.context if not _other_type(inner, error)]
-        if not meant:
-            return error
-        error = best_match(iter(meant), relevance) or error
-    return error
-
-
-def _other_type(inner: ValidationError, outer: ValidationError) -> bool:
-    return inner.validator == "type" and inner.absolute_path == outer.absolute_path
+    # Branches of another type were not meant.
+    found = [inner for inner in error.context or () if not _other_type(inner, error)]
+    if not found or "errorMessage" in error.schema:
+        yield error
+        return
+    # Of mappings, the one that shares most keys with what is there; else the deepest mistake.
+    best = max(found, key=lambda inner: (_shared(inner, error), len(inner.absolute_path)))
+    for inner in found:
+        if inner.schema_path[0] == best.schema_path[0]:
+            yield from _meant(inner)
 
 
-def _explain(error: ValidationError) -> Iterator[tuple[Steps, str]]:
+def _other_type(inner: Any, outer: Any) -> bool:
+    return bool(inner.validator == "type" and inner.absolute_path == outer.absolute_path)
+
+
+def _shared(inner: Any, outer: Any) -> int:
+    """Count the keys that stand in the file and are known to a branch."""
+    known = members(outer.validator_value[inner.schema_path[0]]).get("properties", {})
+    return sum(key in known for key in members(outer.instance))
+
+
+def _explain(fault: _Fault) -> Iterator[tuple[Steps, str]]:
     """Say what is wrong where, and what to write."""
-    steps: Steps = tuple(error.absolute_path)
-    schema: Mapping[str, Any] = error.schema if isinstance(error.schema, Mapping) else {}
-    wanted: Any = error.validator_value
-    value = error.instance
+    steps, schema, wanted, value = fault.steps, fault.schema, fault.wanted, fault.value
     said = _shown(value)
-    match error.validator:
-        case "additionalProperties" | "unevaluatedProperties":
-            known = list(schema.get("properties", {}))
-            for key in value:
-                if key not in known and not any(
-                    re.search(pattern, key) for pattern in schema.get("patternProperties", {})
-                ):
-                    yield (*steps, key), f"is not known here{_near(key, known)}"
-        case "required":
-            for key in wanted:
-                if key not in value:
-                    properties: Mapping[str, Any] = schema.get("properties", {})
-                    shown = _example(key, properties.get(key, {}))
-                    yield steps, f"'{key}' is missing: write {shown}"
-        case "propertyNames":
-            pass
+    properties: Mapping[str, Any] = schema.get("properties", {})
+    match fault.keyword:
         case _ if "errorMessage" in schema:
             yield steps, f"{said}: {schema['errorMessage']}"
+        case "additionalProperties":
+            known = list(properties)
+            patterns = members(schema.get("patternProperties"))
+            for key in value:
+                if key not in known and not any(re.search(pattern, key) for pattern in patterns):
+                    yield (*steps, key), f"is not known here{_near(key, known)}"
+        case "required":
+            unknown = [key for key in value if key not in properties]
+            for key in wanted:
+                # A name that was misspelt is told as such.
+                if key not in value and not difflib.get_close_matches(key, unknown, 1):
+                    shown = _example(key, properties.get(key, {}))
+                    yield steps, f"'{key}' is missing: write {shown}"
         case "type":
             kinds = [wanted] if isinstance(wanted, str) else wanted
             nouns = " or ".join(_NOUNS[kind] for kind in kinds)
@@ -324,8 +355,8 @@ def _explain(error: ValidationError) -> Iterator[tuple[Steps, str]]:
             yield steps, f"{said} is not {nouns or 'what may stand here'}{_instead(steps, schema)}"
         case "minProperties" | "minItems" | "minLength" if not value:
             yield steps, f"is empty{_instead(steps, schema)}"
-        case _:
-            limit = _LIMITS.get(str(error.validator), "does not fit {}")
+        case keyword:
+            limit = _LIMITS.get(keyword, "does not fit {}")
             yield steps, f"{said} {limit.format(wanted)}{_instead(steps, schema)}"
 
 
@@ -353,9 +384,9 @@ _LIMITS: Final = {
 }
 
 
-def _kinds(schema: Any) -> list[str]:
-    found = schema.get("type", []) if isinstance(schema, Mapping) else []
-    return [found] if isinstance(found, str) else list(found)
+def _kinds(schema: Mapping[str, Any]) -> list[str]:
+    found: str | list[str] = schema.get("type", [])
+    return [found] if isinstance(found, str) else found
 
 
 def _shown(value: Any) -> str:
@@ -385,7 +416,9 @@ def _instead(steps: Steps, schema: Mapping[str, Any]) -> str:
 
 def _flow(value: Any) -> str:
     """Write a value in one line of YAML."""
-    text: str = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)
+    text: str = cast("Any", yaml).safe_dump(
+        value, default_flow_style=True, width=10_000, allow_unicode=True, sort_keys=False
+    )
     return text.removesuffix("\n").removesuffix("\n...")
 
 

@@ -20,7 +20,10 @@ from ..job import Job
 from ..schema import Signature
 
 #: A name that an argument may have.
-NAME: Final = "^[A-Za-z_][A-Za-z0-9_]{0,63}$"
+NAMES: Final[Mapping[str, Json]] = {
+    "pattern": "^[A-Za-z_][A-Za-z0-9_]{0,63}$",
+    "patternErrorMessage": "is no name of an argument: use letters, digits and '_'",
+}
 
 #: Name of the parameter that takes the job; no argument can have it.
 JOB: Final = "job "
@@ -156,8 +159,9 @@ class Argument:
             if self.type == "file":
                 raise ValueError("default: a file has none; write optional: true")
             try:
+                if isinstance(self.default, str):
+                    self.check(self.default)
                 msgspec.convert(self.default, self.hint, strict=True)
-                self.check(self.default)
             except (msgspec.ValidationError, CallError) as exc:
                 why = str(exc).replace("`", "").removeprefix(f"argument '{self.name}': ")
                 raise ValueError(f"default {self.default!r} does not fit: {why}") from exc

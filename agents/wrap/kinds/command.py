@@ -21,7 +21,7 @@ from spinal.bus.errors import CallError
 from spinal.protocols import Json, Problem
 
 from ... import secret
-from ...document import DURATION, SIZE, seconds, size
+from ...document import DURATION, SIZE, members, seconds, size
 from ...errors import AgentError, Refused, Retry, one_line
 from ...process import Completed
 from ..kind import Call, Kind, Site
@@ -164,7 +164,10 @@ class Command(Kind):
         },
         "env": {
             "type": "object",
-            "propertyNames": {"pattern": "^[A-Za-z_][A-Za-z0-9_]*$"},
+            "propertyNames": {
+                "pattern": "^[A-Za-z_][A-Za-z0-9_]*$",
+                "patternErrorMessage": "is no name of a variable: use letters, digits and '_'",
+            },
             "additionalProperties": {"anyOf": [{"type": ["string", "number"]}, secret.SCHEMA]},
             "description": "Added to PATH, HOME, language and time zone, which is all that the "
             "program gets of our environment.",
@@ -180,6 +183,7 @@ class Command(Kind):
                 "processes": {"type": "integer", "minimum": 1, "description": "Of its user."},
             },
             "additionalProperties": False,
+            "description": "What it may use; needs prlimit(1) for all but output.",
             "examples": [{"memory": "512M", "cpu": "30s"}],
         },
     }
@@ -240,9 +244,10 @@ class Command(Kind):
             progress = _pattern(site, ".*" if said == "lines" else said["regex"])
         folder = site.template(op.get("folder", "."), "folder", also=("tmp",))
         env: dict[str, Template | secret.Secret] = {}
-        for name, value in op.get("env", {}).items():
-            if isinstance(value, Mapping):
-                env[name] = secret.Secret.of(value, site.folder)
+        variables: Mapping[str, Any] = op.get("env", {})
+        for name, value in variables.items():
+            if isinstance(value, dict):
+                env[name] = secret.Secret.of(members(value), site.folder)
             else:
                 env[name] = site.template(str(value), "env", name, also=("tmp",), files=True)
         return cls(
@@ -413,16 +418,16 @@ def _item(site: Site, said: Any, place: int) -> Template | _Group:
         return site.template(str(text), "command", place, *steps, also=("tmp",), files=True)
 
     if isinstance(said, list):
-        texts: list[Any] = said
+        texts: list[Any] = said  # pyright: ignore[reportUnknownVariableType] - of Any
         return _Group(None, tuple(read(text, inner) for inner, text in enumerate(texts)))
-    if isinstance(said, Mapping):
-        members: Mapping[str, Any] = said
-        flag = members["if"]
+    if isinstance(said, dict):
+        flag = members(said)["if"]
         if flag not in site.arguments or site.arguments[flag].type != "boolean":
             site.wrong(f"{flag!r} is no boolean argument of this operation", "command", place, "if")
         site.used.add(flag)
         return _Group(
-            flag, tuple(read(text, "argv", inner) for inner, text in enumerate(members["argv"]))
+            flag,
+            tuple(read(text, "argv", inner) for inner, text in enumerate(members(said)["argv"])),
         )
     found = read(said)
     for name in found.names:

@@ -70,12 +70,20 @@ class Document:
         file: its name, as mistakes give it.
         value: its content.
         lines: line of each key and list item.
+        texts: what stands there for each that is a number, true, false or null.
     """
 
-    def __init__(self, file: str, value: Json, lines: Mapping[Steps, int]) -> None:
+    def __init__(
+        self,
+        file: str,
+        value: Json,
+        lines: Mapping[Steps, int],
+        texts: Mapping[Steps, str] | None = None,
+    ) -> None:
         self.file = file
         self.value = value
         self._lines = lines
+        self._texts = texts or {}
 
     def __repr__(self) -> str:
         return f"<Document {self.file}>"
@@ -90,6 +98,15 @@ class Document:
         while steps not in self._lines and steps:
             steps = steps[:-1]
         return self._lines.get(steps, 1)
+
+    def text(self, *steps: str | int) -> str:
+        """Give a plain value as it was written: ``-0``, ``010`` and ``1.50`` stay what they are."""
+        if steps in self._texts:
+            return self._texts[steps]
+        value: Any = self.value
+        for step in steps:
+            value = value[step]
+        return str(value)
 
     def mistake(self, steps: Sequence[str | int], text: str) -> Mistake:
         """Make a mistake about what stands somewhere."""
@@ -124,12 +141,11 @@ def read(data: bytes | str, file: str, schema: Mapping[str, Json] | None = None)
         raise BadDocument([_syntax(file, exc)]) from exc
     except RecursionError as exc:
         raise BadDocument([Mistake(file, 1, "", f"deeper than {MAX_DEPTH} levels")]) from exc
-    lines: dict[Steps, int] = {}
-    wrong: list[Mistake] = []
-    value = None if root is None else _Reader(file, lines, wrong).value(root, ())
-    if wrong:
-        raise BadDocument(wrong)
-    document = Document(file, value, lines)
+    reader = _Reader(file)
+    value = None if root is None else reader.value(root, ())
+    if reader.wrong:
+        raise BadDocument(reader.wrong)
+    document = Document(file, value, reader.lines, reader.texts)
     if schema is not None and (wrong := list(check(document, schema))):
         raise BadDocument(wrong)
     return document
@@ -185,18 +201,19 @@ def _syntax(file: str, error: yaml.YAMLError) -> Mistake:
 class _Reader:
     """Turns nodes into values, and notes their lines."""
 
-    def __init__(self, file: str, lines: dict[Steps, int], wrong: list[Mistake]) -> None:
+    def __init__(self, file: str) -> None:
+        self.lines: dict[Steps, int] = {}
+        self.texts: dict[Steps, str] = {}
+        self.wrong: list[Mistake] = []
         self._file = file
-        self._lines = lines
-        self._wrong = wrong
         self._count = 0
 
     def value(self, node: yaml.Node, steps: Steps) -> Json:
         """Give what a node says."""
-        self._lines.setdefault(steps, node.start_mark.line + 1)
+        self.lines.setdefault(steps, node.start_mark.line + 1)
         self._count += 1
         if self._count > MAX_VALUES or len(steps) > MAX_DEPTH:
-            if not self._wrong:
+            if not self.wrong:
                 self._tell(node, steps, f"more than {MAX_VALUES} values or {MAX_DEPTH} levels")
             return None
         if node.tag not in _KNOWN:
@@ -210,14 +227,17 @@ class _Reader:
                 for place, item in enumerate(self._children(node.value))
             ]
         try:
-            return _SCALARS[node.tag](node.value)
+            found = _SCALARS[node.tag](node.value)
         except ValueError:
             self._tell(node, steps, f"{node.value[:40]!r} is no number: put it in quotes")
             return None
+        if not isinstance(found, str):
+            self.texts[steps] = node.value
+        return found
 
     def _children(self, nodes: list[Any]) -> Iterator[Any]:
         for node in nodes:
-            if len(self._wrong) >= MAX_TOLD or self._count > MAX_VALUES:
+            if len(self.wrong) >= MAX_TOLD or self._count > MAX_VALUES:
                 return
             yield node
 
@@ -229,16 +249,16 @@ class _Reader:
                 continue
             key = key_node.value
             if key in found:
-                first = self._lines[(*steps, key)]
+                first = self.lines[(*steps, key)]
                 self._tell(key_node, (*steps, key), f"stands twice, first in line {first}", True)
                 continue
-            self._lines[(*steps, key)] = key_node.start_mark.line + 1
+            self.lines[(*steps, key)] = key_node.start_mark.line + 1
             found[key] = self.value(value_node, (*steps, key))
         return found
 
     def _tell(self, node: yaml.Node, steps: Steps, text: str, key: bool = False) -> None:
         line = node.start_mark.line + 1
-        self._wrong.append(Mistake(self._file, line, ".".join(map(str, steps)), text))
+        self.wrong.append(Mistake(self._file, line, ".".join(map(str, steps)), text))
 
 
 # -- schemas

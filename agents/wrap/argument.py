@@ -193,7 +193,14 @@ class Argument:
         Raises:
             CallError: ``bad-arguments``, by name.
         """
-        if self._compiled is not None and value is not None and not self._compiled.fullmatch(value):
+        if not isinstance(value, str):
+            return
+        try:
+            value.encode()
+        except UnicodeEncodeError as exc:
+            # Nothing on the bus can bring it; a kind must not be the first to notice.
+            raise self.bad(f"character {exc.start} is half of a surrogate pair") from exc
+        if self._compiled is not None and not self._compiled.fullmatch(value):
             raise self.bad(f"all of it must match {self.pattern}")
 
     def bad(self, text: str) -> CallError:

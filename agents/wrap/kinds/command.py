@@ -8,8 +8,10 @@ an interpreter as part of a script.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from spinal.bus.blob import Blob
 from spinal.bus.errors import CallError
 from spinal.protocols import Json, Problem
 
-from ... import secret
+from ... import process, secret
 from ...document import DURATION, SIZE, members, seconds, size
 from ...errors import AgentError, Refused, Retry, one_line
 from ...process import Completed
@@ -57,6 +59,9 @@ _INTERPRETERS: Final[Mapping[str, str]] = {
     "ssh": "",
     "eval": "",
 }
+
+#: Variable that each program has from us, to know by it what has left its group when it is to end.
+MARK: Final = "SPINAL_CALL"
 
 _OUTCOMES: Final = ("done", "refused", "retry", "error")
 _OUTCOME: Final[Mapping[str, Json]] = {
@@ -249,7 +254,8 @@ class Command(Kind):
             if isinstance(value, dict):
                 env[name] = secret.Secret.of(members(value), site.folder)
             else:
-                env[name] = site.template(str(value), "env", name, also=("tmp",), files=True)
+                said = site.text("env", name)
+                env[name] = site.template(said, "env", name, also=("tmp",), files=True)
         return cls(
             argv,
             output=output,
@@ -295,15 +301,20 @@ class Command(Kind):
         if any("tmp" in _names(item) for item in (*self.argv, self._file, self._folder) if item):
             values["tmp"] = str(call.folder)
         argv = [*self._limiter, self.program, *self._arguments(call, values)]
-        ended = await call.job.run(
-            argv,
-            input=await self._input(call, values),
-            cwd=self._base / self._folder.fill(values),
-            env=self._environment(call, values),
-            line=None if self._progress is None else self._teller(call),
-            limit=self._most,
-            grace=GRACE,
-        )
+        mark = secrets.token_hex(16)
+        try:
+            ended = await call.job.run(
+                argv,
+                input=await self._input(call, values),
+                cwd=self._base / self._folder.fill(values),
+                env={**self._environment(call, values), MARK: mark},
+                line=None if self._progress is None else self._teller(call),
+                limit=self._most,
+                grace=GRACE,
+            )
+        except asyncio.CancelledError:
+            await asyncio.to_thread(process.kill_marked, f"{MARK}={mark}")
+            raise
         return self._ended(ended, values)
 
     def _arguments(self, call: Call, values: Mapping[str, str]) -> Iterator[str]:
@@ -357,6 +368,9 @@ class Command(Kind):
             if "\0" in found[name]:
                 culprit = next(n for n in value.names if "\0" in values.get(n, ""))
                 raise call.bad(culprit, "it has a NUL character, which no variable can hold")
+            if value.names and len(f"{name}={found[name]}".encode()) > MAX_ARGUMENT:
+                longest = max(value.names, key=lambda given: len(values.get(given, "")))
+                raise call.bad(longest, f"longer than the {MAX_ARGUMENT} bytes of a variable")
         return found
 
     def _teller(self, call: Call) -> Callable[[str], None]:
@@ -414,22 +428,22 @@ def _names(item: Template | _Group) -> list[str]:
 
 
 def _item(site: Site, said: Any, place: int) -> Template | _Group:
-    def read(text: Any, *steps: int | str) -> Template:
-        return site.template(str(text), "command", place, *steps, also=("tmp",), files=True)
+    def read(*steps: int | str) -> Template:
+        return site.template(
+            site.text("command", place, *steps), "command", place, *steps, also=("tmp",), files=True
+        )
 
     if isinstance(said, list):
-        texts: list[Any] = said  # pyright: ignore[reportUnknownVariableType] - of Any
-        return _Group(None, tuple(read(text, inner) for inner, text in enumerate(texts)))
+        count = len(said)  # pyright: ignore[reportUnknownArgumentType] - of Any
+        return _Group(None, tuple(read(inner) for inner in range(count)))
     if isinstance(said, dict):
         flag = members(said)["if"]
         if flag not in site.arguments or site.arguments[flag].type != "boolean":
             site.wrong(f"{flag!r} is no boolean argument of this operation", "command", place, "if")
         site.used.add(flag)
-        return _Group(
-            flag,
-            tuple(read(text, "argv", inner) for inner, text in enumerate(members(said)["argv"])),
-        )
-    found = read(said)
+        count = len(members(said)["argv"])
+        return _Group(flag, tuple(read("argv", inner) for inner in range(count)))
+    found = read()
     for name in found.names:
         one = site.arguments.get(name)
         if one is not None and not one.required and one.default is None:

@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import shutil
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,6 +148,12 @@ class Command(Kind):
             "description": "What each exit code means; 0 is done and any other error if not said.",
             "examples": [{"0": "done", "1": "refused"}],
         },
+        "stderr": {
+            "enum": ["ignore", "refused", "error"],
+            "default": "ignore",
+            "description": "What it means that the program wrote to standard error although it ended "
+            "well, as some old ones do.",
+        },
         "progress": {
             "anyOf": [
                 {"type": "string", "enum": ["lines"]},
@@ -201,6 +208,7 @@ class Command(Kind):
         stdin: Template | None = None,
         file: Template | None = None,
         exits: Mapping[int | None, Outcome] | None = None,
+        stderr: str = "ignore",
         progress: re.Pattern[str] | None = None,
         folder: Template,
         base: Path,
@@ -213,6 +221,7 @@ class Command(Kind):
         self._stdin = stdin
         self._file = file
         self._exits = {0: Outcome("done"), None: Outcome("error"), **(exits or {})}
+        self._stderr = stderr
         self._progress = progress
         self._folder = folder
         self._base = base
@@ -265,6 +274,7 @@ class Command(Kind):
                 None if code == "other" else int(code): _outcome(said)
                 for code, said in op.get("exit", {}).items()
             },
+            stderr=op.get("stderr", "ignore"),
             progress=progress,
             folder=folder,
             base=site.folder,
@@ -391,7 +401,9 @@ class Command(Kind):
     def _ended(self, ended: Completed, values: Mapping[str, str]) -> Any:
         outcome = self._exits.get(ended.code, self._exits[None])
         if ended.code < 0:
-            outcome = Outcome("error")
+            outcome = Outcome("error", _KILLED.get(-ended.code, ""))
+        elif outcome.word == "done" and self._stderr != "ignore" and ended.stderr.strip():
+            outcome = Outcome(self._stderr)
         if outcome.word != "done":
             text = outcome.text or _last_words(ended)
             match outcome.word:
@@ -543,6 +555,13 @@ def _last_words(ended: Completed) -> str:
     return f"it ended with {how} and said nothing"
 
 
+#: What is said of a program that the kernel ended because of a limit.
+_KILLED: Final[Mapping[int, str]] = {
+    signal.SIGXCPU: "it used more CPU time than it may (limits: cpu)",
+    signal.SIGXFSZ: "it wrote a file that is larger than it may be",
+}
+
+
 def _limiter(limits: Mapping[str, Any]) -> list[str]:
     """Give the words that bound a program: prlimit(1) sets the limits and becomes the program.
 
@@ -552,7 +571,9 @@ def _limiter(limits: Mapping[str, Any]) -> list[str]:
     if "memory" in limits:
         found.append(f"--as={size(limits['memory'])}")
     if "cpu" in limits:
-        found.append(f"--cpu={max(1, round(seconds(limits['cpu'])))}")
+        # At the first limit it gets SIGXCPU, by which we know; a second later it is killed.
+        most = max(1, round(seconds(limits["cpu"])))
+        found.append(f"--cpu={most}:{most + 1}")
     if "files" in limits:
         found.append(f"--nofile={limits['files']}")
     if "processes" in limits:

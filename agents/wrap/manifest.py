@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from spinal.bus.errors import CallError
 from spinal.protocols import REASONS, Json, LocalProtocolError
 from spinal.protocols import path as paths
 
 from .. import document
 from ..agent import Agent
 from ..document import DURATION, BadDocument, Document, Mistake, seconds
+from ..errors import EndWith
 from ..life import Life
 from ..operation import Operation
 from . import argument, gauge, health, output, rights
@@ -218,12 +220,16 @@ def _op(
 def _function(kind: Kind, arguments: Mapping[str, Argument], allowed: rights.Rights) -> Any:
     async def run(**given: Any) -> Any:
         job = given.pop(argument.JOB)
-        allowed.check(job.caller)
         args = {name: given.get(name, one.default) for name, one in arguments.items()}
-        for name, one in arguments.items():
-            one.check(args[name])
-        with Call(job, args, arguments).running() as call:
-            return await kind.run(call)
+        try:
+            allowed.check(job.caller)
+            for name, one in arguments.items():
+                one.check(args[name])
+            with Call(job, args, arguments).running() as call:
+                return await kind.run(call)
+        except CallError as exc:
+            # A kind calls nobody else: it is our own word.
+            raise EndWith(exc.problem) from exc
 
     return run
 

@@ -322,8 +322,12 @@ async def test_lines_are_progress(wrapped: Read) -> None:
         "command: [printf, '1/4 first\\nnoise\\n2/4 second\\n']\n"
         "progress: {regex: '(?P<done>\\d+)/(?P<total>\\d+) (?P<note>.*)'}"
     )
-    said: list[object] = []
-    await Trial(found, "/op", lambda *news: said.append(news)).run({})
+    said: list[tuple[float | None, float | None, str]] = []
+
+    def progress(done: float | None, total: float | None, note: str) -> None:
+        said.append((done, total, note))
+
+    await Trial(found, "/op", progress).run({})
 
     assert said == [(1.0, 4.0, "first"), (2.0, 4.0, "second")]
 

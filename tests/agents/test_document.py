@@ -139,7 +139,7 @@ EITHER = {
             ["f.yaml:2: file2: is not known here: leave it out, or write one of url"],
         ),
         ("field: 1", ["f.yaml:1: 'file' is missing: write file: ..."]),
-        ("5", ["f.yaml:1: 5 is not a text or a mapping: write for example on"]),
+        ("5", ["f.yaml:1: 5 is not a text or a mapping: write for example 'on'"]),
     ],
 )
 def test_of_alternatives_the_one_that_was_meant_is_explained(text: str, lines: list[str]) -> None:

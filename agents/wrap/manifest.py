@@ -8,7 +8,7 @@ machine.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -177,6 +177,9 @@ def _op(
     arguments: dict[str, Argument] = {}
     taken: Mapping[str, Any] = said.get("args") or {}
     for name, about in taken.items():
+        if name == "tmp":
+            wrong("is the folder of a call: give the argument another name", "args", name)
+            return None
         try:
             arguments[name] = Argument.of(name, about)
         except ValueError as exc:
@@ -201,7 +204,7 @@ def _op(
         retry = {**given, **pauses}
     try:
         operation = Operation.of(
-            _function(made, arguments, allowed),
+            function(made, arguments, allowed),
             path,
             timeout=said.get("timeout", "60s"),
             effects=said.get("effects", "writes"),
@@ -217,7 +220,11 @@ def _op(
     return Op(path, made, operation, arguments, steps)
 
 
-def _function(kind: Kind, arguments: Mapping[str, Argument], allowed: rights.Rights) -> Any:
+def function(
+    kind: Kind, arguments: Mapping[str, Argument], allowed: rights.Rights
+) -> Callable[..., Awaitable[Any]]:
+    """Make what runs an operation: takes the job and the arguments, all by name."""
+
     async def run(**given: Any) -> Any:
         job = given.pop(argument.JOB)
         args = {name: given.get(name, one.default) for name, one in arguments.items()}

@@ -228,6 +228,10 @@ async def test_a_relative_program_is_beside_its_manifest(wrapped: Read, tmp_path
     assert await run(wrapped("command: [./old.sh]")) == str(tmp_path)
 
 
+async def test_whoever_has_the_manifest_may_try_it(wrapped: Read) -> None:
+    assert await run(wrapped("command: [echo, hi]\nrights: {call: [ann@home.test]}")) == "hi"
+
+
 # -- outcomes
 
 

@@ -2,7 +2,9 @@
 
 A service is something that shall run on one machine, whichever it is.  Each placement is a job of
 ``/deployment/deploy`` with a generation of its own, one more than the last; so an agent that comes
-back can be told to end whatever is older, and what comes late cannot undo what came later.
+back can be told to end whatever is older, and what comes late cannot undo what came later.  Agents
+remember the highest one, also of what they ended; so the first generation is the time at which the
+service came to be, in seconds, and a service that is made again under an old name is above the old.
 
 Pure: :func:`decide` says what to do, the functions below it give the service as it is when that is
 done, and nothing here does it.  Times of services are milliseconds since 1970 UTC.
@@ -32,6 +34,9 @@ RETURN: Final = 30.0
 
 #: Seconds that one placement may take; a job that nobody can take waits as long.
 ALLOWED: Final = 900.0
+
+#: Seconds after which a job waits for an agent in vain that must not have it for one that may.
+IN_VAIN: Final = 60.0
 
 #: The longest pause before a placement that failed is tried again, in seconds; the first is 1.
 MAX_PAUSE: Final = 60.0
@@ -67,7 +72,7 @@ class Act(Enum):
     FAIL = "fail"
     #: Place it anew: the agent that has it, or was to have it, is lost.
     MOVE = "move"
-    #: Place it anew after a failure.
+    #: Place it anew: that failed, or nobody took it.
     RETRY = "retry"
     #: Cancel its job.
     STOP = "stop"
@@ -106,7 +111,7 @@ class Service:
     created: int
     #: Counts how often it was saved; 0 if it never was.
     version: int = 0
-    #: That of the newest placement.
+    #: That of the newest placement; see the module.
     generation: int = 0
     state: State = State.PLACING
     #: Since when it is in this state.
@@ -161,7 +166,7 @@ def lost_at(heard: float | None, left: float | None, since: float) -> float:
         left: when it went offline after that, if it did.
         since: when our stream came up; who was not heard since then has time to come back.
     """
-    if heard is None or heard <= since:
+    if heard is None or heard < since:
         return since + RETURN
     return heard + SILENT if left is None else left + MOVE_AFTER
 
@@ -180,6 +185,14 @@ def _over(service: Service, seen: Seen) -> bool:
 def _target_lost(service: Service, seen: Seen) -> bool:
     """One that is for whichever agent goes on by itself when that is lost; one for this one waits."""
     return seen.job is not None and seen.job.want.get("to") in seen.lost
+
+
+def _in_vain(service: Service, seen: Seen) -> bool:
+    """What it avoids may be all there is."""
+    job, last = seen.job, service.last
+    if job is None or last is None or job.state is not JobState.QUEUED or not job.want.get("avoid"):
+        return False
+    return seen.now - last.began >= IN_VAIN * 1000
 
 
 def _agent_lost(service: Service, seen: Seen) -> bool:
@@ -204,7 +217,12 @@ def _nowhere(service: Service, seen: Seen) -> bool:
 
 #: State -> what may be, and what is done then; the first that is so counts.
 DECISIONS: Final[Mapping[State, Sequence[tuple[Callable[[Service, Seen], bool], Act]]]] = {
-    State.PLACING: ((_done, Act.SETTLE), (_over, Act.FAIL), (_target_lost, Act.MOVE)),
+    State.PLACING: (
+        (_done, Act.SETTLE),
+        (_over, Act.FAIL),
+        (_target_lost, Act.MOVE),
+        (_in_vain, Act.RETRY),
+    ),
     State.PLACED: ((_agent_lost, Act.MOVE),),
     State.UNPLACED: ((_due, Act.RETRY),),
     State.REMOVING: ((_under_way, Act.STOP), (_open, Act.CLOSE), (_nowhere, Act.DROP)),
@@ -234,6 +252,11 @@ def to_tell(service: Service, seen: Seen) -> Mapping[str, int]:
 # -- what becomes of it
 
 
+def new(name: str, caller: str, now: int) -> Service:
+    """Give a service that is not placed yet."""
+    return Service(name=name, caller=caller, created=now, since=now, generation=now // 1000)
+
+
 def placed_anew(service: Service, job: str, now: int, why: str, last: Job | None) -> Service:
     """Give a service that another job places.
 
@@ -244,7 +267,7 @@ def placed_anew(service: Service, job: str, now: int, why: str, last: Job | None
         why: in words.
         last: the job of its last placement, which is given up if it is under way.
     """
-    closed = closed_at(service, last, now, why)
+    closed = closed_at(service, last, now, f"given up: {why}")
     generation = service.generation + 1
     placement = Placement(generation=generation, job=job, began=now, why=why)
     return replace(
@@ -254,6 +277,13 @@ def placed_anew(service: Service, job: str, now: int, why: str, last: Job | None
         since=now,
         history=(*closed.history, placement)[-MAX_HISTORY:],
     )
+
+
+def asked_for(
+    service: Service, caller: str, arguments: Mapping[str, Json], want: Mapping[str, Json]
+) -> Service:
+    """Give a service of which something else is asked now."""
+    return replace(service, caller=caller, arguments=arguments, want=want, failures=0, due=0)
 
 
 def settled(service: Service, job: Job, now: int, result: Json) -> Service:
@@ -310,6 +340,11 @@ def removed(service: Service, now: int) -> Service:
 def told(service: Service, agent: str, below: int) -> Service:
     """Give a service of which an agent said that it has nothing below a generation any more."""
     left = {one: least for one, least in service.left.items() if one != agent or least > below}
+    return replace(service, left=left)
+
+
+def forgotten(service: Service, left: Mapping[str, int]) -> Service:
+    """Give a service that is to end nowhere but there."""
     return replace(service, left=left)
 
 

@@ -145,9 +145,9 @@ def _allowed(write: Sequence[Prepared], seen: Seen, life: int) -> Result | None:
                 return FENCED
             jobs[one.id] = one.standing
             wait = _take(before, one, limits, seen) or wait
-        elif isinstance(one, Fire) and seen.schedules.get(one.id) != one.due:
-            return FENCED
-        elif isinstance(one, Tended) and seen.services.get(one.id, 0) != one.version:
+        elif (isinstance(one, Fire) and seen.schedules.get(one.id) != one.due) or (
+            isinstance(one, Tended) and seen.services.get(one.id, 0) != one.version
+        ):
             return FENCED
     return wait
 

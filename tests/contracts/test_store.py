@@ -922,7 +922,8 @@ async def test_a_schedule_is_fired_by_one_of_two(url: str) -> None:
 
 
 def a_service(**members: Any) -> Service:
-    return Service(**{"name": "shop", "caller": ALICE, "created": 1, "since": 1} | members)
+    asked: dict[str, Any] = {"name": "shop", "caller": ALICE, "created": 1, "since": 1}
+    return Service(**asked | members)
 
 
 async def test_a_service_is_read_as_it_was_written(url: str) -> None:

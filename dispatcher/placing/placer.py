@@ -1,0 +1,468 @@
+"""Keeps services placed: looks at each of them again and again, and carries out what is decided.
+
+Theory of operation.  What a service is stands in the store alone, so that any dispatcher may go on
+with it, and nothing is lost by a restart.  Each looks every second at what has changed, at its jobs,
+and at who is there; :func:`~.service.decide` says what to do.  A new placement and the new version of
+its service are one write, which only the first of several dispatchers succeeds with.
+
+While our stream is gone, or our server passes nothing on, nothing is decided: then silence says
+nothing about machines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
+
+import structlog
+
+from spinal.bus.errors import CallError
+from spinal.bus.jsontext import dumps
+from spinal.protocols import Json, Op, Problem
+
+from ..agent import AgentState, KnownAgent
+from ..broker import Broker, Errand
+from ..jobs.job import Job, mint
+from ..jobs.keeper import Keeper, want_of
+from ..registry import Registry
+from ..resolver import Demand, rejection
+from ..store.contract import FENCED, Change, Keep, Look, New, StoreError
+from . import service as services
+from .service import Act, Seen, Service, State
+
+log = structlog.get_logger()
+
+#: What deployment agents offer.
+DEPLOY: Final = "/deployment/deploy"
+UNDEPLOY: Final = "/deployment/undeploy"
+
+#: Seconds between two looks, and while a job places something.
+LOOK: Final = 1.0
+SOON: Final = 0.25
+
+#: Seconds that an agent may take to end a service, and after which it is told again.
+ENDING: Final = 60.0
+AGAIN: Final = 10.0
+
+#: Most services, and most bytes of what one is deployed with, and of what its agent says of it.
+MAX_SERVICES: Final = 1000
+MAX_ARGUMENTS: Final = 12 * 1024
+MAX_RESULT: Final = 4 * 1024
+
+#: Times that a change is tried which somebody else was faster with.
+TRIES: Final = 8
+
+#: What is to become of a service, or nothing; with the job of its last placement.
+_Change = Callable[[Service | None, Job | None], Awaitable[Service | None]]
+
+
+class Placer:
+    """See the module.
+
+    Args:
+        keeper: has the store, and sees the jobs through.
+        registry: who is there.
+        broker: carries what agents are told.
+    """
+
+    def __init__(self, keeper: Keeper, registry: Registry, broker: Broker) -> None:
+        self._keeper = keeper
+        self._registry = registry
+        self._broker = broker
+        self._services: dict[str, Service] = {}
+        self._changed = asyncio.Event()
+        #: When an agent was heard last, and when it went offline, if it did.
+        self._sights: dict[str, tuple[float, float | None]] = {}
+        #: Jobs that are being cancelled; and who is being told, or when he may be told again.
+        self._stopping: set[str] = set()
+        self._telling: dict[tuple[str, str], float] = {}
+
+    # -- the loop
+
+    async def run(self) -> None:
+        """Look after the services, for ever."""
+        while True:
+            self._changed.clear()
+            if self._registry.runs and not self._keeper.draining:
+                try:
+                    await self._look()
+                except StoreError as exc:
+                    log.warning("services_not_looked_at", error=str(exc))
+            placing = any(service.state is State.PLACING for service in self._services.values())
+            try:
+                async with asyncio.timeout(SOON if placing else LOOK):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass
+
+    async def _look(self) -> None:
+        await self._refresh()
+        for service in list(self._services.values()):
+            job = await self._job_of(service)
+            if not self._registry.runs:
+                return
+            seen = self._seen(service, job)
+            await self._carry_out(service, services.decide(service, seen), seen)
+            for agent, below in services.to_tell(service, seen).items():
+                self._tell(service, agent, below)
+
+    async def _refresh(self) -> None:
+        """Learn what others made of the services."""
+        versions = await self._keeper.store.versions()
+        self._services = {n: one for n, one in self._services.items() if n in versions}
+        stale = [n for n, version in versions.items() if self._version(n) < version]
+        if stale:
+            for one in await self._keeper.store.services(stale):
+                self._services[one.name] = one
+        wanted = {agent for one in self._services.values() for agent in _agents(one)}
+        self._sights = {agent: sight for agent, sight in self._sights.items() if agent in wanted}
+
+    def _version(self, name: str) -> int:
+        known = self._services.get(name)
+        return 0 if known is None else known.version
+
+    async def _job_of(self, service: Service) -> Job | None:
+        """Give the job of a placement that is not over, as far as we know."""
+        last = service.last
+        if last is None or last.ended is not None:
+            return None
+        return await self._keeper.get(last.job)
+
+    def _seen(self, service: Service, job: Job | None) -> Seen:
+        agents = set(_agents(service))
+        if job is not None and (target := job.want.get("to")):
+            agents.add(str(target))
+        return Seen(
+            self._keeper.now(),
+            job,
+            frozenset(agent for agent in agents if self.is_lost(agent)),
+            frozenset(agent for agent in service.left if self._can_be_told(agent)),
+        )
+
+    # -- who is there
+
+    def is_lost(self, address: str) -> bool:
+        """Tell whether nobody waits any more for an agent."""
+        now = asyncio.get_running_loop().time()
+        agent = self._registry.get(address)
+        if agent is not None:
+            self._sights[address] = agent.heard_at, agent.gone_at
+            if agent.state(now) is AgentState.AVAILABLE:
+                return False
+        if not self._registry.runs:
+            return False
+        heard, left = self._sights.get(address, (None, None))
+        return now >= services.lost_at(heard, left, self._registry.resumed_at)
+
+    def _can_be_told(self, address: str) -> bool:
+        agent = self._registry.get(address)
+        return agent is not None and self._is_here(agent) and UNDEPLOY in agent.operations
+
+    def _is_here(self, agent: KnownAgent) -> bool:
+        return agent.state(asyncio.get_running_loop().time()) is AgentState.AVAILABLE
+
+    def others(self, service: Service, avoid: frozenset[str]) -> bool:
+        """Tell whether somebody is here who can take a service, other than these."""
+        demand = Demand.of(DEPLOY, want_of(_job(service, "", {})))
+        return any(
+            agent.address not in avoid and self._is_here(agent)
+            for agent in self._registry.suited(demand)
+        )
+
+    def _keeps(self, service: Service) -> bool:
+        """Tell whether the agent that has a service can take a new generation of it."""
+        if service.agent is None or self.is_lost(service.agent):
+            return False
+        agent = self._registry.get(service.agent)
+        if agent is None:
+            return True
+        demand = Demand.of(DEPLOY, want_of(_job(service, "", {})))
+        rule = rejection(agent, demand, self._broker.context(service.caller))
+        return rule is None or rule.later
+
+    # -- carrying out
+
+    async def _carry_out(self, service: Service, act: Act, seen: Seen) -> None:
+        now, job = seen.now, seen.job
+        match act:
+            case Act.NOTHING:
+                return
+            case Act.SETTLE if job is not None:
+                placed = services.settled(service, job, now, _result(job))
+                if await self._write(placed):
+                    log.info("service_placed", service=service.name, agent=placed.agent)
+            case Act.FAIL:
+                failed = services.failed(service, job, now)
+                looked = () if job is None else (Look(job.id),)
+                if await self._write(failed, *looked):
+                    assert failed.last is not None
+                    log.warning(
+                        "service_not_placed", service=service.name, problem=failed.last.problem
+                    )
+            case Act.MOVE:
+                lost = service.agent if job is None else job.want.get("to")
+                await self._place(service, f"{lost} was lost", job)
+            case Act.RETRY:
+                why = "nobody else took it" if job is not None else "tried again"
+                failed_at = service.failed_at
+                avoid = failed_at if self.others(service, failed_at) else frozenset[str]()
+                await self._place(service, why, job, avoid=avoid)
+            case Act.STOP if job is not None:
+                self._stop(job.id)
+            case Act.CLOSE:
+                await self._write(services.closed_at(service, job, now, "removed"))
+            case Act.DROP:
+                if await self._write(service, drop=True):
+                    log.info("service_removed", service=service.name)
+            case _:
+                raise AssertionError(f"{act} without a job")
+
+    async def _write(self, service: Service, *changes: Change, drop: bool = False) -> bool:
+        """Keep a service as it is now; false if somebody else was first, and nothing happened."""
+        result = (await self._keeper.store.write(Keep(service, drop), *changes))[0]
+        if result is FENCED:
+            return False
+        await self._know(service.name)
+        self._changed.set()
+        return True
+
+    async def _know(self, name: str) -> Service | None:
+        """Learn how a service is now."""
+        found = await self._keeper.store.services([name])
+        if found:
+            self._services[name] = found[0]
+            return found[0]
+        self._services.pop(name, None)
+        return None
+
+    async def _place(
+        self,
+        service: Service,
+        why: str,
+        last: Job | None,
+        *,
+        to: str | None = None,
+        avoid: frozenset[str] = frozenset(),
+    ) -> bool:
+        """Submit the job of a new placement; false if somebody else was first."""
+        keeper = self._keeper
+        how: dict[str, Json] = {}
+        if to is not None:
+            how["to"] = to
+        elif avoid:
+            how["avoid"] = sorted(avoid)
+        now = keeper.now()
+        id = mint(keeper.clock.wall())
+        placed = services.placed_anew(service, id, now, why, last)
+        job = _job(placed, id, how)
+        job.created = job.runnable = now
+        job.ends = now + int(job.allowed * 1000)
+        keeper.take(job)
+        if not await self._write(placed, New(job)):
+            return False
+        log.info("service_being_placed", service=service.name, job=id, why=why, **how)
+        keeper.accepted(job)
+        if last is not None and not last.final:
+            self._stop(last.id)
+        return True
+
+    def _stop(self, job: str) -> None:
+        """Cancel a job, once, without waiting for it."""
+        if job in self._stopping:
+            return
+
+        async def stop() -> None:
+            try:
+                await self._keeper.cancel(job)
+            except (CallError, StoreError) as exc:
+                log.warning("placement_not_stopped", job=job, error=str(exc))
+            finally:
+                self._stopping.discard(job)
+
+        self._stopping.add(job)
+        self._keeper.spawn("stopping", stop)
+
+    # -- telling
+
+    def _tell(self, service: Service, agent: str, below: int) -> None:
+        """Tell an agent to end what it has of a service, unless it is being told."""
+        key = service.name, agent
+        now = asyncio.get_running_loop().time()
+        if self._telling.get(key, 0.0) > now:
+            return
+
+        async def tell() -> None:
+            try:
+                await self._ask_to_end(service, agent, below)
+                while (known := await self._know(service.name)) is not None and not (
+                    await self._write(services.told(known, agent, below))
+                ):
+                    pass
+            except (CallError, StoreError) as exc:
+                log.warning("service_not_ended", service=service.name, agent=agent, error=str(exc))
+                self._telling[key] = asyncio.get_running_loop().time() + AGAIN
+            else:
+                self._telling.pop(key, None)
+                log.info("service_ended", service=service.name, agent=agent, below=below)
+
+        self._telling[key] = now + 2 * ENDING
+        self._keeper.spawn("telling", tell)
+
+    async def _ask_to_end(self, service: Service, agent: str, below: int) -> None:
+        now = asyncio.get_running_loop().time()
+        id = mint()
+        errand = Errand(
+            Op(id, op=UNDEPLOY, left=0, args={"service": service.name, "below": below}),
+            Demand(UNDEPLOY, only=agent),
+            service.caller,
+            now + ENDING,
+            id,
+            now,
+        )
+        await self._broker.run(errand)
+
+    # -- what callers ask
+
+    async def get(self, name: str) -> Service | None:
+        """Give a service as it is now."""
+        return await self._know(name)
+
+    async def all(self) -> list[Service]:
+        """Give all services, by name."""
+        await self._refresh()
+        return [self._services[name] for name in sorted(self._services)]
+
+    async def deploy(
+        self,
+        name: str,
+        caller: str,
+        arguments: Mapping[str, Json],
+        want: Mapping[str, Json],
+        again: bool,
+        may: Callable[[Service], None],
+    ) -> Service:
+        """Place a new service, or a known one anew if something of it is new.
+
+        Where it runs it is replaced, as long as that agent is there and will do.
+
+        Args:
+            name: what it is called.
+            caller: bare address of whoever deploys it.
+            arguments: what it is deployed with.
+            want: which machines come into question.
+            again: place it anew in any case.
+            may: is asked about a known one; raises CallError.
+        """
+
+        async def change(known: Service | None, last: Job | None) -> Service | None:
+            now = self._keeper.now()
+            if known is None:
+                if len(await self._keeper.store.versions()) >= MAX_SERVICES:
+                    raise CallError.of(
+                        Problem("full", f"there are {MAX_SERVICES} services already")
+                    )
+                known = services.new(name, caller, now)
+            else:
+                may(known)
+                same = known.arguments == arguments and known.want == want
+                if same and not again and known.state is not State.REMOVING:
+                    return known
+            asked = services.asked_for(known, caller, arguments, want)
+            to = known.agent if self._keeps(asked) else None
+            placed = await self._place(asked, f"deployed by {caller}", last, to=to)
+            return await self._know(name) if placed else None
+
+        return await self._make(name, change)
+
+    async def move(self, name: str, caller: str, may: Callable[[Service], None]) -> Service:
+        """Place a service at another agent than the one that has it.
+
+        Raises:
+            CallError: nobody else is here who can take it; or there is no such service.
+        """
+
+        async def change(known: Service | None, last: Job | None) -> Service | None:
+            known = _known(known, name)
+            may(known)
+            if known.state is State.REMOVING:
+                raise CallError.of(Problem("refused", f"service {name} is being removed"))
+            avoid = frozenset(() if known.agent is None else (known.agent,))
+            if not self.others(known, avoid):
+                raise CallError.of(
+                    Problem("no-agent", f"no other agent is here that can take service {name}")
+                )
+            placed = await self._place(known, f"moved by {caller}", last, avoid=avoid)
+            return await self._know(name) if placed else None
+
+        return await self._make(name, change)
+
+    async def remove(self, name: str, forget: bool, may: Callable[[Service], None]) -> Service:
+        """End a service everywhere; with ``forget`` those who are away are not waited for.
+
+        Raises:
+            CallError: there is no such service.
+        """
+
+        async def change(known: Service | None, last: Job | None) -> Service | None:
+            known = _known(known, name)
+            may(known)
+            going = known
+            if known.state is not State.REMOVING:
+                going = services.removed(known, self._keeper.now())
+            if forget:
+                here = {agent: g for agent, g in going.left.items() if not self.is_lost(agent)}
+                going = services.forgotten(going, here)
+            return going if going is known or await self._write(going) else None
+
+        return await self._make(name, change)
+
+    async def _make(self, name: str, change: _Change) -> Service:
+        """Change a service, also when whoever asked for it does not wait."""
+
+        async def work() -> Service:
+            for _ in range(TRIES):
+                known = await self._know(name)
+                last = None if known is None else await self._job_of(known)
+                made = await change(known, last)
+                if made is not None:
+                    return made
+            raise CallError.of(Problem("busy", f"service {name} changes all the time", after=LOOK))
+
+        if self._keeper.draining:
+            raise CallError.of(Problem("draining", "this dispatcher is shutting down"))
+        return await self._keeper.whole(work())
+
+
+def _known(service: Service | None, name: str) -> Service:
+    if service is None:
+        raise unknown(name)
+    return service
+
+
+def unknown(name: str) -> CallError:
+    """Give the error for a service that there is not."""
+    return CallError.of(Problem("refused", f"there is no service {name}", "name"))
+
+
+def _agents(service: Service) -> list[str]:
+    return [] if service.agent is None else [service.agent]
+
+
+def _result(job: Job) -> Json:
+    return job.value if len(dumps(job.value)) <= MAX_RESULT else None
+
+
+def _job(service: Service, id: str, how: Mapping[str, Json]) -> Job:
+    """Make the job that places a service."""
+    return Job(
+        id=id,
+        caller=service.caller,
+        op=DEPLOY,
+        created=0,
+        args={**service.arguments, "service": service.name, "generation": service.generation},
+        want={**service.want, **how},
+        labels=(f"service:{service.name}",),
+        allowed=services.ALLOWED,
+        origin=f"service:{service.name}",
+    )

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Final
+from typing import Final, cast
 
 import structlog
 
@@ -36,14 +36,19 @@ log = structlog.get_logger()
 #: What deployment agents offer.
 DEPLOY: Final = "/deployment/deploy"
 UNDEPLOY: Final = "/deployment/undeploy"
+SHOW: Final = "/deployment/show"
 
 #: Seconds between two looks, and while a job places something.
 LOOK: Final = 1.0
 SOON: Final = 0.25
 
-#: Seconds that an agent may take to end a service, and after which it is told again.
+#: Seconds that an agent may take to end a service, and to say how one goes.
 ENDING: Final = 60.0
+SAYING: Final = 10.0
+
+#: Seconds after which an agent is told again, and asked again.
 AGAIN: Final = 10.0
+SOON_AGAIN: Final = 2.0
 
 #: Most services, and most bytes of what one is deployed with, and of what its agent says of it.
 MAX_SERVICES: Final = 1000
@@ -74,9 +79,10 @@ class Placer:
         self._changed = asyncio.Event()
         #: When an agent was heard last, and when it went offline, if it did.
         self._sights: dict[str, tuple[float, float | None]] = {}
-        #: Jobs that are being cancelled; and who is being told, or when he may be told again.
+        #: Jobs that are being cancelled.
         self._stopping: set[str] = set()
-        self._telling: dict[tuple[str, str], float] = {}
+        #: By service and agent: until when nothing is said to it.
+        self._quiet: dict[tuple[str, str], float] = {}
 
     # -- the loop
 
@@ -137,8 +143,13 @@ class Placer:
             self._keeper.now(),
             job,
             frozenset(agent for agent in agents if self.is_lost(agent)),
-            frozenset(agent for agent in service.left if self._can_be_told(agent)),
+            frozenset(agent for agent in service.left if self._offers(agent, UNDEPLOY)),
+            self._epoch(service),
         )
+
+    def _epoch(self, service: Service) -> int | None:
+        agent = self._registry.get(service.agent or "")
+        return agent.epoch if agent is not None and self._offers(agent.address, SHOW) else None
 
     # -- who is there
 
@@ -155,9 +166,9 @@ class Placer:
         heard, left = self._sights.get(address, (None, None))
         return now >= services.lost_at(heard, left, self._registry.resumed_at)
 
-    def _can_be_told(self, address: str) -> bool:
+    def _offers(self, address: str, op: str) -> bool:
         agent = self._registry.get(address)
-        return agent is not None and self._is_here(agent) and UNDEPLOY in agent.operations
+        return agent is not None and self._is_here(agent) and op in agent.operations
 
     def _is_here(self, agent: KnownAgent) -> bool:
         return agent.state(asyncio.get_running_loop().time()) is AgentState.AVAILABLE
@@ -189,7 +200,7 @@ class Placer:
             case Act.NOTHING:
                 return
             case Act.SETTLE if job is not None:
-                placed = services.settled(service, job, now, _result(job))
+                placed = services.settled(service, job, now, _bounded(job.value))
                 if await self._write(placed):
                     log.info("service_placed", service=service.name, agent=placed.agent)
             case Act.FAIL:
@@ -208,6 +219,8 @@ class Placer:
                 failed_at = service.failed_at
                 avoid = failed_at if self.others(service, failed_at) else frozenset[str]()
                 await self._place(service, why, job, avoid=avoid)
+            case Act.CHECK if service.agent is not None and seen.epoch is not None:
+                self._check(service, service.agent, seen.epoch)
             case Act.STOP if job is not None:
                 self._stop(job.id)
             case Act.CLOSE:
@@ -283,44 +296,83 @@ class Placer:
         self._stopping.add(job)
         self._keeper.spawn("stopping", stop)
 
-    # -- telling
+    # -- what agents are told, and asked
 
     def _tell(self, service: Service, agent: str, below: int) -> None:
-        """Tell an agent to end what it has of a service, unless it is being told."""
+        """Tell an agent to end what it has of a service."""
+
+        async def tell() -> float:
+            args: dict[str, Json] = {"service": service.name, "below": below}
+            await self._call(service, agent, UNDEPLOY, args, ENDING)
+            while (known := await self._know(service.name)) is not None and not (
+                await self._write(services.told(known, agent, below))
+            ):
+                pass
+            log.info("service_ended", service=service.name, agent=agent, below=below)
+            return 0.0
+
+        self._say(service, agent, ENDING, tell)
+
+    def _check(self, service: Service, agent: str, epoch: int) -> None:
+        """See whether an agent that was restarted has a service, and where it answers now."""
+
+        async def check() -> float:
+            try:
+                said = await self._call(service, agent, SHOW, {"service": service.name}, SAYING)
+            except CallError as exc:
+                if exc.reason != "refused":
+                    raise
+                said = None
+            row = cast("Mapping[str, Json]", said) if isinstance(said, dict) else {}
+            if row.get("generation") != service.running or row.get("state") == "undeployed":
+                await self._place(service, f"{agent} came back without it", None, to=agent)
+            elif row.get("state") == "running":
+                await self._write(services.confirmed(service, epoch, _bounded(_in_short(row))))
+            else:
+                # It is about to be started, or will not run; its agent sees to that.
+                return SOON_AGAIN
+            return 0.0
+
+        self._say(service, agent, SAYING, check)
+
+    def _say(
+        self, service: Service, agent: str, within: float, work: Callable[[], Awaitable[float]]
+    ) -> None:
+        """Have something done at an agent, unless something is; the work says when it may be again."""
         key = service.name, agent
-        now = asyncio.get_running_loop().time()
-        if self._telling.get(key, 0.0) > now:
+        loop = asyncio.get_running_loop()
+        if self._quiet.get(key, 0.0) > loop.time():
             return
 
-        async def tell() -> None:
+        async def say() -> None:
+            pause = AGAIN
             try:
-                await self._ask_to_end(service, agent, below)
-                while (known := await self._know(service.name)) is not None and not (
-                    await self._write(services.told(known, agent, below))
-                ):
-                    pass
+                pause = await work()
             except (CallError, StoreError) as exc:
-                log.warning("service_not_ended", service=service.name, agent=agent, error=str(exc))
-                self._telling[key] = asyncio.get_running_loop().time() + AGAIN
-            else:
-                self._telling.pop(key, None)
-                log.info("service_ended", service=service.name, agent=agent, below=below)
+                log.warning("agent_not_told", service=service.name, agent=agent, error=str(exc))
+            finally:
+                if pause:
+                    self._quiet[key] = loop.time() + pause
+                else:
+                    self._quiet.pop(key, None)
 
-        self._telling[key] = now + 2 * ENDING
-        self._keeper.spawn("telling", tell)
+        self._quiet[key] = loop.time() + 2 * within
+        self._keeper.spawn("saying", say)
 
-    async def _ask_to_end(self, service: Service, agent: str, below: int) -> None:
+    async def _call(
+        self, service: Service, agent: str, op: str, args: Mapping[str, Json], within: float
+    ) -> Json:
         now = asyncio.get_running_loop().time()
         id = mint()
         errand = Errand(
-            Op(id, op=UNDEPLOY, left=0, args={"service": service.name, "below": below}),
-            Demand(UNDEPLOY, only=agent),
+            Op(id, op=op, left=0, args=args),
+            Demand(op, only=agent),
             service.caller,
-            now + ENDING,
+            now + within,
             id,
             now,
         )
-        await self._broker.run(errand)
+        return (await self._broker.run(errand)).value
 
     # -- what callers ask
 
@@ -449,8 +501,13 @@ def _agents(service: Service) -> list[str]:
     return [] if service.agent is None else [service.agent]
 
 
-def _result(job: Job) -> Json:
-    return job.value if len(dumps(job.value)) <= MAX_RESULT else None
+def _bounded(result: Json) -> Json:
+    return result if len(dumps(result)) <= MAX_RESULT else None
+
+
+def _in_short(row: Mapping[str, Json]) -> dict[str, Json]:
+    """Leave out the long members of what an agent says of a service."""
+    return {name: value for name, value in row.items() if not isinstance(value, dict | list)}
 
 
 def _job(service: Service, id: str, how: Mapping[str, Json]) -> Job:

@@ -74,6 +74,8 @@ class Act(Enum):
     MOVE = "move"
     #: Place it anew: that failed, or nobody took it.
     RETRY = "retry"
+    #: See whether the agent, which was restarted, still has it.
+    CHECK = "check"
     #: Cancel its job.
     STOP = "stop"
     #: Note where its last job has been.
@@ -120,6 +122,8 @@ class Service:
     agent: str | None = None
     running: int | None = None
     result: Json = None
+    #: The life of that agent in which it was known to have it.
+    epoch: int | None = None
     #: Agents where it may still run, each with the generation below which it is to end there.
     left: Mapping[str, int] = field(default_factory=dict[str, int])
     #: Failures in a row, and when it is tried again.
@@ -156,6 +160,8 @@ class Seen:
     lost: frozenset[str] = frozenset()
     #: Agents that can be called.
     here: frozenset[str] = frozenset()
+    #: The life of the agent that has it, if that can be asked.
+    epoch: int | None = None
 
 
 def lost_at(heard: float | None, left: float | None, since: float) -> float:
@@ -199,6 +205,10 @@ def _agent_lost(service: Service, seen: Seen) -> bool:
     return service.agent in seen.lost
 
 
+def _restarted(service: Service, seen: Seen) -> bool:
+    return seen.epoch is not None and seen.epoch != service.epoch
+
+
 def _due(service: Service, seen: Seen) -> bool:
     return service.due <= seen.now
 
@@ -223,7 +233,7 @@ DECISIONS: Final[Mapping[State, Sequence[tuple[Callable[[Service, Seen], bool], 
         (_target_lost, Act.MOVE),
         (_in_vain, Act.RETRY),
     ),
-    State.PLACED: ((_agent_lost, Act.MOVE),),
+    State.PLACED: ((_agent_lost, Act.MOVE), (_restarted, Act.CHECK)),
     State.UNPLACED: ((_due, Act.RETRY),),
     State.REMOVING: ((_under_way, Act.STOP), (_open, Act.CLOSE), (_nowhere, Act.DROP)),
 }
@@ -301,10 +311,16 @@ def settled(service: Service, job: Job, now: int, result: Json) -> Service:
         agent=job.agent,
         running=service.generation,
         result=result,
+        epoch=next((one.epoch for one in reversed(job.tries) if one.agent == job.agent), None),
         left=_bounded(left),
         failures=0,
         due=0,
     )
+
+
+def confirmed(service: Service, epoch: int, result: Json) -> Service:
+    """Give a service that its agent still has in another life."""
+    return replace(service, epoch=epoch, result=result)
 
 
 def failed(service: Service, job: Job | None, now: int) -> Service:
@@ -333,6 +349,7 @@ def removed(service: Service, now: int) -> Service:
         agent=None,
         running=None,
         result=None,
+        epoch=None,
         left=_bounded(left),
     )
 

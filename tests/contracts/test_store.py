@@ -935,6 +935,7 @@ async def test_a_service_is_read_as_it_was_written(url: str) -> None:
         agent="one@home.test/agent",
         running=2,
         result={"port": 8080},
+        epoch=2**40,
         left={"two@home.test/agent": 2},
         failures=1,
         due=2**40,

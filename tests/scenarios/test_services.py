@@ -15,7 +15,7 @@ from spinal.agents import Agent, Job, Refused
 from spinal.agents.life import Life
 from spinal.dispatcher import Dispatcher
 from spinal.dispatcher.jobs.clock import Clock
-from spinal.dispatcher.placing.placer import DEPLOY, UNDEPLOY
+from spinal.dispatcher.placing.placer import DEPLOY, SHOW, UNDEPLOY
 from spinal.dispatcher.placing.service import MOVE_AFTER, RETURN, SILENT
 from spinal.dispatcher.store import store_for
 from spinal.testing import Faults, eventually, virtual_time
@@ -37,6 +37,9 @@ class Machine:
     heard: list[tuple[str, str, int]] = field(default_factory=list[tuple[str, str, int]])
     #: What it says when it is to deploy something; nothing if it does.
     refuses: str = ""
+    #: Where and how its services answer.
+    port: int = 8080
+    state: str = "running"
     #: While it is not set, deploying does not end.
     free: asyncio.Event = field(default_factory=asyncio.Event)
     life: Life | None = None
@@ -58,7 +61,7 @@ class Machine:
 
         @agent.op(DEPLOY, effects="writes", safe=True)
         async def deploy(
-            job: Job, service: str, generation: int, port: int = 0
+            job: Job, service: str, generation: int, port: int = 8080
         ) -> dict[str, object]:
             """Run a service."""
             self.heard.append(("deploy", service, generation))
@@ -66,7 +69,8 @@ class Machine:
             if self.refuses:
                 raise Refused(self.refuses)
             self.kept[service] = max(generation, self.kept.get(service, 0))
-            return {"port": port}
+            self.port = port
+            return self.row(service)
 
         @agent.op(UNDEPLOY, effects="writes", safe=True)
         async def undeploy(job: Job, service: str, below: int) -> None:
@@ -75,7 +79,17 @@ class Machine:
             if self.kept.get(service, below) < below:
                 del self.kept[service]
 
+        @agent.op(SHOW, effects="reads")
+        async def show(service: str) -> dict[str, object]:
+            """Say how a service goes."""
+            if service not in self.kept:
+                raise Refused(f"there is no service {service} here")
+            return {**self.row(service), "generation": self.kept[service], "releases": []}
+
         return agent
+
+    def row(self, service: str) -> dict[str, object]:
+        return {"port": self.port, "state": self.state}
 
     @property
     def services(self) -> dict[str, int]:
@@ -170,7 +184,7 @@ async def test_a_service_is_placed_where_it_may_run_and_its_place_is_known(tmp_p
         assert await fleet.ask("where", name="shop") == {
             "name": "shop",
             "agent": right.address,
-            "result": {"port": 8080},
+            "result": {"port": 8080, "state": "running"},
         }
         shown = await fleet.show()
         assert shown["arguments"] == {"port": 8080} and shown["place"] == {"site": "/eu"}
@@ -260,6 +274,46 @@ async def test_a_machine_that_comes_back_in_time_keeps_it(tmp_path: Path) -> Non
 
 
 @virtual_time
+async def test_a_machine_that_comes_back_elsewhere_on_itself_is_known_by_that(
+    tmp_path: Path,
+) -> None:
+    async with a_fleet(tmp_path) as fleet:
+        machine = await fleet.machine()
+        await fleet.deploy()
+        await fleet.until()
+
+        machine.kill()
+        machine.port, machine.state = 8081, "starting"
+        await machine.start()
+        await asyncio.sleep(10)
+        assert (await fleet.ask("where", name="shop"))["result"]["port"] == 8080
+        machine.state = "running"
+        await asyncio.sleep(5)
+
+        found = (await fleet.ask("where", name="shop"))["result"]
+        assert found["port"] == 8081 and "releases" not in found
+        assert machine.deploys() == [1]
+
+
+@virtual_time
+async def test_a_machine_that_comes_back_empty_gets_it_again(tmp_path: Path) -> None:
+    async with a_fleet(tmp_path) as fleet:
+        machine = await fleet.machine()
+        await fleet.deploy()
+        await fleet.until()
+        await fleet.machine("agent2")
+
+        machine.kill()
+        machine.kept.clear()
+        await machine.start()
+        await fleet.until(agent=machine.address, running=2)
+
+        assert machine.services == {"shop": 2}
+        why = [one["why"] for one in (await fleet.show())["history"]]
+        assert why[-1] == f"{machine.address} came back without it"
+
+
+@virtual_time
 async def test_a_service_that_nobody_can_take_is_placed_when_somebody_comes(tmp_path: Path) -> None:
     async with a_fleet(tmp_path) as fleet:
         made = await fleet.deploy()
@@ -326,7 +380,7 @@ async def test_a_change_goes_to_the_machine_that_has_it(tmp_path: Path) -> None:
             again = await fleet.deploy(arguments={"port": 1}, again=True)
             await fleet.until(running=again["generation"])
         await fleet.deploy(arguments={"port": 2})
-        await fleet.until(running=5, result={"port": 2})
+        await fleet.until(running=5, result={"port": 2, "state": "running"})
 
         assert first.deploys() == [1, 2, 3, 4, 5] and second.told == []
 

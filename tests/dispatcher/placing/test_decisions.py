@@ -94,6 +94,10 @@ LATE = NOW + int(IN_VAIN * 1000)
         (a_service(agent=ONE), Seen(NOW), Act.NOTHING),
         (a_service(agent=ONE), Seen(NOW, None, frozenset({TWO})), Act.NOTHING),
         (a_service(agent=ONE), Seen(NOW, None, frozenset({ONE})), Act.MOVE),
+        (a_service(agent=ONE, epoch=1), Seen(NOW, epoch=1), Act.NOTHING),
+        (a_service(agent=ONE, epoch=1), Seen(NOW, epoch=2), Act.CHECK),
+        (a_service(agent=ONE, epoch=1), Seen(NOW, epoch=None), Act.NOTHING),
+        (a_service(agent=ONE, epoch=1), Seen(NOW, None, frozenset({ONE}), epoch=2), Act.MOVE),
         # The last placement failed.
         (a_service(State.UNPLACED, due=NOW + 1), Seen(NOW), Act.NOTHING),
         (a_service(State.UNPLACED, due=NOW), Seen(NOW), Act.RETRY),
@@ -126,8 +130,9 @@ def everything() -> list[tuple[Service, Seen]]:
         (frozenset[str](), frozenset({ONE}), frozenset({ONE, TWO})),
         (frozenset[str](), frozenset({THREE})),
     ):
-        service = a_service(state, ended=ended, agent=agent, left=left, due=due)
+        service = a_service(state, ended=ended, agent=agent, left=left, due=due, epoch=1)
         found += [(service, Seen(now, job, lost, here)) for now in (NOW, LATE)]
+        found.append((service, Seen(NOW, job, lost, here, epoch=2)))
     return found
 
 
@@ -146,6 +151,8 @@ def test_nothing_is_done_without_its_reason() -> None:
                 target = service.agent if service.state is State.PLACED else None
                 target = target or (None if job is None else str(job.want.get("to")))
                 assert target in seen.lost
+            case Act.CHECK:
+                assert service.agent not in seen.lost and seen.epoch == 2
             case Act.RETRY:
                 assert job is not None or service.due <= seen.now
             case Act.STOP:
@@ -202,6 +209,7 @@ def test_a_new_service_is_above_all_that_were_made_and_ended_under_its_name() ->
 def test_who_has_had_it_is_left_when_another_one_has_it() -> None:
     placed = services.settled(PLACING, a_job(JobState.DONE, THREE, TWO), NOW, {"port": 1})
     assert (placed.state, placed.agent, placed.running) == (State.PLACED, TWO, 5)
+    assert placed.epoch == 1
     # Older ones are to end where it was, this one too where it was tried.
     assert placed.left == {ONE: 5, THREE: 6}
     assert placed.last is not None and placed.last.agent == TWO and not placed.last.problem

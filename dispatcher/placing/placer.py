@@ -323,7 +323,7 @@ class Placer:
                 if exc.reason != "refused":
                     raise
                 said = None
-            row = cast("Mapping[str, Json]", said) if isinstance(said, dict) else {}
+            row = _members(said)
             if row.get("generation") != service.running or row.get("state") == "undeployed":
                 await self._place(service, f"{agent} came back without it", None, to=agent)
             elif row.get("state") == "running":
@@ -503,6 +503,11 @@ def _agents(service: Service) -> list[str]:
 
 def _bounded(result: Json) -> Json:
     return result if len(dumps(result)) <= MAX_RESULT else None
+
+
+def _members(said: Json) -> Mapping[str, Json]:
+    """Give the members of an object, and none of anything else."""
+    return cast("Mapping[str, Json]", said) if isinstance(said, dict) else dict[str, Json]()
 
 
 def _in_short(row: Mapping[str, Json]) -> dict[str, Json]:

@@ -345,6 +345,8 @@ def _check(found: Document) -> Iterator[Mistake]:
             if name not in PLACEHOLDERS:
                 known = ", ".join(f"{{{one}}}" for one in PLACEHOLDERS)
                 yield found.mistake(steps, f"{{{name}}} is no placeholder: there are {known}")
+            elif name != "port" and steps[-1] in ("http", "tcp"):
+                yield found.mistake(steps, f"{{{name}}} has no meaning here: only {{port}} has")
             elif name == "port" and "port" not in value:
                 yield found.mistake(steps, "there is no port to put here: write port: auto")
     health = value.get("health", {})

@@ -92,7 +92,7 @@ class ServiceOperations:
         """Give all that is known of a service, and why it is where it is."""
         service = await self._find(args)
         found = await self._row(service)
-        found["history"] = [_placement_row(one) for one in service.history]
+        found["history"] = [placement_row(one) for one in service.history]
         found["why"] = [*await self._why(service)]
         if self._is_theirs(request, service):
             found["arguments"] = dict(service.arguments)
@@ -166,7 +166,8 @@ def row(service: Service, note: str = "") -> dict[str, Json]:
     return {name: item for name, item in out.items() if item is not None}
 
 
-def _placement_row(one: Placement) -> dict[str, Json]:
+def placement_row(one: Placement) -> dict[str, Json]:
+    """Give a placement as JSON, without members that would say nothing."""
     out: dict[str, Json] = {
         "generation": one.generation,
         "why": one.why,

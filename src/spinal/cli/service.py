@@ -186,7 +186,7 @@ def why(name_: str, as_json: bool) -> None:
 def where(name_: str, as_json: bool) -> None:
     """Print where the service NAME answers, for instance 10.0.0.7:8080.
 
-    This is what a name server would say. Exit code 1 while no machine has it.
+    This is what a name server would say. Exit code 4 while no machine has it.
     """
     row = _ask("where", name_)
     if as_json:

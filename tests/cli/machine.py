@@ -1,0 +1,27 @@
+"""Stands for a deployment agent: keeps what it is told in memory, and runs nothing."""
+
+from typing import Any
+
+from spinal.agents import Agent, Job, Refused
+
+agent = Agent("machine", place="/eu/fra")
+kept: dict[str, dict[str, Any]] = {}
+
+
+@agent.op("/deployment/deploy", effects="writes", safe=True)
+async def deploy(
+    job: Job, service: str, generation: int, release: dict[str, object], start: list[str], port: int
+) -> dict[str, Any]:
+    """Keep a service."""
+    if release["sha256"] == "c" * 64:
+        raise Refused("the release has another hash")
+    job.log("fetch")
+    kept[service] = {"generation": generation, "port": port, "state": "running"}
+    return kept[service]
+
+
+@agent.op("/deployment/undeploy", effects="writes", safe=True)
+async def undeploy(service: str, below: int) -> None:
+    """Forget a service."""
+    if service in kept and kept[service]["generation"] < below:
+        del kept[service]

@@ -19,7 +19,7 @@ import structlog
 
 from spinal.bus.errors import CallError
 from spinal.bus.jsontext import dumps
-from spinal.protocols import Json, Op, Problem
+from spinal.protocols import Json, LocalProtocolError, Op, Problem
 
 from ..agent import AgentState, KnownAgent
 from ..broker import Broker, Errand
@@ -109,7 +109,11 @@ class Placer:
             if not self._registry.runs:
                 return
             seen = self._seen(service, job)
-            await self._carry_out(service, services.decide(service, seen), seen)
+            try:
+                await self._carry_out(service, services.decide(service, seen), seen)
+            except LocalProtocolError as exc:
+                # What the store does not take of one must not keep the others waiting.
+                log.error("service_not_kept", service=service.name, error=str(exc))
             for agent, below in services.to_tell(service, seen).items():
                 self._tell(service, agent, below)
 
@@ -123,6 +127,7 @@ class Placer:
                 self._services[one.name] = one
         wanted = {agent for one in self._services.values() for agent in _agents(one)}
         self._sights = {agent: sight for agent, sight in self._sights.items() if agent in wanted}
+        self._quiet = {key: until for key, until in self._quiet.items() if key[0] in versions}
 
     def _version(self, name: str) -> int:
         known = self._services.get(name)

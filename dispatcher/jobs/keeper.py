@@ -31,7 +31,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import structlog
 
@@ -1361,7 +1361,7 @@ def _demand_of(job: Job, avoided: frozenset[str]) -> Demand:
 
 
 def _names(given: Json) -> frozenset[str]:
-    return frozenset(map(str, given)) if isinstance(given, list) else frozenset()
+    return frozenset(cast("list[str]", given)) if isinstance(given, list) else frozenset()
 
 
 def _too_late(job: Job) -> Problem:

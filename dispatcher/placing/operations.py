@@ -101,10 +101,12 @@ class ServiceOperations:
     async def where(self, request: Request, args: Arguments) -> Json:
         """Say where a service answers: its agent, and what that said of it."""
         service = await self._find(args)
-        if service.agent is None or self._placer.is_lost(service.agent):
-            raise CallError.of(
-                Problem("busy", f"service {service.name} is {service.state.value} now", after=1.0)
-            )
+        if service.agent is None:
+            text = f"service {service.name} is {service.state.value} now"
+            raise CallError.of(Problem("busy", text, after=1.0))
+        if self._placer.is_lost(service.agent):
+            text = f"service {service.name} was at {service.agent}, which is lost"
+            raise CallError.of(Problem("busy", text, after=1.0))
         return {"name": service.name, "agent": service.agent, "result": service.result}
 
     # -- helpers

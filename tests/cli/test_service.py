@@ -79,7 +79,7 @@ def test_a_service_is_deployed_found_explained_and_removed(spinal: Spinal, shop:
     assert (name, state, agent, at, note) == ("shop", "placed", "machine", "machine:8080", "")
 
     shown = spinal("service", "show", "shop").out
-    assert f"agent      {ADDRESS}\n" in shown and "where      machine:8080\n" in shown
+    assert f"agent        {ADDRESS}\n" in shown and "where        machine:8080\n" in shown
     assert "deployed by owner@spinal.localhost; placed at" in shown
     assert "https://example.org/shop.tar.gz" in shown
 

@@ -207,6 +207,8 @@ async def test_what_ran_on_a_machine_that_dies_runs_on_another_one_in_time(tmp_p
 
         first.kill()
         died = fleet.home.now
+        await asyncio.sleep(MOVE_AFTER - 1)
+        assert (await fleet.ask("where", name="shop"))["agent"] == first.address
         await eventually(second.has, GOAL)
 
         assert MOVE_AFTER <= fleet.home.now - died <= GOAL

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from spinal.bus import Client
 
 Row = Mapping[str, Any]
+
+#: Where the values of facts begin.
+MARGIN: Final = 13
 
 name_argument = click.argument("name_", metavar="NAME")
 
@@ -157,7 +160,9 @@ def show_(name_: str, as_json: bool) -> None:
         print_json(plain(dict(row)))
         return
     for title, value in facts(row):
-        click.echo(folded(f"{title:11}{value}", 13))
+        for line in value.split("\n"):
+            click.echo(folded(f"{title:{MARGIN}}{line}", MARGIN + 2))
+            title = ""
 
 
 @service.command(context_settings=CONTEXT)

@@ -154,7 +154,6 @@ class Instance:
                 log.error("keeper_died", service=self.spec.service, exc_info=error)
         await self._end()
         self.state = "stopped"
-        await asyncio.to_thread(self.log.close)
 
     # -- one run
 
@@ -251,6 +250,7 @@ class Instance:
                 await asyncio.wait([pump], timeout=OUTPUT_WITHIN)
                 pump.cancel()
                 await asyncio.wait([pump])
+            await asyncio.to_thread(self.log.close)
             if process is not None and site is not None:
                 try:
                     await self._kind.clear(site)
@@ -270,7 +270,8 @@ class Instance:
                 self._words += data[-LAST_WORDS:]
                 del self._words[:-LAST_WORDS]
                 try:
-                    await asyncio.to_thread(self.log.append, data)
+                    # To the end, so that nothing writes once this task has ended.
+                    await finish(asyncio.to_thread(self.log.append, data))
                 except OSError as exc:
                     # A full disk is no reason to stop a service; what it says is lost.
                     if not broken:

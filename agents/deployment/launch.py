@@ -12,6 +12,9 @@ import os
 import resource
 import sys
 
+# os.execvpe() would import it when this user can perhaps not read it any more.
+import warnings as _warnings  # noqa: F401
+
 
 def main() -> None:
     """Do as told; ends with 127 and one line if that cannot be."""

@@ -398,7 +398,8 @@ class Service:
     def row(self) -> dict[str, Json]:
         """Give how it goes, in short."""
         known, instance = self._known, self._instance
-        status = "stopped" if instance is None else instance.state
+        # Without one it waits for a dispatcher's word, or for the rest of its services.
+        status = "waiting" if instance is None else instance.state
         why = "" if instance is None else instance.ailment
         if self._superseded:
             status, why = SUPERSEDED, self._superseded

@@ -32,7 +32,7 @@ def fetcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Fe
     monkeypatch.setattr(fetch, "PAUSE", 0.01)
 
     def make(**options: Any) -> Fetcher:
-        usual = {"most": 10_000_000, "room": 100_000_000, "stalled": 10.0}
+        usual: dict[str, Any] = {"most": 10_000_000, "room": 100_000_000, "stalled": 10.0}
         allowed = Allowed(options.pop("urls", ["http://127.0.0.1"]))
         return Fetcher(tmp_path / "cache", allowed, **{**usual, **options})
 
@@ -50,7 +50,7 @@ async def test_a_file_is_fetched_once_and_told_of_while_it_comes(
     release = shelf.put("a.zip", DATA)
     heard: list[tuple[int, int | None]] = []
     one = fetcher()
-    path = await one.fetch(release["url"], SHA, lambda *said: heard.append(said))
+    path = await one.fetch(release["url"], SHA, lambda size, total: heard.append((size, total)))
     assert path.read_bytes() == DATA
     assert heard[-1] == (len(DATA), len(DATA))
     assert await one.fetch(release["url"], SHA, nothing) == path
@@ -127,7 +127,7 @@ async def test_one_that_always_ends_early_is_given_up(
     shelf: Any, fetcher: Callable[..., Fetcher], tmp_path: Path
 ) -> None:
     shelf.odd["a.zip"] = ends_early(with_tag=False, times=1000)
-    with pytest.raises(DeployFailed, match="cannot fetch .* after [0-9]+ bytes"):
+    with pytest.raises(DeployFailed, match=r"cannot fetch .* after [0-9]+ bytes"):
         await fetcher().fetch(f"{shelf.url}/a.zip", SHA, nothing)
     assert len(shelf.asked) == fetch.TRIES
     assert left(tmp_path) == []
@@ -216,7 +216,7 @@ async def test_a_redirect_goes_only_where_it_may(
         if allowed:
             assert (await one.fetch(f"{shelf.url}/turn", SHA, nothing)).read_bytes() == DATA
         else:
-            with pytest.raises((Refused, DeployFailed), match="does not fetch|redirects"):
+            with pytest.raises((Refused, DeployFailed), match=r"does not fetch|redirects"):
                 await one.fetch(f"{shelf.url}/turn", SHA, nothing)
 
 
@@ -242,7 +242,9 @@ async def test_a_cancelled_fetch_leaves_nothing(
 
     shelf.odd["a.zip"] = slow
     began = asyncio.Event()
-    task = asyncio.create_task(fetcher().fetch(f"{shelf.url}/a.zip", SHA, lambda *_: began.set()))
+    task = asyncio.create_task(
+        fetcher().fetch(f"{shelf.url}/a.zip", SHA, lambda size, total: began.set())
+    )
     await asyncio.wait_for(began.wait(), 10)
     assert len(left(tmp_path)) == 1
     task.cancel()
@@ -279,5 +281,5 @@ async def test_a_file_of_this_machine_is_copied_if_allowed(
 
 
 async def test_a_server_that_is_not_there_is_named(fetcher: Callable[..., Fetcher]) -> None:
-    with pytest.raises(DeployFailed, match="cannot fetch http://127.0.0.1:1/"):
+    with pytest.raises(DeployFailed, match=r"cannot fetch http://127\.0\.0\.1:1/"):
         await fetcher().fetch("http://127.0.0.1:1/a.zip", SHA, nothing)

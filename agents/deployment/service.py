@@ -155,6 +155,8 @@ class Service:
                     f"and {generation} is older"
                 )
             if self._known.wanted and self._spec(self._known.current) == spec:
+                if self._instance is not None:
+                    await self._instance.settled()
                 changed = not self.running
                 if generation != self._known.generation:
                     fresh = replace(self._known, generation=generation)

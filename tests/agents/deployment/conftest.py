@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import pytest
 import pytest_asyncio
 from aiohttp import ClientError, ClientSession, web
 
@@ -128,8 +127,9 @@ class Shelf:
         return web.Response(body=self.files[name])
 
 
-@pytest_asyncio.fixture
-async def shelf() -> AsyncIterator[Shelf]:
+@asynccontextmanager
+async def serving() -> AsyncGenerator[Shelf]:
+    """Serve files on loopback."""
     found = Shelf()
     app = web.Application()
     app.router.add_get("/{tail:.*}", found.answer)
@@ -138,23 +138,16 @@ async def shelf() -> AsyncIterator[Shelf]:
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     found.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    yield found
-    await runner.cleanup()
+    try:
+        yield found
+    finally:
+        await runner.cleanup()
 
 
-@pytest.fixture
-def make_tar() -> Callable[..., bytes]:
-    return tar_of
-
-
-@pytest.fixture
-def make_zip() -> Callable[..., bytes]:
-    return zipped
-
-
-@pytest.fixture
-def make_service() -> Callable[[str], bytes]:
-    return service_archive
+@pytest_asyncio.fixture
+async def shelf() -> AsyncIterator[Shelf]:
+    async with serving() as found:
+        yield found
 
 
 AGENT = "deployment@memory.test/agent"
@@ -277,8 +270,3 @@ def running_under(folder: Path) -> list[int]:
         if cwd and cwd.startswith(str(folder)) and one.info["status"] != psutil.STATUS_ZOMBIE:
             found.append(one.pid)
     return found
-
-
-@pytest.fixture
-def processes_under() -> Callable[[Path], list[int]]:
-    return running_under

@@ -9,7 +9,6 @@ import os
 import shutil
 import stat
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,8 @@ from spinal.agents.deployment.config import Limits, User
 from spinal.agents.deployment.kinds import pip_argv
 from spinal.bus.errors import CallError
 from spinal.protocols import Log
+
+from .conftest import Machine, service_archive, zipped
 
 DIGEST = "sha256:" + "ab" * 32
 IMAGE = f"registry.example.org:5000/team/shop@{DIGEST}"
@@ -50,7 +51,7 @@ def main():
 """
 
 
-def wheel(make_zip: Callable[..., bytes], requires: str = "") -> bytes:
+def wheel(requires: str = "") -> bytes:
     """Make a wheel with a program, by the binary distribution format."""
     info = "tinyshop-1.0.dist-info"
     needs = f"Requires-Dist: {requires}\n" if requires else ""
@@ -65,13 +66,11 @@ def wheel(make_zip: Callable[..., bytes], requires: str = "") -> bytes:
     for name, text in files.items():
         digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).decode()
         lines.append(f"{name},sha256={digest.rstrip('=')},{len(text.encode())}\n")
-    return make_zip({**files, f"{info}/RECORD": "".join(lines) + f"{info}/RECORD,,\n"})
+    return zipped({**files, f"{info}/RECORD": "".join(lines) + f"{info}/RECORD,,\n"})
 
 
-async def test_a_wheel_runs_in_an_environment_of_its_own(
-    machine: Any, make_zip: Callable[..., bytes]
-) -> None:
-    release = machine.shelf.put("tinyshop-1.0-py3-none-any.whl", wheel(make_zip))
+async def test_a_wheel_runs_in_an_environment_of_its_own(machine: Machine) -> None:
+    release = machine.shelf.put("tinyshop-1.0-py3-none-any.whl", wheel())
     spec = machine.spec("one", release=release, start=["tinyshop", "{port}"])
     call = machine.ask("deploy", **spec)
     steps = [item.text async for item in call if isinstance(item, Log)]
@@ -84,19 +83,15 @@ async def test_a_wheel_runs_in_an_environment_of_its_own(
     assert argv[0].decode().startswith(str(machine.folder / "releases" / found["release"]))
 
 
-async def test_a_wheel_that_needs_more_is_refused_without_an_index(
-    machine: Any, make_zip: Callable[..., bytes]
-) -> None:
-    release = machine.shelf.put(
-        "tinyshop-1.0-py3-none-any.whl", wheel(make_zip, "no-such-thing-at-all")
-    )
+async def test_a_wheel_that_needs_more_is_refused_without_an_index(machine: Machine) -> None:
+    release = machine.shelf.put("tinyshop-1.0-py3-none-any.whl", wheel("no-such-thing-at-all"))
     spec = machine.spec("one", release=release, start=["tinyshop", "{port}"])
     reason, text = await problem_of(machine.call("deploy", **spec))
     assert reason == "failed" and "no-such-thing-at-all" in text
     assert not machine.folder.exists()
 
 
-async def test_what_is_no_wheel_is_refused_before_anything_is_made(machine: Any) -> None:
+async def test_what_is_no_wheel_is_refused_before_anything_is_made(machine: Machine) -> None:
     release = machine.shelf.put("tinyshop-1.0-py3-none-any.whl", b"no wheel")
     spec = machine.spec("one", release=release, start=["tinyshop", "{port}"])
     reason, text = await problem_of(machine.call("deploy", **spec))
@@ -158,12 +153,12 @@ def engine(tmp_path: Path) -> Engine:
     return Engine(tmp_path)
 
 
-def image_spec(machine: Any, **more: Any) -> dict[str, Any]:
+def image_spec(machine: Machine, **more: Any) -> dict[str, Any]:
     usual: dict[str, Any] = {"release": {"url": IMAGE}, "start": ["--port", "{port}", "{data}"]}
     return dict(machine.spec("one", **{**usual, **more}))
 
 
-async def test_an_image_is_pulled_run_watched_and_removed(machine: Any, engine: Engine) -> None:
+async def test_an_image_is_pulled_run_watched_and_removed(machine: Machine, engine: Engine) -> None:
     user = User(1234, 1235, (), "shop", "/nonexistent")
     await machine.stop()
     machine.config = replace(
@@ -196,7 +191,9 @@ async def test_an_image_is_pulled_run_watched_and_removed(machine: Any, engine: 
     assert engine.asked[-1] == ["rm", "--force", name]
 
 
-async def test_the_check_of_an_image_runs_in_its_container(machine: Any, engine: Engine) -> None:
+async def test_the_check_of_an_image_runs_in_its_container(
+    machine: Machine, engine: Engine
+) -> None:
     await machine.stop()
     machine.config = replace(machine.config, engine=str(engine.path))
     await machine.start()
@@ -205,7 +202,7 @@ async def test_the_check_of_an_image_runs_in_its_container(machine: Any, engine:
     assert ["exec", f"spinal-shop-{found['release']}", "check", str(found["port"])] in engine.asked
 
 
-async def test_a_variable_of_two_lines_is_refused(machine: Any, engine: Engine) -> None:
+async def test_a_variable_of_two_lines_is_refused(machine: Machine, engine: Engine) -> None:
     await machine.stop()
     machine.config = replace(machine.config, engine=str(engine.path))
     await machine.start()
@@ -219,7 +216,7 @@ async def test_a_variable_of_two_lines_is_refused(machine: Any, engine: Engine) 
     [("", "its file names no engine"), ("no-such-engine", "this machine has no 'no-such-engine'")],
 )
 async def test_without_an_engine_images_are_refused(
-    machine: Any, engine_name: str, says: str
+    machine: Machine, engine_name: str, says: str
 ) -> None:
     await machine.stop()
     machine.config = replace(machine.config, engine=engine_name)
@@ -229,7 +226,7 @@ async def test_without_an_engine_images_are_refused(
 
 
 async def test_the_real_client_of_docker_says_that_its_daemon_is_missing(
-    machine: Any, monkeypatch: pytest.MonkeyPatch
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if shutil.which("docker") is None:
         pytest.skip("MISSING: the docker client")
@@ -243,7 +240,7 @@ async def test_the_real_client_of_docker_says_that_its_daemon_is_missing(
 
 
 async def test_the_real_client_of_docker_knows_every_option_of_ours(
-    machine: Any, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    machine: Machine, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     docker = shutil.which("docker")
     if docker is None:
@@ -269,12 +266,10 @@ async def test_the_real_client_of_docker_knows_every_option_of_ours(
     assert "docker daemon" in words and "unknown" not in words, words
 
 
-def test_a_program_of_a_release_is_executable_by_whoever_runs_it(
-    tmp_path: Path, make_service: Callable[[str], bytes]
-) -> None:
+def test_a_program_of_a_release_is_executable_by_whoever_runs_it(tmp_path: Path) -> None:
     from spinal.agents.deployment.unpack import Bounds, unpack
 
     archive = tmp_path / "archive"
-    archive.write_bytes(make_service("one"))
+    archive.write_bytes(service_archive("one"))
     unpack(archive, "a.tar.gz", tmp_path / "out", Bounds(10**6, 10), lambda: None)
     assert stat.S_IMODE((tmp_path / "out/bin/shop").stat().st_mode) == 0o755

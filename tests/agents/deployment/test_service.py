@@ -8,8 +8,6 @@ import os
 import re
 import signal
 import socket
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -21,7 +19,7 @@ from spinal.bus.errors import CallError
 from spinal.protocols import Log, Progress
 from spinal.testing import eventually
 
-Processes = Callable[[Path], list[int]]
+from .conftest import Machine, running_under, tar_of
 
 
 async def problem_of(work: Any) -> tuple[str, str]:
@@ -30,7 +28,7 @@ async def problem_of(work: Any) -> tuple[str, str]:
     return caught.value.reason, str(caught.value)
 
 
-async def test_a_service_is_deployed_and_answers(machine: Any) -> None:
+async def test_a_service_is_deployed_and_answers(machine: Machine) -> None:
     call = machine.ask("deploy", **machine.spec("one", generation=1))
     heard = [item async for item in call]
     found = await call.result()
@@ -44,7 +42,7 @@ async def test_a_service_is_deployed_and_answers(machine: Any) -> None:
     assert [row["service"] for row in await machine.call("list")] == ["shop"]
 
 
-async def test_the_same_again_does_nothing_and_takes_a_newer_generation(machine: Any) -> None:
+async def test_the_same_again_does_nothing_and_takes_a_newer_generation(machine: Machine) -> None:
     spec = machine.spec("one")
     first = await machine.call("deploy", **spec, generation=1)
     again = await machine.call("deploy", **spec, generation=1)
@@ -58,7 +56,7 @@ async def test_the_same_again_does_nothing_and_takes_a_newer_generation(machine:
     assert reason == "refused"
 
 
-async def test_an_upgrade_answers_all_the_time(machine: Any) -> None:
+async def test_an_upgrade_answers_all_the_time(machine: Machine) -> None:
     first = await machine.call("deploy", **machine.spec("one"))
     asked: list[str] = []
     done = asyncio.Event()
@@ -78,7 +76,7 @@ async def test_an_upgrade_answers_all_the_time(machine: Any) -> None:
     assert set(asked) <= {"one", "two", ""} and asked.count("") <= 1
 
 
-async def test_with_a_port_of_its_own_the_old_one_is_stopped_first(machine: Any) -> None:
+async def test_with_a_port_of_its_own_the_old_one_is_stopped_first(machine: Machine) -> None:
     port = machine.config.ports[1]
     first = await machine.call("deploy", **machine.spec("one", port=port))
     call = machine.ask("deploy", **machine.spec("two", port=port))
@@ -98,7 +96,7 @@ async def test_with_a_port_of_its_own_the_old_one_is_stopped_first(machine: Any)
     ],
 )
 async def test_a_failed_upgrade_leaves_the_old_one(
-    machine: Any, processes_under: Processes, port: str, mode: str, says: str
+    machine: Machine, port: str, mode: str, says: str
 ) -> None:
     how: dict[str, Any] = {"port": "auto" if port == "auto" else machine.config.ports[1]}
     first = await machine.call("deploy", **machine.spec("one", **how), generation=1)
@@ -118,22 +116,20 @@ async def test_a_failed_upgrade_leaves_the_old_one(
     assert shown["release"] == first["release"] and shown["generation"] == 1
     assert [one["release"] for one in shown["releases"]] == [first["release"]]
     assert os.listdir(machine.folder / "releases") == [first["release"]]
-    assert processes_under(machine.folder) == [shown["pid"]]
+    assert running_under(machine.folder) == [shown["pid"]]
     if port == "auto":
         assert shown["pid"] == first["pid"]
 
 
-async def test_a_first_deploy_that_fails_leaves_nothing(
-    machine: Any, processes_under: Processes
-) -> None:
+async def test_a_first_deploy_that_fails_leaves_nothing(machine: Machine) -> None:
     bad = machine.spec("one", env={"MODE": "dies"})
     await problem_of(machine.call("deploy", **bad))
     assert await machine.call("list") == []
     assert not machine.folder.exists()
-    assert processes_under(machine.config.root) == []
+    assert running_under(machine.config.root) == []
 
 
-async def test_rolling_back_runs_an_earlier_release_as_it_was_deployed(machine: Any) -> None:
+async def test_rolling_back_runs_an_earlier_release_as_it_was_deployed(machine: Machine) -> None:
     first = await machine.call("deploy", **machine.spec("one", env={"WORD": "first"}))
     await machine.call("deploy", **machine.spec("two"))
     third = await machine.call("deploy", **machine.spec("three", env={"WORD": "third"}))
@@ -150,7 +146,7 @@ async def test_rolling_back_runs_an_earlier_release_as_it_was_deployed(machine: 
     assert await machine.word() == "two"
 
 
-async def test_only_the_last_releases_are_kept(machine: Any) -> None:
+async def test_only_the_last_releases_are_kept(machine: Machine) -> None:
     for word in ("one", "two", "three", "four"):
         await machine.call("deploy", **machine.spec(word, keep=2))
     shown = await machine.call("show", service="shop")
@@ -163,13 +159,13 @@ async def test_only_the_last_releases_are_kept(machine: Any) -> None:
 
 
 async def test_undeploying_ends_it_and_keeps_its_data_unless_told_otherwise(
-    machine: Any, processes_under: Processes
+    machine: Machine,
 ) -> None:
     await machine.call("deploy", **machine.spec("one"))
     (machine.folder / "data" / "orders").write_text("17")
     done = await machine.call("undeploy", service="shop")
     assert done["undeployed"]
-    assert processes_under(machine.config.root) == []
+    assert running_under(machine.config.root) == []
     assert await machine.call("list") == []
     assert (machine.folder / "data" / "orders").read_text() == "17"
     assert not (machine.folder / "releases").exists()
@@ -182,7 +178,7 @@ async def test_undeploying_ends_it_and_keeps_its_data_unless_told_otherwise(
 
 
 async def test_undeploying_below_a_generation_spares_newer_ones_and_bars_older_ones(
-    machine: Any,
+    machine: Machine,
 ) -> None:
     spec = machine.spec("one")
     await machine.call("deploy", **spec, generation=3)
@@ -200,19 +196,17 @@ async def test_undeploying_below_a_generation_spares_newer_ones_and_bars_older_o
     assert await machine.word() == "one"
 
 
-async def test_one_that_ignores_sigterm_is_killed_with_its_children(
-    machine: Any, processes_under: Processes
-) -> None:
+async def test_one_that_ignores_sigterm_is_killed_with_its_children(machine: Machine) -> None:
     await machine.call("deploy", **machine.spec("one", env={"MODE": "stubborn"}))
-    await eventually(lambda: len(processes_under(machine.folder)) == 2)
+    await eventually(lambda: len(running_under(machine.folder)) == 2)
     loop = asyncio.get_running_loop()
     began = loop.time()
     await machine.call("undeploy", service="shop")
     assert loop.time() - began < 8
-    assert processes_under(machine.config.root) == []
+    assert running_under(machine.config.root) == []
 
 
-async def test_one_that_crashes_is_started_again_and_it_is_told_why(machine: Any) -> None:
+async def test_one_that_crashes_is_started_again_and_it_is_told_why(machine: Machine) -> None:
     first = await machine.call("deploy", **machine.spec("one"))
     os.kill(first["pid"], signal.SIGKILL)
 
@@ -227,7 +221,7 @@ async def test_one_that_crashes_is_started_again_and_it_is_told_why(machine: Any
     assert shown["restarts"] == 1
 
 
-async def test_one_that_is_not_well_is_started_again(machine: Any) -> None:
+async def test_one_that_is_not_well_is_started_again(machine: Machine) -> None:
     health = {"http": "http://127.0.0.1:{port}/", "every": "100ms", "fail_after": 2}
     first = await machine.call("deploy", **machine.spec("one", health=health))
     sick = machine.folder / "data" / "sick"
@@ -248,7 +242,7 @@ async def test_one_that_is_not_well_is_started_again(machine: Any) -> None:
     await eventually(well, 30)
 
 
-async def test_one_that_keeps_failing_says_so_and_stays_in_back_off(machine: Any) -> None:
+async def test_one_that_keeps_failing_says_so_and_stays_in_back_off(machine: Machine) -> None:
     flag = machine.folder / "data" / "broken"
     program = (
         "import os,sys,time\nif os.path.exists(sys.argv[1]): sys.exit('broken')\ntime.sleep(99)"
@@ -279,7 +273,7 @@ async def test_one_that_keeps_failing_says_so_and_stays_in_back_off(machine: Any
     await eventually(well)
 
 
-async def test_restarting_gives_it_a_new_process(machine: Any) -> None:
+async def test_restarting_gives_it_a_new_process(machine: Machine) -> None:
     first = await machine.call("deploy", **machine.spec("one"))
     second = await machine.call("restart", service="shop")
     assert first["pid"] != second["pid"] and await machine.word() == "one"
@@ -288,18 +282,18 @@ async def test_restarting_gives_it_a_new_process(machine: Any) -> None:
     assert reason == "refused" and "no service 'other'" in text
 
 
-async def test_a_cancelled_deploy_is_taken_back(machine: Any, processes_under: Processes) -> None:
+async def test_a_cancelled_deploy_is_taken_back(machine: Machine) -> None:
     first = await machine.call("deploy", **machine.spec("one"))
     sick = machine.spec("two", env={"MODE": "sick"})
     call = machine.ask("deploy", **sick)
-    await eventually(lambda: len(processes_under(machine.folder)) == 2)
+    await eventually(lambda: len(running_under(machine.folder)) == 2)
     assert await call.cancel() in ("cancelled", "late")
-    await eventually(lambda: processes_under(machine.folder) == [first["pid"]])
+    await eventually(lambda: running_under(machine.folder) == [first["pid"]])
     await eventually(lambda: os.listdir(machine.folder / "releases") == [first["release"]])
     assert await machine.word() == "one"
 
 
-async def test_a_deploy_that_is_cancelled_while_it_fetches_leaves_nothing(machine: Any) -> None:
+async def test_a_deploy_that_is_cancelled_while_it_fetches_leaves_nothing(machine: Machine) -> None:
     began = asyncio.Event()
 
     async def slow(request: web.Request) -> web.StreamResponse:
@@ -320,18 +314,16 @@ async def test_a_deploy_that_is_cancelled_while_it_fetches_leaves_nothing(machin
     assert os.listdir(machine.config.root / "cache") == []
 
 
-async def test_changes_of_one_service_come_one_at_a_time(
-    machine: Any, processes_under: Processes
-) -> None:
+async def test_changes_of_one_service_come_one_at_a_time(machine: Machine) -> None:
     words = ["a", "b", "c", "d"]
     calls = [machine.ask("deploy", **machine.spec(word)) for word in words]
     ends = [await call.result() for call in calls]
     assert [end["release"].partition("-")[0] for end in ends] == ["1", "2", "3", "4"]
     assert await machine.word() == "d"
-    assert processes_under(machine.folder) == [ends[-1]["pid"]]
+    assert running_under(machine.folder) == [ends[-1]["pid"]]
 
 
-async def test_services_do_not_wait_for_one_another(machine: Any) -> None:
+async def test_services_do_not_wait_for_one_another(machine: Machine) -> None:
     names = [f"shop-{n}" for n in range(4)]
     specs = [{**machine.spec(name), "service": name} for name in names]
     ends = await asyncio.gather(*(machine.call("deploy", **spec) for spec in specs))
@@ -343,11 +335,11 @@ async def test_services_do_not_wait_for_one_another(machine: Any) -> None:
 # -- lives
 
 
-async def test_the_next_life_goes_on(machine: Any, processes_under: Processes) -> None:
+async def test_the_next_life_goes_on(machine: Machine) -> None:
     spec = machine.spec("one", generation=7)
     first = await machine.call("deploy", **spec)
     await machine.stop()
-    assert processes_under(machine.config.root) == []
+    assert running_under(machine.config.root) == []
     await machine.start()
 
     async def runs() -> Any:
@@ -360,7 +352,7 @@ async def test_the_next_life_goes_on(machine: Any, processes_under: Processes) -
     assert not (await machine.call("deploy", **spec))["changed"]
 
 
-async def test_what_a_dispatcher_has_placed_elsewhere_stays_down(machine: Any) -> None:
+async def test_what_a_dispatcher_has_placed_elsewhere_stays_down(machine: Machine) -> None:
     await machine.call("deploy", **machine.spec("one"), generation=7)
     await machine.stop()
     machine.rows = [
@@ -379,7 +371,7 @@ async def test_what_a_dispatcher_has_placed_elsewhere_stays_down(machine: Any) -
 
 
 async def test_without_a_dispatcher_it_is_started_all_the_same(
-    machine: Any, monkeypatch: pytest.MonkeyPatch
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await machine.call("deploy", **machine.spec("one"), generation=7)
     await machine.stop()
@@ -393,7 +385,7 @@ async def test_without_a_dispatcher_it_is_started_all_the_same(
     await eventually(answers)
 
 
-async def test_a_port_that_was_taken_meanwhile_is_replaced_by_another(machine: Any) -> None:
+async def test_a_port_that_was_taken_meanwhile_is_replaced_by_another(machine: Machine) -> None:
     first = await machine.call("deploy", **machine.spec("one"))
     await machine.stop()
     with socket.create_server(("127.0.0.1", first["port"])):
@@ -408,14 +400,14 @@ async def test_a_port_that_was_taken_meanwhile_is_replaced_by_another(machine: A
         assert await machine.get(row["port"]) == "one"
 
 
-async def test_a_port_of_its_own_that_somebody_has_is_named(machine: Any) -> None:
+async def test_a_port_of_its_own_that_somebody_has_is_named(machine: Machine) -> None:
     port = machine.config.ports[1]
     with socket.create_server(("127.0.0.1", port)):
         reason, text = await problem_of(machine.call("deploy", **machine.spec("one", port=port)))
     assert reason == "failed" and f"port {port} is taken by another program" in text
 
 
-async def test_what_a_life_left_half_way_is_finished_by_the_next(machine: Any) -> None:
+async def test_what_a_life_left_half_way_is_finished_by_the_next(machine: Machine) -> None:
     first = await machine.call("deploy", **machine.spec("one"))
     await machine.stop()
     # As if it had been killed while it unpacked, and between the state and the link.
@@ -432,7 +424,7 @@ async def test_what_a_life_left_half_way_is_finished_by_the_next(machine: Any) -
     assert not (machine.config.root / "cache" / ".half").exists()
 
 
-async def test_a_broken_state_does_not_keep_other_services_down(machine: Any) -> None:
+async def test_a_broken_state_does_not_keep_other_services_down(machine: Machine) -> None:
     await machine.call("deploy", **machine.spec("one"))
     await machine.call("deploy", **{**machine.spec("two"), "service": "other"})
     await machine.stop()
@@ -472,7 +464,7 @@ async def test_a_broken_state_does_not_keep_other_services_down(machine: Any) ->
     ],
 )
 async def test_hostile_arguments_are_refused_by_name(
-    machine: Any, more: dict[str, Any], says: str
+    machine: Machine, more: dict[str, Any], says: str
 ) -> None:
     reason, text = await problem_of(machine.call("deploy", **machine.spec("one", **more)))
     assert reason == "refused" and says in text, text
@@ -481,27 +473,25 @@ async def test_hostile_arguments_are_refused_by_name(
 
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd.zip", "http://example.org/a.zip"])
-async def test_a_url_that_is_not_allowed_is_refused(machine: Any, url: str) -> None:
+async def test_a_url_that_is_not_allowed_is_refused(machine: Machine, url: str) -> None:
     release = {"url": url, "sha256": "0" * 64}
     reason, text = await problem_of(machine.call("deploy", **machine.spec("one", release=release)))
     assert reason == "refused" and "does not fetch from" in text
 
 
-async def test_a_wrong_hash_and_a_hostile_archive_are_refused(
-    machine: Any, make_tar: Callable[..., bytes]
-) -> None:
+async def test_a_wrong_hash_and_a_hostile_archive_are_refused(machine: Machine) -> None:
     spec = machine.spec("one")
     wrong = {**spec["release"], "sha256": "0" * 64}
     reason, text = await problem_of(machine.call("deploy", **{**spec, "release": wrong}))
     assert reason == "refused" and "has the SHA-256" in text
-    evil = make_tar(({"name": "../../../evil"}, b"x"))
+    evil = tar_of(({"name": "../../../evil"}, b"x"))
     release = machine.shelf.put("evil.tar.gz", evil)
     reason, text = await problem_of(machine.call("deploy", **{**spec, "release": release}))
     assert reason == "refused" and "outside" in text
     assert not machine.folder.exists()
 
 
-async def test_arguments_reach_the_program_as_they_are(machine: Any) -> None:
+async def test_arguments_reach_the_program_as_they_are(machine: Machine) -> None:
     nasty = [
         "; touch /tmp/x",
         "$(id)",
@@ -523,7 +513,7 @@ async def test_arguments_reach_the_program_as_they_are(machine: Any) -> None:
 
 
 async def test_a_service_sees_nothing_of_the_agents_environment(
-    machine: Any, monkeypatch: pytest.MonkeyPatch
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SPINAL_PASSWORD", "secret")
     program = "import json,os,time\nprint(json.dumps(dict(os.environ)), flush=True)\ntime.sleep(99)"
@@ -539,7 +529,7 @@ async def test_a_service_sees_nothing_of_the_agents_environment(
 # -- logs
 
 
-async def test_the_last_lines_of_a_log_are_given(machine: Any) -> None:
+async def test_the_last_lines_of_a_log_are_given(machine: Machine) -> None:
     found = await machine.call("deploy", **machine.spec("one"))
     for number in range(5):
         await machine.get(found["port"], f"/{number}")
@@ -554,7 +544,7 @@ async def test_the_last_lines_of_a_log_are_given(machine: Any) -> None:
     assert reason == "refused" and "no release" in text
 
 
-async def test_a_log_is_followed_as_data(machine: Any) -> None:
+async def test_a_log_is_followed_as_data(machine: Machine) -> None:
     found = await machine.call("deploy", **machine.spec("one"))
     call = machine.ask("log", service="shop", lines=1, follow=True)
     lines: list[str] = []

@@ -8,7 +8,6 @@ import os
 import stat
 import tarfile
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ import pytest
 
 from spinal.agents.deployment.unpack import Bounds, remove, survey, unpack
 from spinal.agents.errors import Refused
+
+from .conftest import tar_of, zipped
 
 BOUNDS = Bounds(1_000_000, 100)
 
@@ -62,10 +63,8 @@ def file(name: str, data: bytes = b"x", mode: int = 0o644) -> tuple[dict[str, An
     ("end", "name"),
     [("gz", "a.tar.gz"), ("gz", "a.tgz"), ("bz2", "a.tar.bz2"), ("xz", "a.txz"), ("", "a.tar")],
 )
-def test_a_tar_file_comes_out(
-    box: Box, make_tar: Callable[..., bytes], end: str, name: str
-) -> None:
-    data = make_tar(
+def test_a_tar_file_comes_out(box: Box, end: str, name: str) -> None:
+    data = tar_of(
         ({"name": "bin", "type": tarfile.DIRTYPE}, b""),
         file("bin/shop", b"#!/bin/sh\n" * 1000, 0o4755),
         file("./lib/one", b"1"),
@@ -84,10 +83,8 @@ def test_a_tar_file_comes_out(
     assert (found / "bin/shop").stat().st_uid == os.geteuid()
 
 
-def test_several_streams_of_xz_with_padding_are_one_file(
-    box: Box, make_tar: Callable[..., bytes]
-) -> None:
-    plain = make_tar(file("a", b"A" * 5000), end="")
+def test_several_streams_of_xz_with_padding_are_one_file(box: Box) -> None:
+    plain = tar_of(file("a", b"A" * 5000), end="")
     data = lzma.compress(plain[:3000]) + bytes(8) + lzma.compress(plain[3000:]) + bytes(4)
     assert (box.unpack(data, "a.tar.xz") / "a").read_bytes() == b"A" * 5000
 
@@ -151,19 +148,17 @@ HOSTILE: dict[str, tuple[str, list[tuple[dict[str, Any], bytes]]]] = {
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_a_hostile_tar_file_is_refused(box: Box, make_tar: Callable[..., bytes], case: str) -> None:
+def test_a_hostile_tar_file_is_refused(box: Box, case: str) -> None:
     says, members = HOSTILE[case]
-    box.refuse(make_tar(*members), "a.tar.gz", says)
+    box.refuse(tar_of(*members), "a.tar.gz", says)
 
 
 @pytest.mark.parametrize(
     "name", ["/tmp/spinal-was-here", "../spinal-was-here", "a/../../b", "a\x00b/../../c"]
 )
-def test_a_hostile_name_in_a_zip_file_stays_inside_or_is_refused(
-    box: Box, make_zip: Callable[..., bytes], name: str
-) -> None:
+def test_a_hostile_name_in_a_zip_file_stays_inside_or_is_refused(box: Box, name: str) -> None:
     try:
-        box.unpack(make_zip({name: "x"}), "a.zip")
+        box.unpack(zipped({name: "x"}), "a.zip")
     except Refused:
         pass  # Else zipfile has cut the name at the NUL, and it is inside.
     assert {one.name for one in box.path.iterdir()} == {"archive", "release"}
@@ -181,18 +176,16 @@ def test_a_hostile_kind_in_a_zip_file_is_refused(box: Box, kind: int) -> None:
 
 
 @pytest.mark.parametrize("end", ["gz", "bz2", "xz"])
-def test_a_bomb_in_a_tar_file_is_refused(
-    box: Box, make_tar: Callable[..., bytes], end: str
-) -> None:
-    data = make_tar(file("big", bytes(20_000_000)), end=end)
+def test_a_bomb_in_a_tar_file_is_refused(box: Box, end: str) -> None:
+    data = tar_of(file("big", bytes(20_000_000)), end=end)
     assert len(data) < 50_000
     box.refuse(data, f"a.tar.{end}", "more than")
     left = sum(one.stat().st_size for one in box.path.rglob("*") if one.is_file())
     assert left < 3_000_000
 
 
-def test_a_bomb_in_a_zip_file_is_refused(box: Box, make_zip: Callable[..., bytes]) -> None:
-    box.refuse(make_zip({"big": bytes(20_000_000)}), "a.zip", "more than 1000000 bytes")
+def test_a_bomb_in_a_zip_file_is_refused(box: Box) -> None:
+    box.refuse(zipped({"big": bytes(20_000_000)}), "a.zip", "more than 1000000 bytes")
     assert (box.target / "big").stat().st_size <= 1_000_000
 
 
@@ -220,19 +213,17 @@ def test_what_is_no_archive_is_refused(box: Box, name: str, data: bytes) -> None
 
 
 @pytest.mark.parametrize("end", ["gz", "bz2", "xz"])
-def test_an_archive_that_ends_early_is_refused(
-    box: Box, make_tar: Callable[..., bytes], end: str
-) -> None:
-    data = make_tar(file("a", os.urandom(100_000)), end=end)
+def test_an_archive_that_ends_early_is_refused(box: Box, end: str) -> None:
+    data = tar_of(file("a", os.urandom(100_000)), end=end)
     box.refuse(data[: len(data) // 2], f"a.tar.{end}", "broken")
 
 
-def test_a_name_that_is_no_text_is_a_name(box: Box, make_tar: Callable[..., bytes]) -> None:
-    found = box.unpack(make_tar(file("caf\udce9")), "a.tar.gz")
+def test_a_name_that_is_no_text_is_a_name(box: Box) -> None:
+    found = box.unpack(tar_of(file("caf\udce9")), "a.tar.gz")
     assert os.listdir(os.fsencode(found)) == [b"caf\xe9"]
 
 
-def test_a_check_ends_the_work(box: Box, make_tar: Callable[..., bytes]) -> None:
+def test_a_check_ends_the_work(box: Box) -> None:
     class Stop(Exception):
         pass
 
@@ -240,19 +231,17 @@ def test_a_check_ends_the_work(box: Box, make_tar: Callable[..., bytes]) -> None
         raise Stop
 
     archive = box.path / "archive"
-    archive.write_bytes(make_tar(file("a")))
+    archive.write_bytes(tar_of(file("a")))
     with pytest.raises(Stop):
         unpack(archive, "a.tar.gz", box.target, BOUNDS, stop)
 
 
-def test_a_wheel_is_looked_at_before_pip_unpacks_it(
-    tmp_path: Path, make_zip: Callable[..., bytes]
-) -> None:
+def test_a_wheel_is_looked_at_before_pip_unpacks_it(tmp_path: Path) -> None:
     wheel = tmp_path / "wheel"
-    wheel.write_bytes(make_zip({"big": bytes(20_000_000)}))
+    wheel.write_bytes(zipped({"big": bytes(20_000_000)}))
     with pytest.raises(Refused, match="more than 1000000 bytes"):
         survey(wheel, "a.whl", BOUNDS)
-    wheel.write_bytes(make_zip({str(n): "" for n in range(101)}))
+    wheel.write_bytes(zipped({str(n): "" for n in range(101)}))
     with pytest.raises(Refused, match="more than 100 files"):
         survey(wheel, "a.whl", BOUNDS)
     wheel.write_bytes(b"no wheel")

@@ -61,7 +61,7 @@ class Deployment:
         """
 
         async def ask() -> Rows:
-            return await elsewhere.ask(life)
+            return await elsewhere.ask(life, elsewhere.WITHIN)
 
         async with self.run(life.guard, lambda: life.address, ask):
             yield

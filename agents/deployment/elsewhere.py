@@ -48,7 +48,7 @@ def superseded(row: Mapping[str, Json], generation: int, address: str) -> str:
     return ""
 
 
-async def ask(life: Life, within: float = WITHIN) -> Rows:
+async def ask(life: Life, within: float) -> Rows:
     """Ask all dispatchers, and give what the first one says; nothing if none answers in time."""
     try:
         async with asyncio.timeout(within):

@@ -104,7 +104,7 @@ class Fetcher:
             transfer = _Transfer(part, self._most, progress)
             try:
                 if found.scheme == "file":
-                    await asyncio.to_thread(transfer.copy, self._allowed.file(found))
+                    await transfer.copy(self._allowed.file(found))
                 else:
                     await self._get(found, transfer)
                 await asyncio.to_thread(transfer.close, sha256, url)
@@ -193,7 +193,7 @@ class Fetcher:
         loop = asyncio.get_running_loop()
         began, before = loop.time(), transfer.size
         async for data in answer.content.iter_chunked(CHUNK):
-            await asyncio.to_thread(transfer.take, data)
+            await transfer.take(data)
             late = loop.time() - began - self._patience
             if late > 0 and transfer.size - before < late * SLOWEST:
                 raise DeployFailed(f"{answer.url} gives less than {SLOWEST} bytes a second")
@@ -251,20 +251,23 @@ class _Transfer:
         if size > self._most:
             raise Refused(f"it is larger than this agent fetches: {self._most} bytes")
 
-    def take(self, data: bytes) -> None:
+    async def take(self, data: bytes) -> None:
         """Write what has come."""
         self._bound(self.size + len(data))
-        self._file.write(data)
-        self._hash.update(data)
+        await asyncio.to_thread(self._write, data)
         self.size += len(data)
         self._progress(self.size, self.total)
 
-    def copy(self, path: Path) -> None:
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._hash.update(data)
+
+    async def copy(self, path: Path) -> None:
         """Take a file of this machine."""
         with path.open("rb") as source:
             self.total = os.fstat(source.fileno()).st_size
-            while data := source.read(CHUNK):
-                self.take(data)
+            while data := await asyncio.to_thread(source.read, CHUNK):
+                await self.take(data)
 
     def close(self, sha256: str, url: str) -> None:
         """Have it on disk, if it is what was asked for."""

@@ -103,6 +103,13 @@ class Instance:
         self._pump: asyncio.Task[None] | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._words = bytearray()
+        #: It is not just starting.
+        self._settled = asyncio.Event()
+        self._settled.set()
+
+    async def settled(self) -> None:
+        """Wait until a start that is under way has come to an end, good or bad."""
+        await self._settled.wait()
 
     @property
     def pid(self) -> int | None:
@@ -131,6 +138,7 @@ class Instance:
             self.ailment = one_line(str(exc), 300)
             await finish(self._end())
             self.state = "stopped"
+            self._settled.set()
             raise
 
     def keep(self) -> None:
@@ -154,12 +162,13 @@ class Instance:
                 log.error("keeper_died", service=self.spec.service, exc_info=error)
         await self._end()
         self.state = "stopped"
-        await asyncio.to_thread(self.log.close)
+        self._settled.set()
 
     # -- one run
 
     async def _start(self) -> None:
         self.state = "starting"
+        self._settled.clear()
         self._words.clear()
         site = self._site = await asyncio.to_thread(self._make)
         if site.port is not None and not is_free(site.port):
@@ -204,6 +213,7 @@ class Instance:
 
     def _well(self) -> None:
         self.state, self.ailment = "running", ""
+        self._settled.set()
 
     async def _watch(self) -> str:
         """Watch one that is well, and give why it has to be started anew."""
@@ -251,6 +261,7 @@ class Instance:
                 await asyncio.wait([pump], timeout=OUTPUT_WITHIN)
                 pump.cancel()
                 await asyncio.wait([pump])
+            await asyncio.to_thread(self.log.close)
             if process is not None and site is not None:
                 try:
                     await self._kind.clear(site)
@@ -270,7 +281,8 @@ class Instance:
                 self._words += data[-LAST_WORDS:]
                 del self._words[:-LAST_WORDS]
                 try:
-                    await asyncio.to_thread(self.log.append, data)
+                    # To the end, so that nothing writes once this task has ended.
+                    await finish(asyncio.to_thread(self.log.append, data))
                 except OSError as exc:
                     # A full disk is no reason to stop a service; what it says is lost.
                     if not broken:
@@ -311,6 +323,7 @@ class Instance:
         self.failures = backoff.failures(self.failures, ran, restart)
         wait = backoff.wait(self.failures, restart, random.random())
         self.state = "backing off"
+        self._settled.set()
         log.warning(
             "service_failed",
             service=self.spec.service,

@@ -8,7 +8,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
@@ -45,7 +45,7 @@ class Site:
     data: Path
     port: int | None
     #: With secrets read.
-    env: Mapping[str, str]
+    env: Mapping[str, str] = field(repr=False)
 
 
 class Kind(Protocol):

@@ -11,12 +11,15 @@ import json
 import os
 import resource
 import sys
+import warnings
 
 
 def main() -> None:
     """Do as told; ends with 127 and one line if that cannot be."""
     orders = json.loads(os.fdopen(os.dup(0), "rb").read())
     argv = orders["argv"]
+    # os.execvpe() uses the module, and would import it when we may not read it any more.
+    warnings.simplefilter("ignore")
     try:
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)

@@ -155,6 +155,8 @@ class Service:
                     f"and {generation} is older"
                 )
             if self._known.wanted and self._spec(self._known.current) == spec:
+                if self._instance is not None:
+                    await self._instance.settled()
                 changed = not self.running
                 if generation != self._known.generation:
                     fresh = replace(self._known, generation=generation)
@@ -398,7 +400,8 @@ class Service:
     def row(self) -> dict[str, Json]:
         """Give how it goes, in short."""
         known, instance = self._known, self._instance
-        status = "stopped" if instance is None else instance.state
+        # Without one it waits for a dispatcher's word, or for the rest of its services.
+        status = "waiting" if instance is None else instance.state
         why = "" if instance is None else instance.ailment
         if self._superseded:
             status, why = SUPERSEDED, self._superseded

@@ -19,6 +19,8 @@ from spinal.agents.deployment.urls import Allowed
 from spinal.agents.errors import Refused
 from spinal.testing import eventually
 
+from .conftest import Shelf
+
 DATA = bytes(range(256)) * 8192  # 2 MiB
 SHA = hashlib.sha256(DATA).hexdigest()
 
@@ -32,7 +34,7 @@ def fetcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Fe
     monkeypatch.setattr(fetch, "PAUSE", 0.01)
 
     def make(**options: Any) -> Fetcher:
-        usual = {"most": 10_000_000, "room": 100_000_000, "stalled": 10.0}
+        usual: dict[str, Any] = {"most": 10_000_000, "room": 100_000_000, "stalled": 10.0}
         allowed = Allowed(options.pop("urls", ["http://127.0.0.1"]))
         return Fetcher(tmp_path / "cache", allowed, **{**usual, **options})
 
@@ -45,12 +47,12 @@ def left(tmp_path: Path) -> list[str]:
 
 
 async def test_a_file_is_fetched_once_and_told_of_while_it_comes(
-    shelf: Any, fetcher: Callable[..., Fetcher], tmp_path: Path
+    shelf: Shelf, fetcher: Callable[..., Fetcher], tmp_path: Path
 ) -> None:
     release = shelf.put("a.zip", DATA)
     heard: list[tuple[int, int | None]] = []
     one = fetcher()
-    path = await one.fetch(release["url"], SHA, lambda *said: heard.append(said))
+    path = await one.fetch(release["url"], SHA, lambda size, total: heard.append((size, total)))
     assert path.read_bytes() == DATA
     assert heard[-1] == (len(DATA), len(DATA))
     assert await one.fetch(release["url"], SHA, nothing) == path
@@ -59,7 +61,7 @@ async def test_a_file_is_fetched_once_and_told_of_while_it_comes(
 
 
 async def test_a_wrong_hash_is_refused_and_nothing_is_kept(
-    shelf: Any, fetcher: Callable[..., Fetcher], tmp_path: Path
+    shelf: Shelf, fetcher: Callable[..., Fetcher], tmp_path: Path
 ) -> None:
     release = shelf.put("a.zip", DATA)
     with pytest.raises(Refused, match=f"has the SHA-256 {SHA}, and not {'0' * 64}"):
@@ -68,7 +70,7 @@ async def test_a_wrong_hash_is_refused_and_nothing_is_kept(
 
 
 async def test_a_file_in_the_cache_that_has_changed_is_fetched_again(
-    shelf: Any, fetcher: Callable[..., Fetcher]
+    shelf: Shelf, fetcher: Callable[..., Fetcher]
 ) -> None:
     release = shelf.put("a.zip", DATA)
     path = await fetcher().fetch(release["url"], SHA, nothing)
@@ -105,7 +107,7 @@ def ends_early(with_tag: bool, times: int = 1) -> Callable[[web.Request], Any]:
 
 
 async def test_a_transfer_that_breaks_is_gone_on_with(
-    shelf: Any, fetcher: Callable[..., Fetcher]
+    shelf: Shelf, fetcher: Callable[..., Fetcher]
 ) -> None:
     shelf.odd["a.zip"] = ends_early(with_tag=True, times=2)
     path = await fetcher().fetch(f"{shelf.url}/a.zip", SHA, nothing)
@@ -115,7 +117,7 @@ async def test_a_transfer_that_breaks_is_gone_on_with(
 
 
 async def test_a_server_that_cannot_go_on_is_asked_for_all_of_it(
-    shelf: Any, fetcher: Callable[..., Fetcher]
+    shelf: Shelf, fetcher: Callable[..., Fetcher]
 ) -> None:
     shelf.odd["a.zip"] = ends_early(with_tag=False)
     path = await fetcher().fetch(f"{shelf.url}/a.zip", SHA, nothing)
@@ -124,10 +126,10 @@ async def test_a_server_that_cannot_go_on_is_asked_for_all_of_it(
 
 
 async def test_one_that_always_ends_early_is_given_up(
-    shelf: Any, fetcher: Callable[..., Fetcher], tmp_path: Path
+    shelf: Shelf, fetcher: Callable[..., Fetcher], tmp_path: Path
 ) -> None:
     shelf.odd["a.zip"] = ends_early(with_tag=False, times=1000)
-    with pytest.raises(DeployFailed, match="cannot fetch .* after [0-9]+ bytes"):
+    with pytest.raises(DeployFailed, match=r"cannot fetch .* after [0-9]+ bytes"):
         await fetcher().fetch(f"{shelf.url}/a.zip", SHA, nothing)
     assert len(shelf.asked) == fetch.TRIES
     assert left(tmp_path) == []
@@ -135,7 +137,7 @@ async def test_one_that_always_ends_early_is_given_up(
 
 @pytest.mark.parametrize(("status", "tries"), [(404, 1), (403, 1), (500, 4), (503, 4), (429, 4)])
 async def test_an_error_is_told_and_tried_again_if_it_may_pass(
-    shelf: Any, fetcher: Callable[..., Fetcher], status: int, tries: int
+    shelf: Shelf, fetcher: Callable[..., Fetcher], status: int, tries: int
 ) -> None:
     shelf.odd["a.zip"] = lambda request: web.Response(status=status)  # pyright: ignore
     with pytest.raises(DeployFailed, match=str(status)):
@@ -144,7 +146,7 @@ async def test_an_error_is_told_and_tried_again_if_it_may_pass(
 
 
 async def test_what_is_announced_as_too_large_is_not_read(
-    shelf: Any, fetcher: Callable[..., Fetcher]
+    shelf: Shelf, fetcher: Callable[..., Fetcher]
 ) -> None:
     release = shelf.put("a.zip", DATA)
     with pytest.raises(Refused, match="larger than this agent fetches: 1000 bytes"):
@@ -152,7 +154,7 @@ async def test_what_is_announced_as_too_large_is_not_read(
 
 
 async def test_what_turns_out_too_large_is_broken_off(
-    shelf: Any, fetcher: Callable[..., Fetcher], tmp_path: Path
+    shelf: Shelf, fetcher: Callable[..., Fetcher], tmp_path: Path
 ) -> None:
     async def endless(request: web.Request) -> web.StreamResponse:
         found = web.StreamResponse()
@@ -167,7 +169,7 @@ async def test_what_turns_out_too_large_is_broken_off(
 
 
 async def test_a_server_that_falls_silent_is_given_up(
-    shelf: Any, fetcher: Callable[..., Fetcher]
+    shelf: Shelf, fetcher: Callable[..., Fetcher]
 ) -> None:
     async def silent(request: web.Request) -> web.StreamResponse:
         found = web.StreamResponse()
@@ -181,7 +183,9 @@ async def test_a_server_that_falls_silent_is_given_up(
         await fetcher(stalled=0.2).fetch(f"{shelf.url}/a.zip", SHA, nothing)
 
 
-async def test_a_server_that_drips_is_given_up(shelf: Any, fetcher: Callable[..., Fetcher]) -> None:
+async def test_a_server_that_drips_is_given_up(
+    shelf: Shelf, fetcher: Callable[..., Fetcher]
+) -> None:
     async def dripping(request: web.Request) -> web.StreamResponse:
         found = web.StreamResponse()
         await found.prepare(request)
@@ -198,30 +202,27 @@ async def test_a_server_that_drips_is_given_up(shelf: Any, fetcher: Callable[...
 
 
 async def test_a_redirect_goes_only_where_it_may(
-    shelf: Any, fetcher: Callable[..., Fetcher]
+    shelf: Shelf, fetcher: Callable[..., Fetcher]
 ) -> None:
     release = shelf.put("a.zip", DATA)
-    for target, allowed in (
-        (release["url"], True),
-        ("/a.zip", True),
-        ("http://169.254.169.254/a.zip", False),
-        ("file:///etc/passwd", False),
-        ("/turn", False),
-    ):
-        shelf.odd["turn"] = lambda request, to=target: web.Response(  # pyright: ignore
-            status=302, headers={"Location": to}
-        )
-        one = fetcher()
+    target = ""
+
+    def turn(request: web.Request) -> web.Response:
+        return web.Response(status=302, headers={"Location": target})
+
+    shelf.odd["turn"] = turn
+    one = fetcher()
+    for target in (release["url"], "/a.zip"):
         one.path(SHA).unlink(missing_ok=True)
-        if allowed:
-            assert (await one.fetch(f"{shelf.url}/turn", SHA, nothing)).read_bytes() == DATA
-        else:
-            with pytest.raises((Refused, DeployFailed), match="does not fetch|redirects"):
-                await one.fetch(f"{shelf.url}/turn", SHA, nothing)
+        assert (await one.fetch(f"{shelf.url}/turn", SHA, nothing)).read_bytes() == DATA
+    for target in ("http://169.254.169.254/a.zip", "file:///etc/passwd", "/turn"):
+        one.path(SHA).unlink(missing_ok=True)
+        with pytest.raises((Refused, DeployFailed), match=r"does not fetch|redirects"):
+            await one.fetch(f"{shelf.url}/turn", SHA, nothing)
 
 
 async def test_what_is_compressed_on_the_way_is_not_opened(
-    shelf: Any, fetcher: Callable[..., Fetcher]
+    shelf: Shelf, fetcher: Callable[..., Fetcher]
 ) -> None:
     shelf.odd["a.zip"] = lambda request: web.Response(  # pyright: ignore
         body=DATA, headers={"Content-Encoding": "gzip"}
@@ -231,7 +232,7 @@ async def test_what_is_compressed_on_the_way_is_not_opened(
 
 
 async def test_a_cancelled_fetch_leaves_nothing(
-    shelf: Any, fetcher: Callable[..., Fetcher], tmp_path: Path
+    shelf: Shelf, fetcher: Callable[..., Fetcher], tmp_path: Path
 ) -> None:
     async def slow(request: web.Request) -> web.StreamResponse:
         found = web.StreamResponse()
@@ -242,7 +243,9 @@ async def test_a_cancelled_fetch_leaves_nothing(
 
     shelf.odd["a.zip"] = slow
     began = asyncio.Event()
-    task = asyncio.create_task(fetcher().fetch(f"{shelf.url}/a.zip", SHA, lambda *_: began.set()))
+    task = asyncio.create_task(
+        fetcher().fetch(f"{shelf.url}/a.zip", SHA, lambda size, total: began.set())
+    )
     await asyncio.wait_for(began.wait(), 10)
     assert len(left(tmp_path)) == 1
     task.cancel()
@@ -252,7 +255,7 @@ async def test_a_cancelled_fetch_leaves_nothing(
 
 
 async def test_files_that_were_not_used_for_longest_make_room(
-    shelf: Any, fetcher: Callable[..., Fetcher], tmp_path: Path
+    shelf: Shelf, fetcher: Callable[..., Fetcher], tmp_path: Path
 ) -> None:
     one = fetcher(room=2500)
     hashes: list[str] = []
@@ -279,5 +282,5 @@ async def test_a_file_of_this_machine_is_copied_if_allowed(
 
 
 async def test_a_server_that_is_not_there_is_named(fetcher: Callable[..., Fetcher]) -> None:
-    with pytest.raises(DeployFailed, match="cannot fetch http://127.0.0.1:1/"):
+    with pytest.raises(DeployFailed, match=r"cannot fetch http://127\.0\.0\.1:1/"):
         await fetcher().fetch("http://127.0.0.1:1/a.zip", SHA, nothing)

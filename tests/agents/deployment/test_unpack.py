@@ -8,7 +8,6 @@ import os
 import stat
 import tarfile
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ import pytest
 
 from spinal.agents.deployment.unpack import Bounds, remove, survey, unpack
 from spinal.agents.errors import Refused
+
+from .conftest import tar_of, zipped
 
 BOUNDS = Bounds(1_000_000, 100)
 
@@ -48,20 +49,6 @@ class Box:
 def box(tmp_path: Path) -> Box:
     (tmp_path / "box").mkdir()
     return Box(tmp_path / "box")
-
-
-def tar_of(*members: tuple[dict[str, Any], bytes], end: str = "gz") -> bytes:
-    """Make a tar file of odd members."""
-    out = io.BytesIO()
-    made: tarfile.TarFile = tarfile.open(fileobj=out, mode=f"w:{end}")  # type: ignore[call-overload]
-    with made as archive:
-        for fields, data in members:
-            info = tarfile.TarInfo()
-            for key, value in fields.items():
-                setattr(info, key, value)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return out.getvalue()
 
 
 def link(name: str, to: str, kind: bytes = tarfile.SYMTYPE) -> tuple[dict[str, Any], bytes]:
@@ -169,11 +156,9 @@ def test_a_hostile_tar_file_is_refused(box: Box, case: str) -> None:
 @pytest.mark.parametrize(
     "name", ["/tmp/spinal-was-here", "../spinal-was-here", "a/../../b", "a\x00b/../../c"]
 )
-def test_a_hostile_name_in_a_zip_file_stays_inside_or_is_refused(
-    box: Box, make_zip: Callable[..., bytes], name: str
-) -> None:
+def test_a_hostile_name_in_a_zip_file_stays_inside_or_is_refused(box: Box, name: str) -> None:
     try:
-        box.unpack(make_zip({name: "x"}), "a.zip")
+        box.unpack(zipped({name: "x"}), "a.zip")
     except Refused:
         pass  # Else zipfile has cut the name at the NUL, and it is inside.
     assert {one.name for one in box.path.iterdir()} == {"archive", "release"}
@@ -199,8 +184,8 @@ def test_a_bomb_in_a_tar_file_is_refused(box: Box, end: str) -> None:
     assert left < 3_000_000
 
 
-def test_a_bomb_in_a_zip_file_is_refused(box: Box, make_zip: Callable[..., bytes]) -> None:
-    box.refuse(make_zip({"big": bytes(20_000_000)}), "a.zip", "more than 1000000 bytes")
+def test_a_bomb_in_a_zip_file_is_refused(box: Box) -> None:
+    box.refuse(zipped({"big": bytes(20_000_000)}), "a.zip", "more than 1000000 bytes")
     assert (box.target / "big").stat().st_size <= 1_000_000
 
 
@@ -238,7 +223,7 @@ def test_a_name_that_is_no_text_is_a_name(box: Box) -> None:
     assert os.listdir(os.fsencode(found)) == [b"caf\xe9"]
 
 
-def test_a_check_ends_the_work(box: Box, make_tar: Callable[..., bytes]) -> None:
+def test_a_check_ends_the_work(box: Box) -> None:
     class Stop(Exception):
         pass
 
@@ -246,19 +231,17 @@ def test_a_check_ends_the_work(box: Box, make_tar: Callable[..., bytes]) -> None
         raise Stop
 
     archive = box.path / "archive"
-    archive.write_bytes(make_tar({"a": "b"}))
+    archive.write_bytes(tar_of(file("a")))
     with pytest.raises(Stop):
         unpack(archive, "a.tar.gz", box.target, BOUNDS, stop)
 
 
-def test_a_wheel_is_looked_at_before_pip_unpacks_it(
-    tmp_path: Path, make_zip: Callable[..., bytes]
-) -> None:
+def test_a_wheel_is_looked_at_before_pip_unpacks_it(tmp_path: Path) -> None:
     wheel = tmp_path / "wheel"
-    wheel.write_bytes(make_zip({"big": bytes(20_000_000)}))
+    wheel.write_bytes(zipped({"big": bytes(20_000_000)}))
     with pytest.raises(Refused, match="more than 1000000 bytes"):
         survey(wheel, "a.whl", BOUNDS)
-    wheel.write_bytes(make_zip({str(n): "" for n in range(101)}))
+    wheel.write_bytes(zipped({str(n): "" for n in range(101)}))
     with pytest.raises(Refused, match="more than 100 files"):
         survey(wheel, "a.whl", BOUNDS)
     wheel.write_bytes(b"no wheel")

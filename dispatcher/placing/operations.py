@@ -74,6 +74,15 @@ class ServiceOperations:
         service = await self._placer.move(name, caller, lambda known: self._check(request, known))
         return await self._row(service)
 
+    async def rollback(self, request: Request, args: Arguments) -> Json:
+        """Place a service as it ran before it was changed."""
+        caller = bare(request.caller)
+        name = needed(args, "name")
+        service = await self._placer.roll_back(
+            name, caller, lambda known: self._check(request, known)
+        )
+        return await self._row(service)
+
     async def remove(self, request: Request, args: Arguments) -> Json:
         """End a service everywhere."""
         service = await self._placer.remove(
@@ -208,5 +217,6 @@ SERVICE_OPERATIONS: Mapping[str, Own[ServiceOperations]] = {
     "/spinal/services/show": Own(Right.CALL, _NAME, _Ops.show),
     "/spinal/services/where": Own(Right.CALL, _NAME, _Ops.where),
     "/spinal/services/move": Own(Right.CALL, _NAME, _Ops.move),
+    "/spinal/services/rollback": Own(Right.CALL, _NAME, _Ops.rollback),
     "/spinal/services/remove": Own(Right.CALL, {**_NAME, "forget": readers.flag}, _Ops.remove),
 }

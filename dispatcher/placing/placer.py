@@ -426,9 +426,33 @@ class Placer:
                 if same and not again and known.state is not State.REMOVING:
                     return known
             asked = services.asked_for(known, caller, arguments, want)
-            to = known.agent if self._keeps(asked) else None
-            placed = await self._place(asked, f"deployed by {caller}", last, to=to)
-            return await self._know(name) if placed else None
+            return await self._place_as_asked(asked, f"deployed by {caller}", last)
+
+        return await self._make(name, change)
+
+    async def _place_as_asked(self, asked: Service, why: str, last: Job | None) -> Service | None:
+        """Place a service that was changed where it is, if that is there and fits still."""
+        to = asked.agent if self._keeps(asked) else None
+        placed = await self._place(asked, why, last, to=to)
+        return await self._know(asked.name) if placed else None
+
+    async def roll_back(self, name: str, caller: str, may: Callable[[Service], None]) -> Service:
+        """Place a service as it ran before it was changed.
+
+        Raises:
+            CallError: it was not changed since it was first placed; or there is no such service.
+        """
+
+        async def change(known: Service | None, last: Job | None) -> Service | None:
+            known = _known(known, name)
+            may(known)
+            earlier = known.earlier
+            if earlier is None or known.state is State.REMOVING:
+                raise CallError.of(
+                    Problem("refused", f"service {name} did not run with anything else before")
+                )
+            asked = services.asked_for(known, known.caller, earlier.arguments, earlier.want)
+            return await self._place_as_asked(asked, f"rolled back by {caller}", last)
 
         return await self._make(name, change)
 

@@ -100,6 +100,14 @@ class Placement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What was asked of a service at a time."""
+
+    arguments: Mapping[str, Json]
+    want: Mapping[str, Json]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
     """One service.  Every change makes another one, which is saved in place of the last."""
 
@@ -122,6 +130,9 @@ class Service:
     agent: str | None = None
     running: int | None = None
     result: Json = None
+    #: What was asked for when it was placed last, and before something else was.
+    ran: Asked | None = None
+    ran_before: Asked | None = None
     #: The life of that agent in which it was known to have it.
     epoch: int | None = None
     #: Agents where it may still run, each with the generation below which it is to end there.
@@ -141,6 +152,12 @@ class Service:
     def job(self) -> str | None:
         """Id of the job that places it, or did last."""
         return None if self.last is None else self.last.job
+
+    @property
+    def earlier(self) -> Asked | None:
+        """What it ran with before it was changed, whether the change has come to something or not."""
+        asked = Asked(arguments=self.arguments, want=self.want)
+        return self.ran_before if self.ran == asked else self.ran
 
     @property
     def failed_at(self) -> frozenset[str]:
@@ -299,6 +316,7 @@ def asked_for(
 def settled(service: Service, job: Job, now: int, result: Json) -> Service:
     """Give a service whose job is done."""
     closed = closed_at(service, job, now)
+    asked = Asked(arguments=service.arguments, want=service.want)
     left = dict(closed.left)
     if service.agent is not None:
         left.setdefault(service.agent, service.generation)
@@ -311,6 +329,8 @@ def settled(service: Service, job: Job, now: int, result: Json) -> Service:
         agent=job.agent,
         running=service.generation,
         result=result,
+        ran=asked,
+        ran_before=service.ran_before if service.ran == asked else service.ran,
         epoch=next((one.epoch for one in reversed(job.tries) if one.agent == job.agent), None),
         left=_bounded(left),
         failures=0,

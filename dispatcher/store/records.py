@@ -16,7 +16,7 @@ from spinal.protocols import Json, LocalProtocolError, Problem
 from spinal.protocols.blob import MARK, is_reference
 
 from ..jobs.job import Job, JobState, Try
-from ..placing.service import Placement, Service, State
+from ..placing.service import Asked, Placement, Service, State
 from .contract import LogLine, Retention, Schedule
 from .tables import jobs
 
@@ -360,6 +360,9 @@ def tended(one: Service, drop: bool) -> Tended:
         return Tended(one.name, one.version, None)
     members = {name: getattr(one, name) for name in _SERVICE}
     members["state"] = one.state.value
+    for name in _ASKED_TIMES:
+        asked: Asked | None = members[name]
+        members[name] = None if asked is None else [asked.arguments, asked.want]
     members["history"] = [
         {name: getattr(placement, name) for name in _PLACEMENT} for placement in one.history
     ]
@@ -371,6 +374,7 @@ def tended(one: Service, drop: bool) -> Tended:
 
 
 _SERVICE: Final = [one.name for one in fields(Service) if one.name not in ("name", "version")]
+_ASKED_TIMES: Final = ("ran", "ran_before")
 _PLACEMENT: Final = [one.name for one in fields(Placement)]
 
 
@@ -378,6 +382,10 @@ def service(row: Any) -> Service:
     """Read a service."""
     members = _read(row.service)
     members["state"] = State(members["state"])
+    for name in _ASKED_TIMES:
+        if members[name] is not None:
+            arguments, want = members[name]
+            members[name] = Asked(arguments=arguments, want=want)
     members["history"] = tuple([Placement(**one) for one in members["history"]])
     return Service(name=row.name, version=row.version, **members)
 

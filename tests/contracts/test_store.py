@@ -15,7 +15,7 @@ import pytest
 from tests.postgres import Postgres, available, server
 
 from spinal.dispatcher.jobs.job import Happening, Job, JobState, Try, mint
-from spinal.dispatcher.placing.service import Placement, Service, State
+from spinal.dispatcher.placing.service import Asked, Placement, Service, State
 from spinal.dispatcher.store import store_for
 from spinal.dispatcher.store.contract import (
     FENCED,
@@ -935,6 +935,8 @@ async def test_a_service_is_read_as_it_was_written(url: str) -> None:
         agent="one@home.test/agent",
         running=2,
         result={"port": 8080},
+        ran=Asked(arguments={"port": 1}, want={}),
+        ran_before=Asked(arguments={}, want={"tags": ["ssd"]}),
         epoch=2**40,
         left={"two@home.test/agent": 2},
         failures=1,

@@ -165,6 +165,15 @@ class Site:
 
         return await asyncio.to_thread(get)
 
+    async def says(self, greeting: str, at: str = "") -> bool:
+        """Tell whether the service answers where it is said to be, on a machine if one is named."""
+        try:
+            found = await self.here.client.ask_dispatcher("/spinal/services/where", name="shop")
+            answer = await self.answer(found["result"]["port"])
+        except (OSError, CallError):
+            return False
+        return answer.startswith(f"{greeting} ") and found["agent"].startswith(at)
+
 
 @pytest_asyncio.fixture
 async def site(tmp_path: Path) -> AsyncIterator[Site]:
@@ -200,14 +209,7 @@ async def test_a_service_answers_from_another_machine_when_its_own_dies(
     else:
         first.freeze()
 
-    async def answers() -> bool:
-        try:
-            now = await site.here.client.ask_dispatcher("/spinal/services/where", name="shop")
-            return (await site.answer(now["result"]["port"])).startswith("hello ")
-        except (OSError, CallError):
-            return False
-
-    await eventually(answers, GOAL, "it answers again")
+    await eventually(lambda: site.says("hello"), GOAL, "it answers again")
     took = loop.time() - died
     with capsys.disabled():
         print(f"\nit answered from {second.name} {took:.1f} s after {first.name}: {how}")
@@ -241,21 +243,23 @@ async def test_a_service_answers_from_another_machine_when_its_own_dies(
     assert changed["agent"] == found["agent"]
     assert (await site.answer(changed["result"]["port"])).startswith("bonjour ")
 
+    await site.spinal("service", "rollback", "shop")
+    await eventually(lambda: site.says("hello"), 30)
+    await site.spinal("service", "rollback", "shop")
+    await eventually(lambda: site.says("bonjour"), 30)
+
     # And by hand it goes back.
-    job = await site.spinal("service", "move", "shop")
-    await site.spinal("job", "wait", job)
-
-    async def is_back() -> bool:
-        return bool((await site.where())["agent"].startswith(f"{first.name}@"))
-
-    await eventually(is_back, 10)
-    moved = await site.where()
-    assert (await site.answer(moved["result"]["port"])).startswith("bonjour ")
+    await site.spinal("service", "move", "shop")
+    await eventually(lambda: site.says("bonjour", at=f"{first.name}@"), 30)
     await eventually(lambda: second.services() == [], 30)
 
     await site.spinal("service", "remove", "shop", "--yes")
     await eventually(lambda: back.services() == [], 30)
-    assert json.loads(await site.spinal("service", "list", "--json")) == {"items": []}
+
+    async def is_forgotten() -> bool:
+        return json.loads(await site.spinal("service", "list", "--json")) == {"items": []}
+
+    await eventually(is_forgotten, 30)
 
 
 #: Machines with the first of their ports.

@@ -439,6 +439,38 @@ async def test_a_change_that_fails_leaves_the_old_one_running(tmp_path: Path) ->
 
 
 @virtual_time
+async def test_a_change_is_rolled_back_whether_it_runs_or_fails(tmp_path: Path) -> None:
+    async with a_fleet(tmp_path) as fleet:
+        machine = await fleet.machine()
+        await fleet.deploy(arguments={"port": 1})
+        await fleet.until()
+        problem = await problem_of(fleet.ask("rollback", name="shop"))
+        assert problem.reason == "refused" and "anything else before" in problem.text
+
+        async def arguments() -> Any:
+            return (await fleet.show())["arguments"]
+
+        await fleet.deploy(arguments={"port": 2})
+        await fleet.until(running=2)
+        await fleet.ask("rollback", name="shop")
+        await fleet.until(running=3)
+        assert await arguments() == {"port": 1} and machine.port == 1
+        await fleet.ask("rollback", name="shop")
+        await fleet.until(running=4)
+        assert await arguments() == {"port": 2}
+
+        # One that does not run is not what one goes back to.
+        machine.refuses = "no such archive"
+        await fleet.deploy(arguments={"port": 3})
+        await fleet.until("unplaced")
+        machine.refuses = ""
+        await fleet.ask("rollback", name="shop")
+        await fleet.until(running=6)
+        assert await arguments() == {"port": 2}
+        assert (await fleet.show())["history"][-1]["why"] == "rolled back by caller@memory.test"
+
+
+@virtual_time
 async def test_a_service_is_moved_by_hand_and_runs_until_the_other_has_it(tmp_path: Path) -> None:
     async with a_fleet(tmp_path) as fleet:
         first = await fleet.machine("agent1")
@@ -653,6 +685,7 @@ async def test_only_its_own_and_the_owner_change_a_service(tmp_path: Path) -> No
         for what, arguments in (
             ("deploy", {"arguments": {"port": 2}}),
             ("move", {}),
+            ("rollback", {}),
             ("remove", {}),
         ):
             problem = await problem_of(

@@ -218,6 +218,22 @@ def move(name_: str, as_json: bool) -> None:
 
 @service.command(context_settings=CONTEXT)
 @name_argument
+@json_option
+@show_home
+def rollback(name_: str, as_json: bool) -> None:
+    """Go back to what the service NAME ran with before, and print the id of the job that does.
+
+    A second time undoes the first.
+    """
+    row = _ask("rollback", name_)
+    if as_json:
+        print_json(plain(dict(row)))
+    else:
+        click.echo(row["job"])
+
+
+@service.command(context_settings=CONTEXT)
+@name_argument
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--forget", is_flag=True, help="Do not wait for machines that are away to come back.")
 @json_option

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Final, cast
 
 import structlog
@@ -41,6 +42,9 @@ SHOW: Final = "/deployment/show"
 #: Seconds between two looks, and while a job places something.
 LOOK: Final = 1.0
 SOON: Final = 0.25
+
+#: Seconds between two looks from which it may be us who were stopped, and not the machines.
+STOPPED: Final = 4.0
 
 #: Seconds that an agent may take to end a service, and to say how one goes.
 ENDING: Final = 60.0
@@ -88,13 +92,20 @@ class Placer:
 
     async def run(self) -> None:
         """Look after the services, for ever."""
+        looked = self._time()
         while True:
             self._changed.clear()
-            if self._registry.runs and not self._keeper.draining:
+            before, looked = looked, self._time()
+            # Whoever was stopped first lets the registry find that out.
+            awake = looked - before < STOPPED
+            if awake and self._registry.runs and not self._keeper.draining:
                 try:
                     await self._look()
                 except StoreError as exc:
                     log.warning("services_not_looked_at", error=str(exc))
+            else:
+                # By the time we look again others may have dropped one, and made another of its name.
+                self._services.clear()
             placing = any(service.state is State.PLACING for service in self._services.values())
             try:
                 async with asyncio.timeout(SOON if placing else LOOK):
@@ -121,17 +132,13 @@ class Placer:
         """Learn what others made of the services."""
         versions = await self._keeper.store.versions()
         self._services = {n: one for n, one in self._services.items() if n in versions}
-        stale = [n for n, version in versions.items() if self._version(n) < version]
-        if stale:
+        known = {name: one.version for name, one in self._services.items()}
+        if stale := [n for n, version in versions.items() if known.get(n) != version]:
             for one in await self._keeper.store.services(stale):
                 self._services[one.name] = one
         wanted = {agent for one in self._services.values() for agent in _agents(one)}
         self._sights = {agent: sight for agent, sight in self._sights.items() if agent in wanted}
         self._quiet = {key: until for key, until in self._quiet.items() if key[0] in versions}
-
-    def _version(self, name: str) -> int:
-        known = self._services.get(name)
-        return 0 if known is None else known.version
 
     async def _job_of(self, service: Service) -> Job | None:
         """Give the job of a placement that is not over, as far as we know."""
@@ -156,11 +163,15 @@ class Placer:
         agent = self._registry.get(service.agent or "")
         return agent.epoch if agent is not None and self._offers(agent.address, SHOW) else None
 
+    @staticmethod
+    def _time() -> float:
+        return asyncio.get_running_loop().time()
+
     # -- who is there
 
     def is_lost(self, address: str) -> bool:
         """Tell whether nobody waits any more for an agent."""
-        now = asyncio.get_running_loop().time()
+        now = self._time()
         agent = self._registry.get(address)
         if agent is not None:
             self._sights[address] = agent.heard_at, agent.gone_at
@@ -176,7 +187,7 @@ class Placer:
         return agent is not None and self._is_here(agent) and op in agent.operations
 
     def _is_here(self, agent: KnownAgent) -> bool:
-        return agent.state(asyncio.get_running_loop().time()) is AgentState.AVAILABLE
+        return agent.state(self._time()) is AgentState.AVAILABLE
 
     def others(self, service: Service, avoid: frozenset[str]) -> bool:
         """Tell whether somebody is here who can take a service, other than these."""
@@ -236,14 +247,20 @@ class Placer:
             case _:
                 raise AssertionError(f"{act} without a job")
 
-    async def _write(self, service: Service, *changes: Change, drop: bool = False) -> bool:
-        """Keep a service as it is now; false if somebody else was first, and nothing happened."""
+    async def _write(
+        self, service: Service, *changes: Change, drop: bool = False
+    ) -> Service | None:
+        """Keep a service as it is now, and give it; nothing if somebody else was first."""
         result = (await self._keeper.store.write(Keep(service, drop), *changes))[0]
         if result is FENCED:
-            return False
-        await self._know(service.name)
+            return None
+        kept = replace(service, version=service.version + 1)
+        if drop:
+            self._services.pop(service.name, None)
+        else:
+            self._services[service.name] = kept
         self._changed.set()
-        return True
+        return kept
 
     async def _know(self, name: str) -> Service | None:
         """Learn how a service is now."""
@@ -262,8 +279,8 @@ class Placer:
         *,
         to: str | None = None,
         avoid: frozenset[str] = frozenset(),
-    ) -> bool:
-        """Submit the job of a new placement; false if somebody else was first."""
+    ) -> Service | None:
+        """Submit the job of a new placement; gives nothing if somebody else was first."""
         keeper = self._keeper
         how: dict[str, Json] = {}
         if to is not None:
@@ -277,13 +294,14 @@ class Placer:
         job.created = job.runnable = now
         job.ends = now + int(job.allowed * 1000)
         keeper.take(job)
-        if not await self._write(placed, New(job)):
-            return False
+        kept = await self._write(placed, New(job))
+        if kept is None:
+            return None
         log.info("service_being_placed", service=service.name, job=id, why=why, **how)
         keeper.accepted(job)
         if last is not None and not last.final:
             self._stop(last.id)
-        return True
+        return kept
 
     def _stop(self, job: str) -> None:
         """Cancel a job, once, without waiting for it."""
@@ -345,8 +363,7 @@ class Placer:
     ) -> None:
         """Have something done at an agent, unless something is; the work says when it may be again."""
         key = service.name, agent
-        loop = asyncio.get_running_loop()
-        if self._quiet.get(key, 0.0) > loop.time():
+        if self._quiet.get(key, 0.0) > self._time():
             return
 
         async def say() -> None:
@@ -357,18 +374,17 @@ class Placer:
                 log.warning("agent_not_told", service=service.name, agent=agent, error=str(exc))
             finally:
                 if pause:
-                    self._quiet[key] = loop.time() + pause
+                    self._quiet[key] = self._time() + pause
                 else:
                     self._quiet.pop(key, None)
 
-        self._quiet[key] = loop.time() + 2 * within
+        self._quiet[key] = self._time() + 2 * within
         self._keeper.spawn("saying", say)
 
     async def _call(
         self, service: Service, agent: str, op: str, args: Mapping[str, Json], within: float
     ) -> Json:
-        now = asyncio.get_running_loop().time()
-        id = mint()
+        now, id = self._time(), mint()
         errand = Errand(
             Op(id, op=op, left=0, args=args),
             Demand(op, only=agent),
@@ -433,8 +449,7 @@ class Placer:
     async def _place_as_asked(self, asked: Service, why: str, last: Job | None) -> Service | None:
         """Place a service that was changed where it is, if that is there and fits still."""
         to = asked.agent if self._keeps(asked) else None
-        placed = await self._place(asked, why, last, to=to)
-        return await self._know(asked.name) if placed else None
+        return await self._place(asked, why, last, to=to)
 
     async def roll_back(self, name: str, caller: str, may: Callable[[Service], None]) -> Service:
         """Place a service as it ran before it was changed.
@@ -473,8 +488,7 @@ class Placer:
                 raise CallError.of(
                     Problem("no-agent", f"no other agent is here that can take service {name}")
                 )
-            placed = await self._place(known, f"moved by {caller}", last, avoid=avoid)
-            return await self._know(name) if placed else None
+            return await self._place(known, f"moved by {caller}", last, avoid=avoid)
 
         return await self._make(name, change)
 
@@ -494,7 +508,7 @@ class Placer:
             if forget:
                 here = {agent: g for agent, g in going.left.items() if not self.is_lost(agent)}
                 going = services.forgotten(going, here)
-            return going if going is known or await self._write(going) else None
+            return known if going is known else await self._write(going)
 
         return await self._make(name, change)
 

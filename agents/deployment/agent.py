@@ -154,7 +154,8 @@ def offer(agent: Agent, deployment: Deployment) -> None:
         """
         return deployment.find(service).page()
 
-    @agent.op("/deployment/log", timeout="1h", effects="reads")
+    # Few, because one who follows may keep a slot for an hour.
+    @agent.op("/deployment/log", timeout="1h", effects="reads", slots=4)
     async def log(
         job: Job,
         service: Name,

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from spinal.bus.tasks import Tasks
+from spinal.protocols import SpinalError
 
-from ..errors import AgentError, Refused
+from ..errors import AgentError, Refused, one_line
 from ..process import Guard
 from . import elsewhere, unpack
 from .command import Launcher
@@ -154,12 +155,13 @@ class Deployment:
             if service.wanted and row is not None:
                 why = elsewhere.superseded(row, service.generation, address())
                 if why:
-                    service.supersede(why)
+                    service.hold("superseded", why)
                     log.warning("service_superseded", service=name, why=why)
                     continue
             try:
                 await service.resume()
-            except (OSError, Refused) as exc:
+            except (OSError, SpinalError) as exc:
+                service.hold("failed", one_line(str(exc), 300))
                 log.error("service_not_resumed", service=name, exc_info=exc)
 
     @contextmanager

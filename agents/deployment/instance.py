@@ -12,7 +12,7 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Final
@@ -42,6 +42,8 @@ LAST_WORDS: Final = 4096
 ALIVE: Final = 1.0
 #: Seconds between two looks at one that is to become well, at first; then as the service says.
 EAGER: Final = 0.1
+#: Failures in a row after which the release is made anew, once for each row.
+RENEW_AFTER: Final = 4
 #: Restarts that are remembered.
 MAX_RESTARTS: Final = 20
 #: Seconds that its last output may take to arrive once it has ended.
@@ -65,6 +67,7 @@ class Instance:
         release: name of the release.
         port: the one that it was given.
         make: gives where and how it runs, with secrets read; called before each start.
+        renew: makes the release anew on disk; called when it keeps failing.
         kind: how releases of its kind are started.
         launcher: starts programs.
         log_file: takes what it writes.
@@ -76,6 +79,7 @@ class Instance:
         release: str,
         port: int | None,
         make: Callable[[], Site],
+        renew: Callable[[], Awaitable[None]],
         kind: Kind,
         launcher: Launcher,
         log_file: LogFile,
@@ -84,6 +88,7 @@ class Instance:
         self.release = release
         self.port = port
         self._make = make
+        self._renew = renew
         self._kind = kind
         self._launcher = launcher
         self.log = log_file
@@ -96,6 +101,8 @@ class Instance:
         #: Failures in a row.
         self.failures = 0
         self.restarts: deque[Restart] = deque(maxlen=MAX_RESTARTS)
+        #: Seconds since 1970 when the release was last made anew because it kept failing.
+        self.renewed: float | None = None
         #: How many there were, with those that are forgotten.
         self.restarted = 0
         self._site: Site | None = None
@@ -310,11 +317,16 @@ class Instance:
 
     async def _try(self) -> str:
         """Start it again; give why that failed, or nothing."""
+        renewed = self.failures == RENEW_AFTER
         try:
+            if renewed:
+                # Somebody may have damaged it.
+                await self._renew()
+                self.renewed = time.time()
             await self._start()
             await self._become_well()
         except (SpinalError, OSError) as exc:
-            return str(exc)
+            return f"also when made anew: {exc}" if renewed else str(exc)
         return ""
 
     async def _back_off(self, why: str, ran: float) -> None:

@@ -15,7 +15,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Final
 
 import structlog
 
@@ -37,9 +36,6 @@ from .spec import Spec
 from .state import Deployed, State
 
 log = structlog.get_logger()
-
-#: What a service is called whose generation is not wanted here any longer.
-SUPERSEDED: Final = "superseded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +63,8 @@ class Service:
         self._means = means
         self._known = state.load(folder)
         self._instance: Instance | None = None
-        #: Why it does not run although it is wanted: somebody else has a newer generation.
-        self._superseded = ""
+        #: State of one that is wanted and does not run, and why.
+        self._held = ("waiting", "")
         self._change = asyncio.Lock()
 
     @property
@@ -110,9 +106,9 @@ class Service:
             self._instance = self._make(self._known.current, spec, port)
             self._instance.keep()
 
-    def supersede(self, why: str) -> None:
-        """Leave it as it is, because somebody else has a newer generation."""
-        self._superseded = why
+    def hold(self, status: str, why: str) -> None:
+        """Note why it is not started: ``superseded`` by a newer generation, or it ``failed``."""
+        self._held = status, why
 
     async def close(self) -> None:
         """End what runs; the next life starts it again."""
@@ -124,16 +120,19 @@ class Service:
     def _clean(self) -> None:
         """Finish what a former life may have left half-way."""
         known = self._known
-        for release in self.folder.on_disk():
-            if release not in known.releases:
-                unpack.remove(self.folder.release(release))
+        releases = self.folder.releases
+        for path in [*releases.iterdir()] if releases.is_dir() else []:
+            # One that was put aside to be made anew is as good as what may be half of it.
+            if path.name.endswith(".old") and path.name.removesuffix(".old") in known.releases:
+                whole = path.with_suffix("")
+                unpack.remove(whole)
+                path.rename(whole)
+            elif path.name not in known.releases:
+                unpack.remove(path)
         if known.wanted:
             self.folder.make()
-            if os.path.realpath(self.folder.current) != str(self._release_path(known.current)):
+            if self.folder.current.resolve() != self.folder.release(known.current).resolve():
                 self.folder.switch(known.current)
-
-    def _release_path(self, release: str) -> Any:
-        return self.folder.release(release).resolve()
 
     # -- changes
 
@@ -235,7 +234,6 @@ class Service:
         fresh = State(generation=generation, number=self._known.number)
         if self.folder.path.is_dir():
             await asyncio.to_thread(self._save, fresh)
-        self._superseded = ""
         instance, self._instance = self._instance, None
         if instance is not None:
             tell("stop", None, None)
@@ -303,7 +301,7 @@ class Service:
             await fresh.stop()
             await self._take_back(fresh, old)
             raise DeployFailed(f"cannot switch: {exc.strerror or exc}") from exc
-        self._instance, self._superseded = fresh, ""
+        self._instance = fresh
         fresh.keep()
         tell("switched", None, None)
         if old is not None:
@@ -336,7 +334,6 @@ class Service:
             spec = self._spec(known.current)
             port = self._means.ports.take(known.port) if spec.port == "auto" else spec.port
             instance = self._instance = self._make(known.current, spec, port)
-            self._superseded = ""
             if port != known.port:
                 await finish(asyncio.to_thread(self._save, replace(known, port=port)))
         else:
@@ -381,8 +378,37 @@ class Service:
     def _make(self, release: str, spec: Spec, port: int | None) -> Instance:
         log_file = LogFile(self.folder.log(release), self._means.config.limits.log)
         make = partial(self._site, release, spec, port)
+        renew = partial(self._renew, release, spec)
         kind, launcher = self._kind(spec), self._means.launcher
-        return Instance(spec, release, port, make, kind, launcher, log_file)
+        return Instance(spec, release, port, make, renew, kind, launcher, log_file)
+
+    async def _renew(self, release: str, spec: Spec) -> None:
+        """Make a release anew in place of one that may have been damaged.
+
+        Raises:
+            Refused, DeployFailed: it cannot be had; what was there still is.
+        """
+        path = self.folder.release(release)
+        # No name of a release, so that a life that ends here is cleaned up by the next.
+        aside = path.with_name(f"{release}.old")
+
+        def put_aside() -> None:
+            unpack.remove(aside)
+            if path.exists():
+                path.rename(aside)
+
+        def put_back() -> None:
+            unpack.remove(path)
+            if aside.exists():
+                aside.rename(path)
+
+        await finish(asyncio.to_thread(put_aside))
+        try:
+            await self._kind(spec).prepare(spec, path, lambda step, done, total: None)
+        except BaseException:
+            await finish(asyncio.to_thread(put_back))
+            raise
+        await finish(asyncio.to_thread(unpack.remove, aside))
 
     def _site(self, release: str, spec: Spec, port: int | None) -> Site:
         """Give where a release runs, with its secrets; reads files."""
@@ -400,11 +426,7 @@ class Service:
     def row(self) -> dict[str, Json]:
         """Give how it goes, in short."""
         known, instance = self._known, self._instance
-        # Without one it waits for a dispatcher's word, or for the rest of its services.
-        status = "waiting" if instance is None else instance.state
-        why = "" if instance is None else instance.ailment
-        if self._superseded:
-            status, why = SUPERSEDED, self._superseded
+        status, why = self._held if instance is None else (instance.state, instance.ailment)
         if not known.wanted:
             status, why = "undeployed", ""
         return {
@@ -451,6 +473,7 @@ class Service:
         return {
             **self.row(),
             "failures": failures,
+            "renewed": None if instance is None else instance.renewed,
             "health": health,
             "restarted": restarts,
             "releases": releases,

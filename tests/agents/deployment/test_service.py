@@ -273,6 +273,43 @@ async def test_one_that_keeps_failing_says_so_and_stays_in_back_off(machine: Mac
     await eventually(well)
 
 
+async def test_a_release_that_was_damaged_is_made_anew(machine: Machine) -> None:
+    first = await machine.call("deploy", **machine.spec("one"))
+    program = machine.folder / "releases" / first["release"] / "bin" / "shop"
+    program.write_text("#!/bin/sh\necho damaged; exit 1\n")
+    os.kill(first["pid"], signal.SIGKILL)
+
+    async def repaired() -> Any:
+        shown = await machine.call("show", service="shop")
+        return shown if shown["renewed"] and shown["state"] == "running" else None
+
+    shown = await eventually(repaired)
+    assert await machine.word() == "one"
+    assert "its last words: damaged" in shown["restarted"][1]["why"]
+    assert os.listdir(machine.folder / "releases") == [first["release"]]
+
+
+async def test_a_damaged_release_that_cannot_be_had_again_stays_and_it_is_told(
+    machine: Machine,
+) -> None:
+    first = await machine.call("deploy", **machine.spec("one"))
+    program = machine.folder / "releases" / first["release"] / "bin" / "shop"
+    program.write_text("#!/bin/sh\nexit 1\n")
+    machine.shelf.files.clear()
+    for file in (machine.config.root / "cache").iterdir():
+        file.unlink()
+    os.kill(first["pid"], signal.SIGKILL)
+
+    async def failing() -> Any:
+        shown = await machine.call("show", service="shop")
+        return shown if shown["restarts"] >= 7 else None
+
+    shown = await eventually(failing)
+    told = [one["why"] for one in shown["restarted"] if "made anew" in one["why"]]
+    assert len(told) == 1 and "404" in told[0]
+    assert program.read_text() == "#!/bin/sh\nexit 1\n"
+
+
 async def test_restarting_gives_it_a_new_process(machine: Machine) -> None:
     first = await machine.call("deploy", **machine.spec("one"))
     second = await machine.call("restart", service="shop")
@@ -410,8 +447,11 @@ async def test_a_port_of_its_own_that_somebody_has_is_named(machine: Machine) ->
 async def test_what_a_life_left_half_way_is_finished_by_the_next(machine: Machine) -> None:
     first = await machine.call("deploy", **machine.spec("one"))
     await machine.stop()
-    # As if it had been killed while it unpacked, and between the state and the link.
+    # As if it had been killed while it unpacked, made a release anew, and set the link.
     (machine.folder / "releases" / "2-0123456789ab").mkdir()
+    release = machine.folder / "releases" / first["release"]
+    release.rename(release.with_name(f"{release.name}.old"))
+    (release / "bin").mkdir(parents=True)
     (machine.folder / "current").unlink()
     (machine.config.root / "cache" / ".half").touch()
     await machine.start()

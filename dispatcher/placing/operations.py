@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from spinal.bus.errors import CallError
@@ -100,6 +101,7 @@ class ServiceOperations:
     async def show(self, request: Request, args: Arguments) -> Json:
         """Give all that is known of a service, and why it is where it is."""
         service = await self._find(args)
+        service = replace(service, result=await self._placer.result(service))
         found = await self._row(service)
         found["history"] = [placement_row(one) for one in service.history]
         found["why"] = [*await self._why(service)]

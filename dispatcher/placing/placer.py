@@ -49,6 +49,8 @@ STOPPED: Final = 4.0
 #: Seconds that an agent may take to end a service, and to say how one goes.
 ENDING: Final = 60.0
 SAYING: Final = 10.0
+#: The same while somebody waits for it.
+SAYING_NOW: Final = 2.0
 
 #: Seconds after which an agent is told again, and asked again.
 AGAIN: Final = 10.0
@@ -400,6 +402,17 @@ class Placer:
     async def get(self, name: str) -> Service | None:
         """Give a service as it is now."""
         return await self._know(name)
+
+    async def result(self, service: Service) -> Json:
+        """Give what the agent of a service says of it now, if it says so soon; else what it said."""
+        if service.agent is None or not self._offers(service.agent, SHOW):
+            return service.result
+        args: dict[str, Json] = {"service": service.name}
+        try:
+            said = await self._call(service, service.agent, SHOW, args, SAYING_NOW)
+        except CallError:
+            return service.result
+        return _bounded(_in_short(_members(said))) or service.result
 
     async def all(self) -> list[Service]:
         """Give all services, by name."""

@@ -20,6 +20,14 @@ async def deploy(
     return kept[service]
 
 
+@agent.op("/deployment/show", effects="reads")
+async def show(service: str) -> dict[str, Any]:
+    """Say how a service goes."""
+    if service not in kept:
+        raise Refused("there is no such service here")
+    return {**kept[service], "state": "backing off", "why": "exit code 1"}
+
+
 @agent.op("/deployment/undeploy", effects="writes", safe=True)
 async def undeploy(service: str, below: int) -> None:
     """Forget a service."""

@@ -80,6 +80,7 @@ def test_a_service_is_deployed_found_explained_and_removed(spinal: Spinal, shop:
 
     shown = spinal("service", "show", "shop").out
     assert f"agent        {ADDRESS}\n" in shown and "where        machine:8080\n" in shown
+    assert "condition    backing off: exit code 1\n" in shown
     assert "deployed by owner@spinal.localhost; placed at" in shown
     assert "https://example.org/shop.tar.gz" in shown
 

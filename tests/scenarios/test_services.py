@@ -298,6 +298,20 @@ async def test_a_machine_that_comes_back_elsewhere_on_itself_is_known_by_that(
 
 
 @virtual_time
+async def test_how_a_service_goes_is_asked_of_its_machine(tmp_path: Path) -> None:
+    async with a_fleet(tmp_path) as fleet:
+        machine = await fleet.machine()
+        await fleet.deploy()
+        await fleet.until()
+
+        machine.state = "backing off"
+        assert (await fleet.show())["result"]["state"] == "backing off"
+        # What was said last is better than nothing.
+        fleet.home.bus.hang(machine.address)
+        assert (await fleet.show())["result"]["state"] == "running"
+
+
+@virtual_time
 async def test_a_machine_that_comes_back_empty_gets_it_again(tmp_path: Path) -> None:
     async with a_fleet(tmp_path) as fleet:
         machine = await fleet.machine()
@@ -382,7 +396,8 @@ async def test_a_change_goes_to_the_machine_that_has_it(tmp_path: Path) -> None:
             again = await fleet.deploy(arguments={"port": 1}, again=True)
             await fleet.until(running=again["generation"])
         await fleet.deploy(arguments={"port": 2})
-        await fleet.until(running=5, result={"port": 2, "state": "running"})
+        await fleet.until(running=5)
+        assert (await fleet.ask("where", name="shop"))["result"]["port"] == 2
 
         assert first.deploys() == [1, 2, 3, 4, 5] and second.told == []
 

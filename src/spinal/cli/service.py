@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import click
 
@@ -270,13 +270,19 @@ def endpoint(row: Row) -> str:
     """Write where a service answers: host and port if its agent said them, else the agent."""
     if "agent" not in row:
         return NONE
-    result = row.get("result")
-    if isinstance(result, dict):
-        port: Any = result.get("port")  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType] - JSON
-        host: Any = result.get("host")  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType] - JSON
-        if port is not None:
-            return f"{host or name(row['agent'])}:{port}"
-    return name(row["agent"])
+    said, agent = _said(row), name(row["agent"])
+    return agent if said.get("port") is None else f"{said.get('host') or agent}:{said['port']}"
+
+
+def condition(row: Row) -> str:
+    """Write how a service goes, as its agent says."""
+    said = _said(row)
+    return ": ".join(one_line(str(said[key])) for key in ("state", "why") if said.get(key))
+
+
+def _said(row: Row) -> Row:
+    result: Any = row.get("result")
+    return cast("Row", result) if isinstance(result, dict) else {}
 
 
 def facts(row: Row) -> list[tuple[str, str]]:
@@ -287,6 +293,7 @@ def facts(row: Row) -> list[tuple[str, str]]:
         ("state", f"{row['state']} since {clock(row['since'], now)}"),
         ("agent", str(row.get("agent", NONE))),
         ("where", endpoint(row)),
+        ("condition", condition(row)),
         ("note", one_line(row.get("note", ""))),
         ("next try", clock(row["due"], now) if "due" in row else ""),
         ("to end at", ", ".join(row.get("left", ()))),

@@ -115,7 +115,6 @@ SCHEMA: Final[Mapping[str, Json]] = {
         tags={**_TEXTS, "examples": [["ssd"]]},
         slots={**_COUNT, "description": "Calls that run at once; 16."},
     ),
-    "errorMessage": "write a mapping such as root: /var/lib/deployment",
 }
 
 

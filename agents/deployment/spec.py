@@ -196,7 +196,6 @@ SCHEMA: Final[Mapping[str, Json]] = {
     "properties": {**ARGUMENTS, **WANT},
     "required": _REQUIRED,
     "additionalProperties": False,
-    "errorMessage": "write a mapping that begins with service: NAME",
 }
 _ARGUMENTS_SCHEMA: Final[Mapping[str, Json]] = {
     "type": "object",

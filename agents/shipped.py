@@ -12,7 +12,12 @@ from .errors import AgentError
 
 #: Name -> its package here, and what it is for.  Each package has a function ``make`` that takes
 #: the path of a YAML file, or none, and gives the agent.
-SHIPPED: Final[Mapping[str, tuple[str, str]]] = {}
+SHIPPED: Final[Mapping[str, tuple[str, str]]] = {
+    "machine": (
+        "spinal.agents.machine",
+        "the machine it runs on: facts, health, processes, services, logs, files",
+    ),
+}
 
 
 def make(name: str, config: Path | None = None) -> Agent:

@@ -10,7 +10,7 @@ import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal
 
 from spinal.agents.document import DURATION, SIZE, BadDocument, check, load, seconds, size
 from spinal.protocols import Json, LocalProtocolError
@@ -213,7 +213,9 @@ def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _frozen(item: Any) -> Any:
-    return tuple(cast("list[Any]", item)) if isinstance(item, list) else cast("object", item)
+    if isinstance(item, list):
+        return tuple(item)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType] - of Any
+    return item  # pyright: ignore[reportUnknownVariableType]
 
 
 def _health(value: Mapping[str, Any]) -> HealthConfig:

@@ -177,7 +177,7 @@ def units(text: str) -> dict[str, Service]:
         if len(words) >= 4 and words[0].endswith(".service") and words[1] != "not-found":
             about = words[4].strip() if len(words) == 5 else ""
             name = words[0].removesuffix(".service")
-            state = _STATES.get(words[2], "unknown")
+            state: State = _STATES.get(words[2], "unknown")
             found[name] = Service(name, state, None, readable(about, 200))
     return found
 
@@ -222,7 +222,7 @@ class Systemd:
         """Tell about one."""
         argv = [*_SYSTEMCTL, "show", f"--property={','.join(_PROPERTIES)}", "--", _unit(name)]
         says = properties(await _ask(argv))
-        state = _STATES.get(says.get("ActiveState", ""), "unknown")
+        state: State = _STATES.get(says.get("ActiveState", ""), "unknown")
         enabled = _ENABLED.get(says.get("UnitFileState", ""))
         return Service(name, state, enabled, says.get("Description", "")), says
 

@@ -22,8 +22,6 @@ from msgspec import Meta
 from spinal.agents.agent import Agent
 from spinal.agents.errors import CommandFailed, Refused, one_line
 from spinal.agents.process import Guard, Process
-from spinal.bus.errors import CallError
-from spinal.protocols import Problem
 
 from .config import LogsConfig
 from .folder import Folder, open_file, split, told
@@ -264,8 +262,7 @@ class Logs:
         """Find an allowed file.
 
         Raises:
-            Refused: the path is none.
-            CallError: ``not-allowed``.
+            Refused: the path is none, or not that of a log that may be read.
         """
         steps = split(path)
         for folder, pattern in self._files:
@@ -277,8 +274,7 @@ class Logs:
         """Give the command that writes the journal of an allowed service.
 
         Raises:
-            Refused: there is no such service, or no journal.
-            CallError: ``not-allowed``.
+            Refused: there is no such service, no journal, or it may not be read.
         """
         if not isinstance(self._desk.manager, Systemd):
             raise Refused("there is no journal on this machine: give the file of the log")
@@ -288,9 +284,8 @@ class Logs:
         return journal_argv(name, last, follow)
 
 
-def _not_allowed(what: str, key: str) -> CallError:
-    text = f"the log of {what} may not be read: {key} in the configuration says which may"
-    return CallError.of(Problem("not-allowed", text))
+def _not_allowed(what: str, key: str) -> Refused:
+    return Refused(f"the log of {what} may not be read: {key} in the configuration says which may")
 
 
 def offer(agent: Agent, config: LogsConfig, desk: Desk, guard: Callable[[], Guard | None]) -> None:

@@ -22,8 +22,6 @@ from msgspec import Meta
 
 from spinal.agents.agent import Agent
 from spinal.agents.errors import Refused
-from spinal.bus.errors import CallError
-from spinal.protocols import Problem
 
 from .config import ProcessesConfig
 from .files import when
@@ -176,13 +174,12 @@ def send(config: ProcessesConfig, pid: int, start: int, name: Signal) -> str:
     """Send a signal to a process that the configuration allows it for; give its name.
 
     Raises:
-        Refused: there is no such process any more.
-        CallError: ``not-allowed``: no rule allows it.
+        Refused: there is no such process any more, or no rule allows it.
     """
     if pid <= 1:
         raise Refused(f"{pid} is not the number of a process that may be signalled")
     if pid in _ours():
-        raise CallError.of(Problem("not-allowed", f"{pid} is this agent, or what it runs under"))
+        raise Refused(f"{pid} is this agent, or what it runs under")
     try:
         # Held before it is looked at: from here on the number is that of this process.
         held = os.pidfd_open(pid)
@@ -201,12 +198,9 @@ def send(config: ProcessesConfig, pid: int, start: int, name: Signal) -> str:
         with suppress(psutil.AccessDenied):
             exe = process.exe()
         if not any(name in rule.signals and rule.fits(about, user, exe) for rule in config.signal):
-            raise CallError.of(
-                Problem(
-                    "not-allowed",
-                    f"{name} for {readable(about, 100)} of {user} is not allowed: "
-                    "processes.signal in the configuration says what is",
-                )
+            raise Refused(
+                f"{name} for {readable(about, 100)} of {user} is not allowed: processes.signal "
+                "in the configuration says what is"
             )
         signal.pidfd_send_signal(held, getattr(signal, f"SIG{name}"))
     except (psutil.NoSuchProcess, ProcessLookupError) as exc:

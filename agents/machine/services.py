@@ -24,8 +24,7 @@ from msgspec import Meta
 from spinal.agents.agent import Agent
 from spinal.agents.errors import CommandFailed, Refused, one_line
 from spinal.agents.process import GRACE, run
-from spinal.bus.errors import CallError
-from spinal.protocols import Problem, duration
+from spinal.protocols import duration
 
 from .config import ServicesConfig
 from .texts import fitting, readable, shown
@@ -500,18 +499,13 @@ class Desk:
         """Do something to one, and tell how it is then.
 
         Raises:
-            CallError: ``not-allowed``: the configuration does not let it be changed.
-            Refused: there is no such service.
+            Refused: there is no such service, or the configuration does not let it be changed.
             CommandFailed: it did not work.
         """
         name = await self.known(name)
         if not self.changeable(name):
-            raise CallError.of(
-                Problem(
-                    "not-allowed",
-                    f"{name} may not be changed: services.change in the configuration says "
-                    "which ones may",
-                )
+            raise Refused(
+                f"{name} may not be changed: services.change in the configuration says which may"
             )
         try:
             await self.manager.change(name, verb, self._config.timeout)

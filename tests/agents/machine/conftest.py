@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -23,6 +24,12 @@ CALLER = "ann@memory.test/a"
 OTHER = "ben@memory.test/b"
 
 
+def needs(*programs: str) -> pytest.MarkDecorator:
+    """Leave a test out, by name, where a program is not installed."""
+    missing = [program for program in programs if shutil.which(program) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"MISSING: {', '.join(missing)}")
+
+
 @dataclass
 class World:
     """An agent of this machine on a bus, and two who call it."""
@@ -34,7 +41,8 @@ class World:
     shelf: Shelf
 
     def call(self, op: str, _by: Session | None = None, **args: Any) -> Call:
-        return (_by or self.caller).call(AGENT, f"/machine{op}", args, timeout=30.0)
+        caller = _by or self.caller
+        return caller.call(AGENT, f"/machine{op}", args, timeout=30.0, window=16)
 
     async def ask(self, op: str, **args: Any) -> Any:
         return await self.call(op, **args).result()

@@ -27,6 +27,20 @@ def child() -> Iterator[subprocess.Popen[bytes]]:
         child.kill()
 
 
+@pytest.fixture
+def busy() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(BUSY) as child:
+        yield child
+        child.kill()
+
+
+@pytest.fixture
+def gone() -> int:
+    """The number of a process that has ended."""
+    with subprocess.Popen(["true"]) as child:
+        return child.pid
+
+
 def name_of(child: subprocess.Popen[bytes]) -> str:
     return psutil.Process(child.pid).name()
 
@@ -38,20 +52,16 @@ async def world(start: Start) -> AsyncGenerator[World]:
 
 
 class TestLooking:
-    async def test_the_busiest_come_first(self, world: World) -> None:
-        with subprocess.Popen(BUSY) as busy:
-            try:
+    async def test_the_busiest_come_first(
+        self, world: World, busy: subprocess.Popen[bytes]
+    ) -> None:
+        async def seen() -> bool:
+            found = await world.ask("/processes", limit=200)
+            one = [one for one in found["processes"] if one["pid"] == busy.pid]
+            return bool(one) and one[0]["cpu"] > 10
 
-                async def seen() -> bool:
-                    found = await world.ask("/processes", limit=200)
-                    one = [one for one in found["processes"] if one["pid"] == busy.pid]
-                    return bool(one) and one[0]["cpu"] > 10
-
-                await eventually(seen, 20)
-                found = (await world.ask("/processes", limit=200))["processes"]
-            finally:
-                busy.kill()
-        used = [one["cpu"] for one in found]
+        await eventually(seen, 20)
+        used = [one["cpu"] for one in (await world.ask("/processes", limit=200))["processes"]]
         assert used == sorted(used, reverse=True)
 
     @pytest.mark.parametrize(
@@ -112,11 +122,9 @@ class TestSignalling:
         assert reason == "refused" and "another one has its number" in said
         assert child.poll() is None
 
-    async def test_one_that_has_ended_is_told(self, world: World) -> None:
-        gone = subprocess.Popen(["true"])
-        gone.wait()
-        reason, said = await world.problem("/process/signal", pid=gone.pid, started=1)
-        assert reason == "refused" and said == f"there is no process {gone.pid}"
+    async def test_one_that_has_ended_is_told(self, world: World, gone: int) -> None:
+        reason, said = await world.problem("/process/signal", pid=gone, started=1)
+        assert reason == "refused" and said == f"there is no process {gone}"
 
     async def test_only_allowed_signals_are_sent(
         self, world: World, child: subprocess.Popen[bytes]

@@ -21,6 +21,7 @@ from spinal.agents.machine.services import (
     Service,
     Systemd,
     SysV,
+    Verb,
     manager,
     properties,
     unit_files,
@@ -29,7 +30,7 @@ from spinal.agents.machine.services import (
 from spinal.agents.process import run
 from spinal.testing import eventually
 
-from .conftest import Start, World
+from .conftest import Start, World, needs
 
 #: As in Debian's own scripts, with the daemon's ways.
 DAEMON = """\
@@ -141,6 +142,7 @@ class TestScripts:
         await world.ask("/services/show", name="old")
         assert not (tmp_path / "ran-with-an-unknown-word").exists()
 
+    @needs("memcached", "start-stop-daemon")
     async def test_a_daemon_is_started_restarted_and_stopped(
         self, world: World, tmp_path: Path
     ) -> None:
@@ -284,6 +286,7 @@ class TestSystemd:
             "cryptdisks": False,
         }
 
+    @needs("systemctl")
     async def test_the_real_program_writes_files_of_units_like_that(self) -> None:
         argv = ["systemctl", "--root=/", "--no-pager", "list-unit-files"]
         options = ["--type=service", "--all", "--plain", "--no-legend", "--full"]
@@ -291,10 +294,12 @@ class TestSystemd:
         assert len(found) > 20 and found["console-getty"] is not True
         assert all(NAME.fullmatch(name) for name in found)
 
+    @needs("systemctl")
     async def test_the_real_program_takes_what_we_give_it(self) -> None:
         """Without a systemd that runs it refuses, and not because of the arguments."""
-        for verb in ("start", "restart", "enable"):
-            argv = Systemd.argv("no-such-service-of-ours", verb)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        verbs: tuple[Verb, ...] = ("start", "restart", "enable")
+        for verb in verbs:
+            argv = Systemd.argv("no-such-service-of-ours", verb)
             done = await run(argv)
             assert done.code != 0
             assert not re.search(

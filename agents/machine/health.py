@@ -24,7 +24,7 @@ from spinal.agents.life import Life
 from spinal.agents.load import cpu_count
 
 from .config import HealthConfig, Limit
-from .probe import Probe
+from .probe import WITHIN, Probe
 from .texts import readable
 
 log = structlog.get_logger()
@@ -66,10 +66,16 @@ def _words(check: Check) -> str:
 
 
 class Health:
-    """What is looked at, and how it was at the last look."""
+    """What is looked at, and how it was at the last look.
 
-    def __init__(self, config: HealthConfig) -> None:
+    Args:
+        config: what, how often, and the limits.
+        within: seconds that a look may take.
+    """
+
+    def __init__(self, config: HealthConfig, within: float = WITHIN) -> None:
         self._every = config.every
+        self._within = within
         self._looks: list[tuple[str, str, Limit, Probe[float]]] = []
         for folder in config.folders:
             self._add(f"disk {folder}", "%", config.disk, _Disk(folder))
@@ -83,7 +89,7 @@ class Health:
     def _add(self, name: str, unit: str, limit: Limit | None, look: Callable[[], float]) -> None:
         if limit is not None:
             name = readable(name, 200)
-            self._looks.append((name, unit, limit, Probe(look, f"looks at {name}")))
+            self._looks.append((name, unit, limit, Probe(look, f"looks at {name}", self._within)))
 
     async def checks(self) -> list[Check]:
         """Look at everything, now."""

@@ -73,10 +73,7 @@ class TestHealth:
             raise OSError("gone")
 
         monkeypatch.setattr(psutil, "disk_usage", usage)
-        monkeypatch.setattr("spinal.agents.machine.probe.WITHIN", 0.2)
-        health = Health(HealthConfig())
-        for _, _, _, probe in health._looks:  # pyright: ignore[reportPrivateUsage]
-            probe._within = 0.2  # pyright: ignore[reportPrivateUsage]
+        health = Health(HealthConfig(), within=0.2)
         before = threading.active_count()
         for _ in range(3):
             async with asyncio.timeout(5):

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from spinal.agents.agent import Agent
 from spinal.agents.life import Life
-from spinal.agents.process import Guard
 from spinal.bus.tasks import Tasks
 
 from . import disk, facts, files, health, logs, packages, power, processes, services
@@ -51,8 +50,8 @@ def assemble(config: Config) -> Agent:
             lives.remove(life)
             await tasks.close()
 
-    def guard() -> Guard | None:
-        return lives[0].guard if lives else None
+    def alive() -> Life | None:
+        return lives[0] if lives else None
 
     agent = Agent(
         config.name,
@@ -69,7 +68,7 @@ def assemble(config: Config) -> Agent:
     health.offer(agent, well, advertised)
     processes.offer(agent, config.processes)
     services.offer(agent, config.services, desk)
-    logs.offer(agent, config.logs, desk, guard)
+    logs.offer(agent, config.logs, desk, alive)
     files.offer(agent, config.files)
     disk.offer(agent, config.rules)
     power.offer(agent, config, desk)

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -149,8 +150,8 @@ class Disk:
             Blob.of(every, "application/jsonl") if more else None,
         )
 
-    def clean(self, name: str, plan: str) -> Cleaned:
-        """Do what a plan says.
+    def clean(self, name: str, plan: str, stop: Callable[[], bool] = lambda: False) -> Cleaned:
+        """Do what a plan says, file by file, until ``stop`` says so.
 
         Raises:
             Refused: the plan is none, too old, or not what would be planned now; nothing has been
@@ -172,7 +173,7 @@ class Disk:
         left: list[str] = []
         count = size = 0
         for one in found:
-            why = _delete(folder, one)
+            why = "stopped" if stop() else _delete(folder, one)
             if why:
                 left.append(f"{readable(folder.join(one.steps), 500)}: {why}")
             else:
@@ -285,5 +286,12 @@ def offer(agent: Agent, rules: Mapping[str, Rule]) -> None:
             rule: name of the rule.
             plan: as /machine/disk/plan gave it.
         """
+        stop = threading.Event()
         async with turn:
-            return await asyncio.to_thread(disk.clean, rule, plan)
+            work = asyncio.ensure_future(asyncio.to_thread(disk.clean, rule, plan, stop.is_set))
+            try:
+                return await asyncio.shield(work)
+            finally:
+                # Cancelled, it has stopped before that is told.
+                stop.set()
+                await asyncio.wait([work])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from dataclasses import dataclass
 from typing import Final
 
 import psutil
@@ -41,16 +42,31 @@ class Load:
 
     async def watch(self) -> None:
         """Look again and again, until cancelled."""
-        loop = asyncio.get_running_loop()
-        await asyncio.to_thread(psutil.cpu_percent)  # Counts from here.
-        last = loop.time()
+        last = await asyncio.to_thread(_times)
         while True:
             await asyncio.sleep(EVERY)
             try:
-                percent = await asyncio.to_thread(psutil.cpu_percent)
+                now = await asyncio.to_thread(_times)
             except (OSError, psutil.Error) as exc:
                 log.warning("load_not_measured", error=str(exc))
                 continue
-            now = loop.time()
-            self.count(min(1.0, percent / 100), now - last)
+            idle, over = now.idle - last.idle, now.all - last.all
+            if over > 0:
+                self.count(min(1.0, max(0.0, 1 - idle / over)), EVERY)
             last = now
+
+
+@dataclass(frozen=True, slots=True)
+class _Times:
+    """Seconds that the processors have spent since the start."""
+
+    idle: float
+    all: float
+
+
+def _times() -> _Times:
+    # Not psutil.cpu_percent(), which counts for each thread that calls it from its own last call.
+    times = psutil.cpu_times()._asdict()
+    # On Linux guests are counted among the users as well.
+    every = sum(times.values()) - times.get("guest", 0.0) - times.get("guest_nice", 0.0)
+    return _Times(times["idle"] + times.get("iowait", 0.0), every)

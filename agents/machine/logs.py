@@ -21,6 +21,7 @@ from msgspec import Meta
 
 from spinal.agents.agent import Agent
 from spinal.agents.errors import CommandFailed, Refused, one_line
+from spinal.agents.life import Life
 from spinal.agents.process import Guard, Process
 
 from .config import LogsConfig
@@ -288,8 +289,31 @@ def _not_allowed(what: str, key: str) -> Refused:
     return Refused(f"the log of {what} may not be read: {key} in the configuration says which may")
 
 
-def offer(agent: Agent, config: LogsConfig, desk: Desk, guard: Callable[[], Guard | None]) -> None:
-    """Offer what the configuration allows."""
+async def until(source: AsyncGenerator[str], over: Callable[[], bool]) -> AsyncGenerator[str]:
+    """Pass on what comes until it is over, which is looked for while nothing comes."""
+    coming: asyncio.Future[str] | None = None
+    try:
+        while True:
+            if coming is None:
+                coming = asyncio.ensure_future(anext(source))
+            done, _ = await asyncio.wait([coming], timeout=EVERY)
+            if done:
+                try:
+                    line = coming.result()
+                except StopAsyncIteration:
+                    return
+                coming = None
+                yield line
+            elif over():
+                return
+    finally:
+        if coming is not None:
+            coming.cancel()
+            await asyncio.wait([coming])
+
+
+def offer(agent: Agent, config: LogsConfig, desk: Desk, alive: Callable[[], Life | None]) -> None:
+    """Offer what the configuration allows; ``alive`` gives the life of the agent, while it has one."""
     if not (config.files or config.services):
         return
     logs = Logs(config, desk)
@@ -312,11 +336,18 @@ def offer(agent: Agent, config: LogsConfig, desk: Desk, guard: Callable[[], Guar
         """
         if bool(service) == bool(file):
             raise Refused("name either a service or a file")
+        life = alive()
         if file:
             source = lines_of(logs.file(file), lines, follow)
         else:
-            source = lines_from(await logs.journal(service, lines, follow), guard())
-        with told(file or service):
-            async with aclosing(source):
-                async for line in source:
+            argv = await logs.journal(service, lines, follow)
+            source = lines_from(argv, None if life is None else life.guard)
+
+        def over() -> bool:
+            """Tell whether the agent is ending, for which nobody who follows is to be waited."""
+            return life is not None and life.state == "draining"
+
+        async with aclosing(source), aclosing(until(source, over)) as found:
+            with told(file or service):
+                async for line in found:
                     yield readable(line, HEAVIEST)

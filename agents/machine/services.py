@@ -336,8 +336,9 @@ class SysV:
         return Service(name, state, enabled, readable(_about(script), 200))
 
     def _read(self, name: str) -> bytes:
-        with (self._folder / name).open("rb") as file:
+        with suppress(OSError), (self._folder / name).open("rb") as file:
             return file.read(_MAX_SCRIPT)
+        return b""  # It went meanwhile.
 
     def _enabled(self, name: str) -> bool | None:
         """Look for a start link, such as ``rc2.d/S01cron``."""

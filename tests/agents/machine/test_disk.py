@@ -208,6 +208,13 @@ class TestClean:
         assert disk.clean("aged", plan.plan).count == plan.count
         assert (logs / "10.gz").exists()
 
+    def test_it_can_be_stopped_and_says_what_is_left(self, logs: Path) -> None:
+        disk = Disk({"aged": Rule(str(logs), "*.gz", 15 * DAY)})
+        turns = iter([False, True, True])
+        done = disk.clean("aged", disk.plan("aged").plan, lambda: next(turns))
+        assert done.count == 1
+        assert done.left == [f"{logs}/30.gz: stopped", f"{logs}/20.gz: stopped"]
+
     @pytest.mark.parametrize("rule", ["", "none", "../x", "\0", "aged\n", "-rf", "x" * 200])
     async def test_a_rule_that_is_not_there_is_refused_by_name(
         self, world: World, rule: str

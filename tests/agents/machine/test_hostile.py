@@ -38,7 +38,7 @@ HOSTILE = [
     f"${{IFS}}{TOUCH}",
     f"$IFS$9{TOUCH}",
     f"<({TOUCH})",
-    f"> CANARY",
+    "> CANARY",
     f"web;{TOUCH}",
     f"web $({TOUCH})",
     f"web\n{TOUCH}",
@@ -110,9 +110,9 @@ HOSTILE = [
     "\u2028",
     "é" * 60,
     "e\u0301",
-    "𝕨𝕖𝕓",
+    "\U0001d568\U0001d556\U0001d553",  # web, in other letters
     "🦴" * 40,
-    "ｗｅｂ",
+    "\uff57\uff45\uff42",  # and in others
     "",
     " ",
     "\t",

@@ -190,6 +190,16 @@ class TestFollowing:
         async with asyncio.timeout(20):
             await world.life.slots.idle()
 
+    async def test_an_agent_that_ends_does_not_wait_for_those_who_follow(
+        self, world: World, log: Path
+    ) -> None:
+        call = world.call("/log", file=str(log), lines=1, follow=True)
+        found = data(call)
+        assert await anext(found) == "line 10"
+        async with asyncio.timeout(10):
+            assert await world.life.drain(grace=8)
+            assert [line async for line in found] == []
+
     async def test_those_who_follow_leave_room_for_others(self, world: World, log: Path) -> None:
         calls = [world.call("/log", file=str(log), follow=True) for _ in range(20)]
         async with asyncio.timeout(20):

@@ -241,7 +241,7 @@ class TestPermission:
 
 
 class TestJournal:
-    """journalctl is real where it can be: no journal is kept where these tests run."""
+    """Programs whose lines are given on; test_systemd.py has a journal."""
 
     @needs("journalctl")
     async def test_the_real_program_takes_what_we_give_it(self) -> None:

@@ -26,7 +26,8 @@ from spinal.agents.process import Guard, Process
 
 from .config import LogsConfig
 from .folder import Folder, open_file, split, told
-from .services import Desk, Systemd
+from .services import Desk
+from .systemd import Systemd
 from .texts import readable, shown
 
 #: Seconds between two looks at a file that is followed.
@@ -290,10 +291,10 @@ def _not_allowed(what: str, key: str) -> Refused:
 
 
 async def until(source: AsyncGenerator[str], over: Callable[[], bool]) -> AsyncGenerator[str]:
-    """Pass on what comes until it is over, which is looked for while nothing comes."""
+    """Pass on what comes until it is over, which is looked for four times a second."""
     coming: asyncio.Future[str] | None = None
     try:
-        while True:
+        while not over():
             if coming is None:
                 coming = asyncio.ensure_future(anext(source))
             done, _ = await asyncio.wait([coming], timeout=EVERY)
@@ -304,8 +305,6 @@ async def until(source: AsyncGenerator[str], over: Callable[[], bool]) -> AsyncG
                     return
                 coming = None
                 yield line
-            elif over():
-                return
     finally:
         if coming is not None:
             coming.cancel()
@@ -345,7 +344,7 @@ def offer(agent: Agent, config: LogsConfig, desk: Desk, alive: Callable[[], Life
 
         def over() -> bool:
             """Tell whether the agent is ending, for which nobody who follows is to be waited."""
-            return life is not None and life.state == "draining"
+            return follow and life is not None and life.state == "draining"
 
         async with aclosing(source), aclosing(until(source, over)) as found:
             with told(file or service):

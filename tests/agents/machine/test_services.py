@@ -16,17 +16,10 @@ import pytest
 
 from spinal.agents.errors import CommandFailed
 from spinal.agents.machine.config import ServicesConfig
-from spinal.agents.machine.services import (
-    NAME,
-    Service,
-    Systemd,
-    SysV,
-    Verb,
-    manager,
-    properties,
-    unit_files,
-    units,
-)
+from spinal.agents.machine.manager import NAME, Service, Verb
+from spinal.agents.machine.services import manager
+from spinal.agents.machine.systemd import Systemd, properties, unit_files, units
+from spinal.agents.machine.sysv import SysV
 from spinal.agents.process import run
 from spinal.testing import eventually
 

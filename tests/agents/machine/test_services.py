@@ -142,7 +142,7 @@ class TestScripts:
         done = await world.ask("/services/start", name="cache")
         assert (done["name"], done["state"]) == ("cache", "running")
         first = int((tmp_path / "cache.pid").read_text())
-        assert psutil.Process(first).name() == "memcached"
+        await eventually(lambda: psutil.Process(first).name() == "memcached")
         found = await world.ask("/services/list", match="c*", state="running")
         assert [one["name"] for one in found["services"]] == ["cache"]
         assert (await world.ask("/services/restart", name="cache"))["state"] == "running"

@@ -10,6 +10,7 @@ import asyncio
 import fnmatch
 import os
 import signal
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -112,15 +113,18 @@ def _seconds(times: Any) -> float:
 def started(pid: int) -> int:
     """Give the start of a process, in ticks since the machine's own start (proc(5)).
 
-    Not the time of day: that of a process changes when the clock is set.
+    Not the time of day: that of a process changes when the clock is set.  Where the system has
+    nothing else it is all the same, in milliseconds.
 
     Raises:
         ProcessLookupError: there is none.
     """
     try:
+        if sys.platform != "linux":
+            return round(psutil.Process(pid).create_time() * 1000)
         # The name, in brackets, may hold anything.
         return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
-    except (FileNotFoundError, ProcessLookupError) as exc:
+    except (FileNotFoundError, ProcessLookupError, psutil.NoSuchProcess) as exc:
         raise ProcessLookupError(pid) from exc
 
 
@@ -238,7 +242,8 @@ def offer(agent: Agent, config: ProcessesConfig) -> None:
         """
         return await look(config, by, name, user, limit)
 
-    if not config.signal:
+    # Without a hold on the process (pidfd_open(2)) its number could be another's by then.
+    if not (config.signal and hasattr(os, "pidfd_open")):
         return
 
     @agent.op("/machine/process/signal", effects="deletes")

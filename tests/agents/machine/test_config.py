@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
@@ -144,3 +146,30 @@ def test_the_schema_is_one() -> None:
 def test_it_comes_with_spinal() -> None:
     assert "machine" in SHIPPED
     assert make_shipped("machine").name == "machine"
+
+
+PAGE = Path(__file__).parents[3] / "docs" / "machine.md"
+
+
+def test_the_example_of_the_page_is_one(file: Path) -> None:
+    (example,) = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    file.write_text(example)
+
+    config = Config.load(file)
+
+    # Every key of the schema is shown, and the defaults are what it says.
+    properties: Any = SCHEMA["properties"]
+    assert set(properties) == {
+        line.split(":")[0] for line in example.splitlines() if line[0:1] > " "
+    }
+    assert (config.slots, config.smooth, config.facts) == (16, 10.0, Config().facts)
+    assert config.health.disk == Config().health.disk and config.health.load == Limit(8)
+
+
+def test_the_page_has_every_operation(file: Path) -> None:
+    file.write_text(ALL)
+    page = PAGE.read_text()
+
+    for path in make(file).operations:
+        folder, _, last = path.rpartition("/")
+        assert path in page or (folder in page and f"`{last}`" in page), path

@@ -21,6 +21,7 @@ import psutil
 import pytest
 import pytest_asyncio
 
+from spinal.agents.process import run
 from spinal.bus import Client
 from spinal.bus.errors import CallError
 from spinal.testing import Platform, eventually, platform
@@ -251,3 +252,13 @@ async def test_the_facts_are_those_of_that_machine(machine: Machine) -> None:
     facts = await machine.ask("/facts")
     # As systemd-detect-virt says there: its first process was told so.
     assert facts["virtualisation"] == "docker"
+
+
+async def test_nothing_of_it_reaches_the_machine_outside(machine: Machine) -> None:
+    mark = f"/var/spinal-test-{secrets.token_hex(4)}"
+    sysctl = "/proc/sys/vm/swappiness"
+    script = f"touch {mark} && test -e {mark} && ! (cat {sysctl} > {sysctl}) && stat -c %d /dev"
+    done = await run(machine.argv("sh", "-c", script), check=True)
+    assert b"Read-only file system" in done.stderr
+    assert not Path(mark).exists()
+    assert int(done.text) != os.stat("/dev").st_dev

@@ -17,6 +17,10 @@ SHIPPED: Final[Mapping[str, tuple[str, str]]] = {
         "spinal.agents.deployment",
         "Deploys services by URL and hash on its machine, and keeps them running.",
     ),
+    "machine": (
+        "spinal.agents.machine",
+        "The machine it runs on: facts, health, processes, services, logs, files.",
+    ),
 }
 
 

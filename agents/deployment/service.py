@@ -20,7 +20,7 @@ import structlog
 
 from spinal.protocols import Json
 
-from ..errors import Refused
+from ..errors import Refused, one_line
 from ..secret import Secret
 from . import layout, state, unpack
 from .command import Launcher
@@ -447,7 +447,7 @@ class Service:
         releases: list[Json] = [
             {
                 "release": name,
-                "url": deployed.arguments["release"]["url"],
+                "url": one_line(deployed.arguments["release"]["url"], 200),
                 "deployed": deployed.at,
                 "current": name == known.current,
             }

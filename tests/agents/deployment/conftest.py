@@ -9,6 +9,7 @@ import hashlib
 import io
 import lzma
 import os
+import ssl
 import tarfile
 import zipfile
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
@@ -128,16 +129,17 @@ class Shelf:
 
 
 @asynccontextmanager
-async def serving() -> AsyncGenerator[Shelf]:
-    """Serve files on loopback."""
+async def serving(trust: ssl.SSLContext | None = None) -> AsyncGenerator[Shelf]:
+    """Serve files on loopback, over TLS if told with what."""
     found = Shelf()
     app = web.Application()
     app.router.add_get("/{tail:.*}", found.answer)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
+    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=trust)
     await site.start()
-    found.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    scheme = "http" if trust is None else "https"
+    found.url = f"{scheme}://127.0.0.1:{runner.addresses[0][1]}"
     try:
         yield found
     finally:
@@ -165,7 +167,7 @@ class Machine:
         self.rows: list[dict[str, Any]] | None = []
         self._bus = MemoryBus()
         self._stack = AsyncExitStack()
-        self._life: Life | None = None
+        self.life: Life | None = None
         self._caller: Session | None = None
 
     @asynccontextmanager
@@ -187,7 +189,7 @@ class Machine:
         """Begin a life."""
         connection = self._bus.connection(AGENT)
         agent = agent_of(self.config)
-        self._life = await self._stack.enter_async_context(
+        self.life = await self._stack.enter_async_context(
             Life(agent, connection, dispatchers=[DISPATCHER])
         )
 

@@ -163,6 +163,8 @@ class Service:
                 if changed:
                     await self._start_again(tell)
                 return changed
+            # Before anything is stopped for a release that could not be started.
+            await asyncio.to_thread(self._env, spec)
             await asyncio.to_thread(self._make_folder)
             number = self._known.number + 1
             # Given once, even if it comes to nothing.
@@ -412,14 +414,18 @@ class Service:
 
     def _site(self, release: str, spec: Spec, port: int | None) -> Site:
         """Give where a release runs, with its secrets; reads files."""
+        # Without links: what was begun in a folder stays in it.
+        folder = self.folder.path.resolve()
+        return Site(
+            spec, release, folder / "releases" / release, folder / "data", port, self._env(spec)
+        )
+
+    def _env(self, spec: Spec) -> dict[str, str]:
         secrets = self._means.config.secrets
-        env = {
+        return {
             name: secrets.read(value) if isinstance(value, Secret) else value
             for name, value in spec.env
         }
-        # Without links: what was begun in a folder stays in it.
-        folder = self.folder.path.resolve()
-        return Site(spec, release, folder / "releases" / release, folder / "data", port, env)
 
     # -- what is told
 

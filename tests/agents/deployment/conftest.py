@@ -7,6 +7,7 @@ import bz2
 import gzip
 import hashlib
 import io
+import itertools
 import lzma
 import os
 import ssl
@@ -241,15 +242,15 @@ class Machine:
 def some_ports() -> range:
     """Give a range of ports of this worker's own, where nothing listens."""
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    for first in range(21_000 + worker * 1000, 22_000 + worker * 1000, 20):
-        found = range(first, first + 20)
-        if first not in _given and all(map(is_free, found)):
-            _given.add(first)
-            return found
+    for _ in range(50):
+        # In turn, so that what lingers of one test is out of the way of the next.
+        first = 21_000 + worker * 1000 + next(_turns) % 50 * 20
+        if all(map(is_free, range(first, first + 20))):
+            return range(first, first + 20)
     raise AssertionError("no free ports")
 
 
-_given: set[int] = set()
+_turns = itertools.count()
 
 
 @pytest_asyncio.fixture

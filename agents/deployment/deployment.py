@@ -170,19 +170,22 @@ class Deployment:
         rows: Rows = {}
         if any(service.wanted and service.generation for service in self._services.values()):
             rows = await ask()
-        for name, service in list(self._services.items()):
-            row = rows.get(name)
-            if service.wanted and row is not None:
-                why = elsewhere.superseded(row, service.generation, address())
+        async with asyncio.TaskGroup() as group:
+            for name, service in list(self._services.items()):
+                row = rows.get(name) if service.wanted else None
+                why = elsewhere.superseded(row, service.generation, address()) if row else ""
                 if why:
                     service.hold("superseded", why)
                     log.warning("service_superseded", service=name, why=why)
-                    continue
-            try:
-                await service.resume()
-            except (OSError, SpinalError) as exc:
-                service.hold("failed", one_line(str(exc), 300))
-                log.error("service_not_resumed", service=name, exc_info=exc)
+                else:
+                    group.create_task(self._resume_one(service))
+
+    async def _resume_one(self, service: Service) -> None:
+        try:
+            await service.resume()
+        except (OSError, SpinalError) as exc:
+            service.hold("failed", one_line(str(exc), 300))
+            log.error("service_not_resumed", service=service.name, exc_info=exc)
 
     @contextmanager
     def at(self, name: str) -> Generator[Service]:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Final
 
 import structlog
 
@@ -36,6 +37,9 @@ from .spec import Spec
 from .state import Deployed, State
 
 log = structlog.get_logger()
+
+#: Seconds that whoever has the port of a service, such as its last life, may take to leave it.
+PORT_WITHIN: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +104,8 @@ class Service:
             spec = self._spec(self._known.current)
             port = spec.port
             if port == "auto":
+                # Whoever asked a dispatcher was told this one.
+                await self._means.ports.wait(self._known.port, PORT_WITHIN)
                 port = self._means.ports.take(self._known.port)
                 if port != self._known.port:
                     await asyncio.to_thread(self._save, replace(self._known, port=port))

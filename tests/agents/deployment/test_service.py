@@ -372,6 +372,35 @@ async def test_services_do_not_wait_for_one_another(machine: Machine) -> None:
     assert [await machine.get(end["port"]) for end in ends] == names
 
 
+@pytest.mark.parametrize("port", ["auto", "fixed"])
+async def test_a_switch_that_the_disk_does_not_take_is_taken_back(
+    machine: Machine, port: str
+) -> None:
+    how = {"port": "auto" if port == "auto" else machine.config.ports[1]}
+    first = await machine.call("deploy", **machine.spec("one", **how), generation=1)
+    current = machine.folder / "current"
+    current.unlink()
+    # A folder is in the way of the link.
+    (current / "x").mkdir(parents=True)
+    reason, text = await problem_of(
+        machine.call("deploy", **machine.spec("two", **how), generation=2)
+    )
+    assert reason == "failed" and "cannot switch" in text
+
+    async def answers() -> bool:
+        return await machine.word() == "one"
+
+    await eventually(answers)
+    state = json.loads((machine.folder / "state.json").read_text())
+    assert (state["current"], state["generation"]) == (first["release"], 1)
+    assert os.listdir(machine.folder / "releases") == [first["release"]]
+    assert len(running_under(machine.folder)) == 1
+    (current / "x").rmdir()
+    current.rmdir()
+    await machine.call("deploy", **machine.spec("three", **how), generation=3)
+    assert await machine.word() == "three"
+
+
 # -- lives
 
 

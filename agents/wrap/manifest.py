@@ -8,21 +8,22 @@ machine.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from spinal.protocols import Json, LocalProtocolError
+from spinal.bus.errors import CallError
+from spinal.protocols import REASONS, Json, LocalProtocolError
 from spinal.protocols import path as paths
 
 from .. import document
 from ..agent import Agent
-from ..document import DURATION, BadDocument, Document, Mistake
+from ..document import DURATION, BadDocument, Document, Mistake, seconds
+from ..errors import EndWith
 from ..life import Life
 from ..operation import Operation
-from . import argument, health, output, rights
-from . import load as loading
+from . import argument, gauge, health, output, rights
 from .argument import Argument
 from .kind import Call, Host, Kind, Site
 from .kinds import KINDS
@@ -55,7 +56,7 @@ class Manifest:
     slots: int | None = None
     cost: float | None = None
     health: health.Health | None = None
-    load: loading.Load | None = None
+    load: gauge.Gauge | None = None
 
     def missing(self) -> Iterator[Mistake]:
         """Give what is not on this machine: programs, secrets, files."""
@@ -129,7 +130,7 @@ def of(found: Document) -> Manifest:
     if "health" in said:
         checks = health.Health.of(found, ("health",), mistakes)
     if isinstance(said.get("load"), Mapping):
-        loads = loading.Load.of(found, ("load",), mistakes)
+        loads = gauge.Gauge.of(found, ("load",), mistakes)
     if mistakes:
         raise BadDocument(mistakes)
     return Manifest(
@@ -174,16 +175,19 @@ def _op(
         if owners and kinds[0] not in owners:
             wrong(f"goes with {' or '.join(owners)}, and this is {kinds[0]}", key)
     arguments: dict[str, Argument] = {}
-    for name, about in (said.get("args") or {}).items():
+    taken: Mapping[str, Any] = said.get("args") or {}
+    for name, about in taken.items():
+        if name == "tmp":
+            wrong("is the folder of a call: give the argument another name", "args", name)
+            return None
         try:
             arguments[name] = Argument.of(name, about)
         except ValueError as exc:
             key = str(exc).partition(" ")[0].rstrip(":")
             wrong(str(exc).removeprefix(f"{key}: "), "args", name, key)
-    for name in said.get("args") or {}:
-        if name not in arguments:
-            # Its uses would only repeat what has been said.
-            return None
+    if len(arguments) < len(taken):
+        # Their uses would only repeat what has been said.
+        return None
     site = Site(found, steps, said, kinds[0], arguments, mistakes)
     made = kind.read(site)
     if len(mistakes) == before:
@@ -193,16 +197,20 @@ def _op(
     if len(mistakes) > before:
         return None
     allowed = rights.Rights.of(said.get("rights")) or rule
-    retry = said.get("retry")
+    retry: Any = said.get("retry")
+    if isinstance(retry, Mapping):
+        given = document.members(retry)
+        pauses = {key: seconds(given[key]) for key in ("backoff", "most") if key in given}
+        retry = {**given, **pauses}
     try:
         operation = Operation.of(
-            _function(made, arguments, allowed),
+            function(made, arguments, allowed),
             path,
             timeout=said.get("timeout", "60s"),
             effects=said.get("effects", "writes"),
             safe=said.get("safe"),
             slots=said.get("slots"),
-            retry=None if retry is None else retry,
+            retry=retry,
             signature=argument.signature(path, arguments, made.result),
             summary=said.get("summary", ""),
         )
@@ -212,15 +220,23 @@ def _op(
     return Op(path, made, operation, arguments, steps)
 
 
-def _function(kind: Kind, arguments: Mapping[str, Argument], allowed: rights.Rights) -> Any:
+def function(
+    kind: Kind, arguments: Mapping[str, Argument], allowed: rights.Rights
+) -> Callable[..., Awaitable[Any]]:
+    """Make what runs an operation: takes the job and the arguments, all by name."""
+
     async def run(**given: Any) -> Any:
         job = given.pop(argument.JOB)
-        allowed.check(job.caller)
         args = {name: given.get(name, one.default) for name, one in arguments.items()}
-        for name, one in arguments.items():
-            one.check(args[name])
-        with Call(job, args, arguments).running() as call:
-            return await kind.run(call)
+        try:
+            allowed.check(job.caller)
+            for name, one in arguments.items():
+                one.check(args[name])
+            with Call(job, args, arguments).running() as call:
+                return await kind.run(call)
+        except CallError as exc:
+            # A kind calls nobody else: it is our own word.
+            raise EndWith(exc.problem) from exc
 
     return run
 
@@ -267,7 +283,7 @@ def schema() -> dict[str, Json]:
                 "examples": [4],
             },
             "cost": {"type": "number", "minimum": 0, "description": "Price of an hour."},
-            "load": loading.SCHEMA,
+            "load": gauge.SCHEMA,
             "health": health.SCHEMA,
             "rights": rights.SCHEMA,
             "ops": {
@@ -296,7 +312,7 @@ def _op_schema(beside: Mapping[str, Json]) -> dict[str, Json]:
             },
             "args": {
                 "type": ["object", "null"],
-                "propertyNames": {"pattern": argument.NAME},
+                "propertyNames": argument.NAMES,
                 "additionalProperties": argument.SCHEMA,
                 "description": "What it takes, by name.",
                 "examples": [{"from": {"type": "string", "max_length": 80}}],
@@ -321,7 +337,25 @@ def _op_schema(beside: Mapping[str, Json]) -> dict[str, Json]:
             "retry": {
                 "anyOf": [
                     {"type": "integer", "minimum": 0, "maximum": 100},
-                    {"type": "object"},
+                    {
+                        "type": "object",
+                        "properties": {
+                            "count": {"type": "integer", "minimum": 0, "maximum": 100},
+                            "backoff": {**DURATION, "description": "Before the second try (1s)."},
+                            "most": {**DURATION, "description": "Longest pause (60s)."},
+                            "on": {
+                                "type": "array",
+                                "items": {"enum": sorted(set(REASONS) - {"cancelled"})},
+                                "description": "Reasons that are tried again.",
+                            },
+                            "elsewhere": {
+                                "type": "boolean",
+                                "description": "At another agent, while there is one.",
+                            },
+                        },
+                        "required": ["count"],
+                        "additionalProperties": False,
+                    },
                 ],
                 "description": "How often a job that failed is tried again: a number, or count, "
                 "backoff, most, on and elsewhere.",

@@ -16,7 +16,8 @@ set -- -D "$folder/db" -p "${2:-5433}" -c listen_addresses=127.0.0.1 -c "unix_so
 if [ ! -e "$folder/ready" ]; then
     rm -rf "$folder/db"
     initdb -D "$folder/db" -U owner -E UTF8 --auth-local=trust --auth-host=scram-sha-256 >/dev/null
-    postgres "$@" &
+    # Nobody else comes until it is ready.
+    postgres "$@" -c listen_addresses= &
     trap 'kill $!' EXIT
     until pg_isready -q -h "$folder" -p "$4" -U owner -d postgres; do sleep 0.1; done
     psql -q -v ON_ERROR_STOP=1 -h "$folder" -p "$4" -U owner -d postgres <<'END'

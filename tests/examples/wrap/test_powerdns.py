@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from tests.conftest import MISSING
-from tests.examples.wrapped import EXAMPLES, on_the_bus, served, wrap
+from tests.examples.wrap.conftest import EXAMPLES
+from tests.examples.wrap.wrapped import on_the_bus, served, wrap
 
 from spinal.bus.errors import CallError
 from spinal.bus.server import free_ports
@@ -51,20 +52,20 @@ async def dns(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[PowerDn
     folder = tmp_path_factory.mktemp("powerdns")
     ports = free_ports()
     api, asked = ports.c2s, ports.upload
-    manifest = folder / "dns.yaml"
-    manifest.write_text((EXAMPLES / "powerdns/dns.yaml").read_text().replace("8081", str(api)))
+    manifest = folder / "powerdns.yaml"
+    manifest.write_text((EXAMPLES / "powerdns/powerdns.yaml").read_text().replace("8081", str(api)))
     start = ("sh", str(EXAMPLES / "powerdns/start.sh"), "data", str(api), str(asked))
     async with served(*start, folder=folder, port=api, environ=ENVIRON):
         yield PowerDns(manifest, asked)
 
 
 async def test_the_manifest_as_it_ships_has_no_mistakes() -> None:
-    said = await wrap("check", str(EXAMPLES / "powerdns/dns.yaml"), environ=ENVIRON)
+    said = await wrap("check", str(EXAMPLES / "powerdns/powerdns.yaml"), environ=ENVIRON)
     assert said.code == 0 and "agent dns, 6 operations, no mistakes" in said.out, said.err
-    said = await wrap("check", str(EXAMPLES / "powerdns/dns.yaml"), environ={"PDNS_KEY": ""})
+    said = await wrap("check", str(EXAMPLES / "powerdns/powerdns.yaml"), environ={"PDNS_KEY": ""})
     assert said.code == 2
     assert (
-        "dns.yaml:10: ops./dns/zones.http.headers.X-API-Key: the secret {env: PDNS_KEY}" in said.err
+        "powerdns.yaml:10: ops./dns/zones.http.headers.X-API-Key: the secret {env: PDNS_KEY}" in said.err
     )
 
 

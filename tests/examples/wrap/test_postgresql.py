@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from tests.conftest import MISSING
-from tests.examples.wrapped import EXAMPLES, on_the_bus, served, wrap
+from tests.examples.wrap.conftest import EXAMPLES
+from tests.examples.wrap.wrapped import on_the_bus, served, wrap
 from tests.postgres import available
 
 from spinal.bus.errors import CallError
@@ -37,7 +38,7 @@ async def shop() -> AsyncIterator[Path]:
         if user is not None:
             shutil.chown(folder, user)
         port = free_ports().c2s
-        manifest = folder / "shop.yaml"
+        manifest = folder / "postgresql.yaml"
         manifest.write_text(manifest.read_text().replace("5433", str(port)))
         start = ("sh", "start.sh", "data", str(port))
         async with served(*start, folder=folder, port=port, environ=ENVIRON, user=user):
@@ -45,12 +46,12 @@ async def shop() -> AsyncIterator[Path]:
 
 
 async def test_the_manifest_as_it_ships_has_no_mistakes() -> None:
-    manifest = str(EXAMPLES / "postgresql/shop.yaml")
+    manifest = str(EXAMPLES / "postgresql/postgresql.yaml")
     said = await wrap("check", manifest, environ=ENVIRON)
     assert said.code == 0 and "agent shop, 4 operations, no mistakes" in said.out, said.err
     said = await wrap("check", manifest, environ={"SHOP_DB_PASSWORD": ""})
     assert said.code == 2
-    assert "shop.yaml:13: ops./shop/customers.sql.password: the secret" in said.err
+    assert "postgresql.yaml:13: ops./shop/customers.sql.password: the secret" in said.err
 
 
 async def test_one_operation_runs_without_a_bus(shop: Path) -> None:

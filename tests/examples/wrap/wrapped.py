@@ -13,8 +13,7 @@ from pathlib import Path
 
 from spinal.testing import READY, Platform, eventually, platform
 
-ROOT = Path(__file__).parents[2]
-EXAMPLES = ROOT / "examples" / "wrap"
+ROOT = Path(__file__).parents[3]
 
 
 @dataclass(frozen=True)
@@ -90,11 +89,6 @@ async def served(
 @asynccontextmanager
 async def on_the_bus(file: Path, environ: Mapping[str, str]) -> AsyncGenerator[Platform]:
     """Run a whole platform, and the agent of a manifest on it."""
-    async with platform() as running:
-        agent = await running.start(
-            *(sys.executable, "-m", "spinal", "wrap", "run", str(file), "--json"),
-            environ={**running.environ, **environ},
-        )
-        await agent.line(lambda line: '"ready"' in line)
-        await eventually(running.client.agents, READY, "the agent is known")
+    async with platform(environ=environ) as running:
+        await running.agent(file)
         yield running

@@ -180,8 +180,16 @@ class Postgres(Database):
             # Each transaction then begins as one that reads only.
             raw.read_only = not self._writes
 
+        def failed(context: Any) -> None:
+            # SQLAlchemy forgets it with a connection that broke, and the driver minds.
+            cursor = getattr(context.execution_context, "cursor", None)
+            if cursor is not None and context.is_disconnect:
+                with contextlib.suppress(context.dialect.dbapi.Error):
+                    cursor.close()
+
         event.listen(made, "do_connect", connecting)
         event.listen(made, "connect", connected)
+        event.listen(made, "handle_error", failed)
         return made
 
     def _tls(self) -> dict[str, str]:

@@ -57,7 +57,7 @@ FILE: Final = 16 * 1024 * 1024
 GRACE: Final = 4.0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Running:
     """A transaction in a thread, as seen from outside."""
 
@@ -181,6 +181,7 @@ class Sql(Kind):
         self._engine: Engine | None = None
         self._threads: ThreadPoolExecutor | None = None
         self._tasks: Tasks | None = None
+        self._running: set[_Running] = set()
 
     # -- reading
 
@@ -239,6 +240,10 @@ class Sql(Kind):
             yield
         finally:
             await self._tasks.close()
+            # A thread that waits for a silent server would hold up the end of the process.
+            for running in list(self._running):
+                running.cancelled.set()
+                await asyncio.to_thread(running.end, self._database.sever)
             self._threads.shutdown(wait=False, cancel_futures=True)
             await asyncio.to_thread(self._engine.dispose)
             self._engine = self._threads = self._tasks = None
@@ -253,6 +258,8 @@ class Sql(Kind):
         running = _Running(time.monotonic() + call.job.remaining)
         loop = asyncio.get_running_loop()
         future = loop.run_in_executor(self._threads, self._work, running, values)
+        self._running.add(running)
+        future.add_done_callback(lambda _: self._running.discard(running))
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:

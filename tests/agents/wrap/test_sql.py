@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import random
 import sqlite3
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -339,6 +340,23 @@ async def test_a_database_that_does_not_answer_is_let_go(shop: Ops, postgres: Po
         with pytest.raises(asyncio.CancelledError):
             await task
         assert time.monotonic() - begun < 8
+    finally:
+        postgres.thaw()
+
+
+async def test_nothing_waits_for_a_silent_database_at_the_end(
+    postgres: Postgres, tmp_path: Path
+) -> None:
+    url = postgres.url().replace("postgresql:", "postgresql+psycopg:")
+    async with ops(tmp_path, POSTGRES.replace("URL", url)) as opened:
+        assert await opened.run("/count", n=1)
+        task = asyncio.create_task(opened.run("/sleep"))
+        await eventually(lambda: sleepers(postgres) == 1)
+        postgres.freeze()
+    try:
+        with pytest.raises((Retry, CallError)):
+            await task
+        await eventually(lambda: not [t for t in threading.enumerate() if t.name.startswith("sql")])
     finally:
         postgres.thaw()
 

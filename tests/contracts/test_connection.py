@@ -437,6 +437,10 @@ async def test_a_message_with_our_element_is_no_words(bus: Bus) -> None:
 async def test_who_asks_to_see_us_is_told(bus: Bus) -> None:
     async with both(bus) as (one, ear, two, other):
         me, asker = (each.address.partition("/")[0] for each in (one, two))
+        if bus.transport != "memory":
+            for each, account in ((one, me), (two, asker)):
+                # Who asks for the roster is told of answers (RFC 6121, 2.1.6).
+                await each.ask("get", account, Element("{jabber:iq:roster}query"))
         two.send(Stanza("presence", "subscribe", me))
         await eventually(lambda: ear.of("presence", "subscribe"), SOON)
         assert ear.of("presence", "subscribe")[0].sender.partition("/")[0] == asker

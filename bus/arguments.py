@@ -270,7 +270,7 @@ def _json(given: Given) -> Json:
         found = values.loads(given.text.encode())
     except ValueError as error:
         raise ArgumentError(
-            f"{given.name}: not JSON ({error}): quote it for the shell, {given.name}:='...'",
+            f"{given.name}: not JSON ({error}): quote it, {given.name}:='...'",
             given.name,
         ) from error
     values.check(found, at=given.name)

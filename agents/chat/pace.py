@@ -43,6 +43,9 @@ class Pace:
         self._minute = minute
         self._people: OrderedDict[str, _Person] = OrderedDict()
 
+    def __len__(self) -> int:
+        return len(self._people)
+
     def take(self, who: str, now: float) -> Verdict:
         """Count a message of an account."""
         person = self._people.pop(who, None)

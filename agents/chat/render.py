@@ -28,7 +28,7 @@ ATTEMPTS: Final = 3
 
 #: Control characters but the end of a line and the tab; marks, embeddings and isolates of
 #: direction; what is invisible; lone surrogates and what is no character.
-_MISLEADING: Final = re.compile(
+MISLEADING: Final = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
     "\ufeff\ufff9-\ufffb\ud800-\udfff\ufffe\uffff\U000e0000-\U000e007f]"
 )
@@ -59,7 +59,7 @@ Row = Mapping[str, Any]
 
 def clean(text: str) -> str:
     """Replace the characters that mislead, and ends of lines of any sort by that of Unix."""
-    return _MISLEADING.sub("\N{REPLACEMENT CHARACTER}", re.sub("\r\n?|\u2028|\u2029", "\n", text))
+    return MISLEADING.sub("\N{REPLACEMENT CHARACTER}", re.sub("\r\n?|\u2028|\u2029", "\n", text))
 
 
 def one_line(text: str, width: int = WIDTH) -> str:

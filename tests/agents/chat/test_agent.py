@@ -261,7 +261,12 @@ def test_two_of_our_own_do_not_talk_with_each_other(tmp_path: Path) -> None:
         async with house(tmp_path) as home:
             bot = await home.person("ann@memory.test/bot")
             # Somebody's program under a person's account that answers whatever it is told.
-            bot.session.on_message = lambda m: (bot.heard.append(m), bot.say(m.text))[0]
+
+            def echo(message: Message) -> None:
+                bot.heard.append(message)
+                bot.say(message.text)
+
+            bot.session.on_message = echo
             bot.say("hello")
             await quiet(600.0)
             # A minute's worth at once, then one for each that may be sent, and a warning each.

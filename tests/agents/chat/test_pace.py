@@ -29,4 +29,4 @@ def test_however_many_come_a_bounded_number_is_remembered() -> None:
     limit = Pace(1)
     for number in range(pace.MAX_PEOPLE + 10):
         limit.take(str(number), 0.0)
-    assert len(limit._people) == pace.MAX_PEOPLE
+    assert len(limit) == pace.MAX_PEOPLE

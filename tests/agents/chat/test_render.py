@@ -23,7 +23,7 @@ def short(text: str) -> bool:
     return (
         text.count("\n") < LINES + 1
         and len(text) <= TOTAL + 2 * WIDTH
-        and not render._MISLEADING.search(text)
+        and not render.MISLEADING.search(text)
     )
 
 

@@ -47,8 +47,11 @@ AWAY: Final = 3600.0
 #: Requests that run at once, of one person and of all.
 MAX_EACH: Final = 8
 MAX_ALL: Final = 500
-#: Messages whose ids are remembered, so that one that comes twice is acted upon once.
+#: Messages whose ids are remembered, and for how many seconds, so that one that comes twice is acted
+#: upon once.  Not for longer, because there are clients that begin to count anew.
 MAX_SEEN: Final = 5000
+SEEN_FOR: Final = 120.0
+MAX_ID: Final = 128
 #: Seconds for which the role of an account is believed, and most accounts of which it is known.
 ROLE_FOR: Final = 30.0
 MAX_ROLES: Final = 10_000
@@ -62,6 +65,8 @@ MAX_OWNERS: Final = 20
 #: Pieces of the watch that may be unread, and seconds before it is begun anew.
 WINDOW: Final = 16
 PAUSE: Final = 1.0
+#: Seconds between two attempts of an account that has not the role for it.
+NOT_ALLOWED_PAUSE: Final = 30.0
 
 SCHEMA: Final[Mapping[str, Json]] = {
     "type": "object",
@@ -156,7 +161,8 @@ class Chat:
         self._pace = Pace(config.per_minute)
         self._tasks = Tasks("chat")
         self._running: dict[str, int] = {}
-        self._seen: OrderedDict[tuple[str, str], None] = OrderedDict()
+        #: Sender and id of a message -> when it came.
+        self._seen: OrderedDict[tuple[str, str], float] = OrderedDict()
         #: Bare address -> role, and until when that is believed.
         self._roles: OrderedDict[str, tuple[str | None, float]] = OrderedDict()
         self._alerts = Alerts(config.alert_after)
@@ -182,15 +188,15 @@ class Chat:
 
     def _heard(self, message: Message) -> None:
         """Take a message, unless it came before or is too much."""
-        person = addresses.bare(message.sender)
+        person, now = addresses.bare(message.sender), self._session.now
         if message.id:
-            key = (person, message.id)
-            if key in self._seen:
+            key = (message.sender, message.id[:MAX_ID])
+            if now - self._seen.get(key, -SEEN_FOR) < SEEN_FOR:
                 return
-            self._seen[key] = None
+            self._seen[key] = now
             if len(self._seen) > MAX_SEEN:
                 self._seen.popitem(last=False)
-        verdict = self._pace.take(person, self._session.now)
+        verdict = self._pace.take(person, now)
         if verdict is Verdict.DROP:
             return
         if len(self._tasks) >= MAX_ALL:
@@ -385,18 +391,47 @@ class Chat:
 
     async def _watch(self) -> None:
         """Keep a watch open, at whichever dispatcher there is."""
+        missed: set[str] = set()
         while True:
+            pause = PAUSE
             try:
                 call = self._desk.begin("/spinal/agents/watch", WINDOW)
                 async for item in call:
                     if isinstance(item, Data):
                         self._learn(item.value)
+                        # While nobody watched they may have come back; now we would be told.
+                        await self._look_for(missed)
+                        missed = set()
                 await call.result()
-            except (CallError, NotConnected) as exc:
+            except CallError as exc:
                 log.info("watch_ended", problem=str(exc))
-                if isinstance(exc, CallError) and self._session.dispatchers:
+                if exc.reason == "not-allowed":
+                    log.error(
+                        "role_missing", hint="the account of this agent needs the role gateway"
+                    )
+                    pause = NOT_ALLOWED_PAUSE
+                elif self._session.dispatchers:
                     self._desk.passed_over()
-            await asyncio.sleep(PAUSE)
+            except NotConnected:
+                pass  # It is tried again.
+            missed = set(self._alerts.down)
+            await asyncio.sleep(pause)
+
+    async def _look_for(self, agents: set[str]) -> None:
+        """Find out which of these agents are there."""
+        offset = 0
+        for _ in range(MAX_PAGES if agents else 0):
+            page = await self._desk.ask("/spinal/agents", {"offset": offset})
+            offset += len(page["items"])
+            here = {
+                row["agent"] for row in page["items"] if row["state"] not in ("gone", "suspect")
+            }
+            for agent in here & agents:
+                self._alerts.here(agent, self._session.now)
+            if not page["more"]:
+                break
+        if agents:
+            self._news.set()
 
     def _learn(self, rows: Any) -> None:
         now = self._session.now

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -113,6 +113,11 @@ class Alerts:
             self._came(agent, now)
         elif agent in self._down and agent not in self._back:
             self._back[agent] = _Back(now + BACK, now - self._down[agent])
+
+    @property
+    def down(self) -> Collection[str]:
+        """The agents that were told as gone, and not yet as back."""
+        return self._down.keys()
 
     def missed(self, count: int) -> None:
         """Learn that so many pieces of news were lost."""

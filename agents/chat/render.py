@@ -269,7 +269,8 @@ def _told(reason: str, text: str, op: str) -> str:
     words = one_line(text, 400).rstrip(".")
     after = _NEXT.get(reason, "").format(mark=MARK, op=op).rstrip()
     # What the text says already need not be said twice.
-    return f"{reason}: {words}" + (f"; {after}" if after and after not in words else "")
+    said = not after or any(hint in words for hint in (after, "did you mean", "it takes "))
+    return f"{reason}: {words}" if said else f"{reason}: {words}; {after}"
 
 
 # -- alerts

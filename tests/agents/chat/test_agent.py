@@ -474,6 +474,40 @@ def test_alerts_can_be_switched_off(tmp_path: Path) -> None:
     story()
 
 
+def test_what_came_back_while_nobody_watched_is_told(tmp_path: Path) -> None:
+    @virtual_time
+    async def story() -> None:
+        async with house(tmp_path) as home:
+            boss = await home.person("boss@memory.test/desk")
+            home.bus.kill("tools0@memory.test/agent")
+            await eventually(lambda: boss.heard, 60)
+            # The dispatcher ends the watch, as when it is over.
+            home.bus.cut(CHAT)
+            await home.agent()
+            await eventually(lambda: len(boss.heard) == 2, 120)
+            assert "is back after" in boss.lines[-1]
+
+    story()
+
+
+def test_an_alert_waits_for_the_stream_to_be_there(tmp_path: Path) -> None:
+    @virtual_time
+    async def story() -> None:
+        async with house(tmp_path) as home:
+            boss = await home.person("boss@memory.test/desk")
+            home.bus.kill("tools0@memory.test/agent")
+            await quiet(1.0)
+            home.bus.up = False
+            home.bus.cut(CHAT)
+            await quiet(10.0)
+            assert not boss.heard
+            home.bus.up = True
+            await eventually(lambda: boss.heard, 60)
+            assert boss.lines[0].startswith("Agent tools0 died")
+
+    story()
+
+
 # -- its file
 
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -102,6 +105,17 @@ def test_what_is_no_request_is_told_what_to_write(text: str, problem: str) -> No
 def test_each_command_says_how_it_is_written() -> None:
     for name, command in COMMANDS.items():
         assert command.usage.startswith(f"!{name}") and command.about.endswith(".")
+
+
+def test_what_the_page_shows_is_what_is_understood() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "chat.md").read_text()
+    typed = re.findall(r"^me: (.*)$", page, re.MULTILINE)
+    assert len(typed) > 4
+    for line in typed:
+        assert parse(line) is not None, line
+    for command in COMMANDS.values():
+        assert f"| `{command.usage}` |" in page
+    assert f"may have {MAX_TEXT} characters" in page
 
 
 @given(st.text(max_size=200))

@@ -52,8 +52,10 @@ MAX_ALL: Final = 500
 MAX_SEEN: Final = 5000
 SEEN_FOR: Final = 120.0
 MAX_ID: Final = 128
-#: Seconds for which the role of an account is believed, and most accounts of which it is known.
+#: Seconds for which the role of an account is believed, and that it has none, because it may be about
+#: to be added; and most accounts of which it is known.
 ROLE_FOR: Final = 30.0
+NO_ROLE_FOR: Final = 5.0
 MAX_ROLES: Final = 10_000
 #: Roles of those who are answered.
 PEOPLE: Final = frozenset({"caller", "owner"})
@@ -269,7 +271,7 @@ class Chat:
             return known
         role = next((str(row["role"]) for row in found["items"]), None)
         self._roles.pop(person, None)
-        self._roles[person] = (role, now + ROLE_FOR)
+        self._roles[person] = (role, now + (ROLE_FOR if role else NO_ROLE_FOR))
         if len(self._roles) > MAX_ROLES:
             self._roles.popitem(last=False)
         return role

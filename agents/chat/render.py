@@ -267,7 +267,7 @@ def problem(said: Problem, op: str = "") -> str:
 
 def _told(reason: str, text: str, op: str) -> str:
     words = one_line(text, 400).rstrip(".")
-    after = _NEXT.get(reason, "").format(mark=MARK, op=op).rstrip()
+    after = _NEXT.get(reason, "").format(mark=MARK, op=one_line(op, 120)).rstrip()
     # What the text says already need not be said twice.
     said = not after or any(hint in words for hint in (after, "did you mean", "it takes "))
     return f"{reason}: {words}" if said else f"{reason}: {words}; {after}"

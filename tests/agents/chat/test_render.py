@@ -74,6 +74,7 @@ def test_whatever_the_value_is_the_message_is_short_and_misleads_nobody(value: A
 def test_whatever_others_wrote_is_one_bounded_line(text: str) -> None:
     for shown in (
         render.problem(Problem("failed", text), text),
+        render.problem(Problem("bad-arguments", "no"), text),
         render.one_line(text),
         render.agents([], 0, text),
         render.ended({**done(None), "state": "error", "problem": {"reason": "x", "text": text}}),

@@ -145,6 +145,8 @@ class Life:
         #: The agent's lifespan, while it is entered.
         self._stack = contextlib.AsyncExitStack()
         self._change = asyncio.Event()
+        #: Whether the dispatchers were told that it drains.
+        self._announced = asyncio.Event()
         self._mirrors: dict[str, float] = {}
         self._failed: asyncio.Future[Exception] | None = None
         #: Where files of calls are, once there were any plain ones.
@@ -269,6 +271,8 @@ class Life:
         taken = await self.session.acknowledged(take_within)
         if not taken:
             log.warning("results_not_taken", agent=self.agent.name, kept=self.session.kept)
+        # Who is gone without having said so is taken for dead.
+        await self._announced.wait()
         return taken
 
     async def _watch(self) -> None:
@@ -291,6 +295,8 @@ class Life:
             self._drop_dispatchers()
             for dispatcher in sorted(self.session.dispatchers):
                 self._advertise_to(dispatcher)
+            if self._draining:
+                self._announced.set()
             await asyncio.sleep(self._pause)
             beat = self._heartbeat * random.uniform(1 - JITTER, 1 + JITTER) - self._pause
             with contextlib.suppress(TimeoutError):

@@ -59,7 +59,7 @@ _INTERPRETERS: Final[Mapping[str, str]] = {
 }
 
 _OUTCOMES: Final = ("done", "refused", "retry", "error")
-_OUTCOME: Final[Mapping[str, Json]] = {
+OUTCOME: Final[Mapping[str, Json]] = {
     "anyOf": [
         {"type": "string", "enum": list(_OUTCOMES)},
         {
@@ -100,6 +100,17 @@ class Outcome:
     #: For the caller; without it, the last words of the program.
     text: str = ""
 
+    def error(self, last_words: str) -> Exception:
+        """Make what is to be raised, where it is not ``done``."""
+        text = self.text or last_words
+        match self.word:
+            case "refused":
+                return Refused(text)
+            case "retry":
+                return Retry(text)
+            case _:
+                return CallError.of(Problem("failed", text))
+
 
 class Command(Kind):
     """Runs a program."""
@@ -136,8 +147,8 @@ class Command(Kind):
         },
         "exit": {
             "type": "object",
-            "patternProperties": {"^([0-9]|[1-9][0-9]|1[0-9][0-9]|2[0-4][0-9]|25[0-5])$": _OUTCOME},
-            "properties": {"other": _OUTCOME},
+            "patternProperties": {"^([0-9]|[1-9][0-9]|1[0-9][0-9]|2[0-4][0-9]|25[0-5])$": OUTCOME},
+            "properties": {"other": OUTCOME},
             "additionalProperties": False,
             "description": "What each exit code means; 0 is done and any other error if not said.",
             "examples": [{"0": "done", "1": "refused"}],
@@ -211,7 +222,7 @@ class Command(Kind):
         limits = limits or {}
         default = BLOB_OUTPUT if output.form == "blob" else OUTPUT
         self._most = size(limits["output"]) if "output" in limits else default
-        self._limiter = _limiter(limits)
+        self._limiter = limiter(limits)
         templates = [stdin, file, folder, *self._env.values()]
         self._names = list(
             dict.fromkeys(
@@ -251,7 +262,7 @@ class Command(Kind):
             stdin=stdin,
             file=file,
             exits={
-                None if code == "other" else int(code): _outcome(said)
+                None if code == "other" else int(code): outcome(said)
                 for code, said in op.get("exit", {}).items()
             },
             progress=progress,
@@ -343,7 +354,7 @@ class Command(Kind):
         return self._stdin.fill({name: values.get(name, "") for name in self._stdin.names})
 
     def _environment(self, call: Call, values: Mapping[str, str]) -> dict[str, str]:
-        found = {name: value for name, value in os.environ.items() if INHERITED.fullmatch(name)}
+        found = inherited()
         for name, value in self._env.items():
             if isinstance(value, secret.Secret):
                 found[name] = value.read()
@@ -370,18 +381,11 @@ class Command(Kind):
         return tell
 
     def _ended(self, ended: Completed, values: Mapping[str, str]) -> Any:
-        outcome = self._exits.get(ended.code, self._exits[None])
+        meant = self._exits.get(ended.code, self._exits[None])
         if ended.code < 0:
-            outcome = Outcome("error")
-        if outcome.word != "done":
-            text = outcome.text or _last_words(ended)
-            match outcome.word:
-                case "refused":
-                    raise Refused(text)
-                case "retry":
-                    raise Retry(text)
-                case _:
-                    raise CallError.of(Problem("failed", text))
+            meant = Outcome("error")
+        if meant.word != "done":
+            raise meant.error(_last_words(ended))
         if self._file is not None:
             return self._written(values)
         if ended.stdout_cut:
@@ -501,7 +505,13 @@ def _pattern(site: Site, said: str) -> re.Pattern[str] | None:
         return None
 
 
-def _outcome(said: Any) -> Outcome:
+def inherited() -> dict[str, str]:
+    """Give the part of our environment that a program gets."""
+    return {name: value for name, value in os.environ.items() if INHERITED.fullmatch(name)}
+
+
+def outcome(said: Any) -> Outcome:
+    """Read what fits :data:`OUTCOME`."""
     if isinstance(said, str):
         return Outcome(said)
     ((word, text),) = said.items()
@@ -524,7 +534,7 @@ def _last_words(ended: Completed) -> str:
     return f"it ended with {how} and said nothing"
 
 
-def _limiter(limits: Mapping[str, Any]) -> list[str]:
+def limiter(limits: Mapping[str, Any]) -> list[str]:
     """Give the words that bound a program: prlimit(1) sets the limits and becomes the program.
 
     To set them in the child before exec is not safe with threads, and from outside comes late.

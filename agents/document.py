@@ -18,16 +18,13 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, cast
 
 import yaml
 
 from spinal.protocols import Json, duration
 
 from .errors import AgentError, one_line
-
-if TYPE_CHECKING:
-    from jsonschema.exceptions import ValidationError
 
 #: Most bytes of a file, most values in it with those that an alias repeats, and the greatest depth.
 MAX_BYTES: Final = 1024 * 1024
@@ -73,12 +70,20 @@ class Document:
         file: its name, as mistakes give it.
         value: its content.
         lines: line of each key and list item.
+        texts: what stands there for each that is a number, true, false or null.
     """
 
-    def __init__(self, file: str, value: Json, lines: Mapping[Steps, int]) -> None:
+    def __init__(
+        self,
+        file: str,
+        value: Json,
+        lines: Mapping[Steps, int],
+        texts: Mapping[Steps, str] | None = None,
+    ) -> None:
         self.file = file
         self.value = value
         self._lines = lines
+        self._texts = texts or {}
 
     def __repr__(self) -> str:
         return f"<Document {self.file}>"
@@ -93,6 +98,15 @@ class Document:
         while steps not in self._lines and steps:
             steps = steps[:-1]
         return self._lines.get(steps, 1)
+
+    def text(self, *steps: str | int) -> str:
+        """Give a plain value as it was written: ``-0``, ``010`` and ``1.50`` stay what they are."""
+        if steps in self._texts:
+            return self._texts[steps]
+        value: Any = self.value
+        for step in steps:
+            value = value[step]
+        return str(value)
 
     def mistake(self, steps: Sequence[str | int], text: str) -> Mistake:
         """Make a mistake about what stands somewhere."""
@@ -127,12 +141,11 @@ def read(data: bytes | str, file: str, schema: Mapping[str, Json] | None = None)
         raise BadDocument([_syntax(file, exc)]) from exc
     except RecursionError as exc:
         raise BadDocument([Mistake(file, 1, "", f"deeper than {MAX_DEPTH} levels")]) from exc
-    lines: dict[Steps, int] = {}
-    wrong: list[Mistake] = []
-    value = None if root is None else _Reader(file, lines, wrong).value(root, ())
-    if wrong:
-        raise BadDocument(wrong)
-    document = Document(file, value, lines)
+    reader = _Reader(file)
+    value = None if root is None else reader.value(root, ())
+    if reader.wrong:
+        raise BadDocument(reader.wrong)
+    document = Document(file, value, reader.lines, reader.texts)
     if schema is not None and (wrong := list(check(document, schema))):
         raise BadDocument(wrong)
     return document
@@ -156,7 +169,7 @@ for _tag, _pattern, _first in (
         [*"-+.0123456789"],
     ),
 ):
-    _Loader.add_implicit_resolver(
+    cast("Any", _Loader).add_implicit_resolver(
         f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first
     )
 
@@ -167,6 +180,8 @@ _SCALARS: Final[Mapping[str, Callable[[str], Json]]] = {
     "tag:yaml.org,2002:float": lambda text: float(text.replace(".inf", "inf").lower()),
     "tag:yaml.org,2002:str": str,
 }
+
+_KNOWN: Final = {*_SCALARS, "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}
 
 
 def _syntax(file: str, error: yaml.YAMLError) -> Mistake:
@@ -186,19 +201,23 @@ def _syntax(file: str, error: yaml.YAMLError) -> Mistake:
 class _Reader:
     """Turns nodes into values, and notes their lines."""
 
-    def __init__(self, file: str, lines: dict[Steps, int], wrong: list[Mistake]) -> None:
+    def __init__(self, file: str) -> None:
+        self.lines: dict[Steps, int] = {}
+        self.texts: dict[Steps, str] = {}
+        self.wrong: list[Mistake] = []
         self._file = file
-        self._lines = lines
-        self._wrong = wrong
         self._count = 0
 
     def value(self, node: yaml.Node, steps: Steps) -> Json:
         """Give what a node says."""
-        self._lines.setdefault(steps, node.start_mark.line + 1)
+        self.lines.setdefault(steps, node.start_mark.line + 1)
         self._count += 1
         if self._count > MAX_VALUES or len(steps) > MAX_DEPTH:
-            if not self._wrong:
+            if not self.wrong:
                 self._tell(node, steps, f"more than {MAX_VALUES} values or {MAX_DEPTH} levels")
+            return None
+        if node.tag not in _KNOWN:
+            self._tell(node, steps, f"the tag {node.tag!r} is not known here: leave it out")
             return None
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, steps)
@@ -207,19 +226,18 @@ class _Reader:
                 self.value(item, (*steps, place))
                 for place, item in enumerate(self._children(node.value))
             ]
-        read = _SCALARS.get(node.tag)
-        if read is None:
-            self._tell(node, steps, f"the tag {node.tag!r} is not known here: leave it out")
-            return None
         try:
-            return read(node.value)
+            found = _SCALARS[node.tag](node.value)
         except ValueError:
             self._tell(node, steps, f"{node.value[:40]!r} is no number: put it in quotes")
             return None
+        if not isinstance(found, str):
+            self.texts[steps] = node.value
+        return found
 
     def _children(self, nodes: list[Any]) -> Iterator[Any]:
         for node in nodes:
-            if len(self._wrong) >= MAX_TOLD or self._count > MAX_VALUES:
+            if len(self.wrong) >= MAX_TOLD or self._count > MAX_VALUES:
                 return
             yield node
 
@@ -231,16 +249,16 @@ class _Reader:
                 continue
             key = key_node.value
             if key in found:
-                first = self._lines[(*steps, key)]
+                first = self.lines[(*steps, key)]
                 self._tell(key_node, (*steps, key), f"stands twice, first in line {first}", True)
                 continue
-            self._lines[(*steps, key)] = key_node.start_mark.line + 1
+            self.lines[(*steps, key)] = key_node.start_mark.line + 1
             found[key] = self.value(value_node, (*steps, key))
         return found
 
     def _tell(self, node: yaml.Node, steps: Steps, text: str, key: bool = False) -> None:
         line = node.start_mark.line + 1
-        self._wrong.append(Mistake(self._file, line, ".".join(map(str, steps)), text))
+        self.wrong.append(Mistake(self._file, line, ".".join(map(str, steps)), text))
 
 
 # -- schemas
@@ -254,60 +272,93 @@ def _validator(schema: str) -> Any:
     return jsonschema.Draft202012Validator(found)
 
 
+@dataclass(frozen=True, slots=True)
+class _Fault:
+    """What a schema finds, in types of ours."""
+
+    steps: Steps
+    #: The keyword that is not met, what it asks for, and all that the schema says there.
+    keyword: str
+    wanted: Any
+    schema: Mapping[str, Any]
+    value: Any
+
+
 def check(document: Document, schema: Mapping[str, Json]) -> Iterator[Mistake]:
     """Give what does not fit a schema, each place once."""
     validator = _validator(json.dumps(schema))
     told: set[Steps] = set()
     for error in validator.iter_errors(document.value):
-        error = _deepest(error)
-        for steps, text in _explain(error):
-            if steps not in told:
-                told.add(steps)
-                yield document.mistake(steps, text)
+        for inner in _meant(error):
+            for steps, text in _explain(_fault(inner)):
+                if steps not in told:
+                    told.add(steps)
+                    yield document.mistake(steps, text)
 
 
-def _deepest(error: ValidationError) -> ValidationError:
+def _fault(error: Any) -> _Fault:
+    steps = tuple(error.absolute_path)
+    if "propertyNames" in error.schema_path:
+        steps = (*steps, error.instance)
+    return _Fault(
+        steps,
+        error.validator,
+        error.validator_value,
+        members(error.schema),
+        error.instance,
+    )
+
+
+def members(value: Any) -> Mapping[str, Any]:
+    """Give the members of a mapping; none of whatever else it is."""
+    return value if isinstance(value, dict) else {}  # pyright: ignore[reportUnknownVariableType]
+
+
+def _meant(error: Any) -> Iterator[Any]:
     """Out of several alternatives take the one that was meant: by its type, or the nearest."""
-    from jsonschema.exceptions import best_match, relevance
-
-    while error.context and "errorMessage" not in error.schema:
-        # Branches of another type were not meant.
-        meant = [inner for inner in error.context if not _other_type(inner, error)]
-        if not meant:
-            return error
-        error = best_match(iter(meant), relevance) or error
-    return error
-
-
-def _other_type(inner: ValidationError, outer: ValidationError) -> bool:
-    return inner.validator == "type" and inner.absolute_path == outer.absolute_path
+    # Branches of another type were not meant.
+    found = [inner for inner in error.context or () if not _other_type(inner, error)]
+    if not found or "errorMessage" in error.schema:
+        yield error
+        return
+    # Of mappings, the one that shares most keys with what is there; else the deepest mistake.
+    best = max(found, key=lambda inner: (_shared(inner, error), len(inner.absolute_path)))
+    for inner in found:
+        if inner.schema_path[0] == best.schema_path[0]:
+            yield from _meant(inner)
 
 
-def _explain(error: ValidationError) -> Iterator[tuple[Steps, str]]:
+def _other_type(inner: Any, outer: Any) -> bool:
+    return bool(inner.validator == "type" and inner.absolute_path == outer.absolute_path)
+
+
+def _shared(inner: Any, outer: Any) -> int:
+    """Count the keys that stand in the file and are known to a branch."""
+    known = members(outer.validator_value[inner.schema_path[0]]).get("properties", {})
+    return sum(key in known for key in members(outer.instance))
+
+
+def _explain(fault: _Fault) -> Iterator[tuple[Steps, str]]:
     """Say what is wrong where, and what to write."""
-    steps: Steps = tuple(error.absolute_path)
-    schema: Mapping[str, Any] = error.schema if isinstance(error.schema, Mapping) else {}
-    wanted: Any = error.validator_value
-    value = error.instance
+    steps, schema, wanted, value = fault.steps, fault.schema, fault.wanted, fault.value
     said = _shown(value)
-    match error.validator:
-        case "additionalProperties" | "unevaluatedProperties":
-            known = list(schema.get("properties", {}))
-            for key in value:
-                if key not in known and not any(
-                    re.search(pattern, key) for pattern in schema.get("patternProperties", {})
-                ):
-                    yield (*steps, key), f"is not known here{_near(key, known)}"
-        case "required":
-            for key in wanted:
-                if key not in value:
-                    properties: Mapping[str, Any] = schema.get("properties", {})
-                    shown = _example(key, properties.get(key, {}))
-                    yield steps, f"'{key}' is missing: write {shown}"
-        case "propertyNames":
-            pass
+    properties: Mapping[str, Any] = schema.get("properties", {})
+    match fault.keyword:
         case _ if "errorMessage" in schema:
             yield steps, f"{said}: {schema['errorMessage']}"
+        case "additionalProperties":
+            known = list(properties)
+            patterns = members(schema.get("patternProperties"))
+            for key in value:
+                if key not in known and not any(re.search(pattern, key) for pattern in patterns):
+                    yield (*steps, key), f"is not known here{_near(key, known)}"
+        case "required":
+            unknown = [key for key in value if key not in properties]
+            for key in wanted:
+                # A name that was misspelt is told as such.
+                if key not in value and not difflib.get_close_matches(key, unknown, 1):
+                    shown = _example(key, properties.get(key, {}))
+                    yield steps, f"'{key}' is missing: write {shown}"
         case "type":
             kinds = [wanted] if isinstance(wanted, str) else wanted
             nouns = " or ".join(_NOUNS[kind] for kind in kinds)
@@ -324,8 +375,8 @@ def _explain(error: ValidationError) -> Iterator[tuple[Steps, str]]:
             yield steps, f"{said} is not {nouns or 'what may stand here'}{_instead(steps, schema)}"
         case "minProperties" | "minItems" | "minLength" if not value:
             yield steps, f"is empty{_instead(steps, schema)}"
-        case _:
-            limit = _LIMITS.get(str(error.validator), "does not fit {}")
+        case keyword:
+            limit = _LIMITS.get(keyword, "does not fit {}")
             yield steps, f"{said} {limit.format(wanted)}{_instead(steps, schema)}"
 
 
@@ -353,9 +404,9 @@ _LIMITS: Final = {
 }
 
 
-def _kinds(schema: Any) -> list[str]:
-    found = schema.get("type", []) if isinstance(schema, Mapping) else []
-    return [found] if isinstance(found, str) else list(found)
+def _kinds(schema: Mapping[str, Any]) -> list[str]:
+    found: str | list[str] = schema.get("type", [])
+    return [found] if isinstance(found, str) else found
 
 
 def _shown(value: Any) -> str:
@@ -385,7 +436,9 @@ def _instead(steps: Steps, schema: Mapping[str, Any]) -> str:
 
 def _flow(value: Any) -> str:
     """Write a value in one line of YAML."""
-    text: str = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)
+    text: str = cast("Any", yaml).safe_dump(
+        value, default_flow_style=True, width=10_000, allow_unicode=True, sort_keys=False
+    )
     return text.removesuffix("\n").removesuffix("\n...")
 
 

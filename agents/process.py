@@ -45,6 +45,9 @@ OUTPUT_WITHIN: Final = 1.0
 #: Seconds that what was killed with its leader may take to vanish.
 GONE_WITHIN: Final = 1.0
 
+#: How often it is looked for processes that have left their group; the killed stay visible a moment.
+MARKED_ROUNDS: Final = 20
+
 #: ``ru_maxrss`` counts KiB on Linux and bytes on macOS.
 MEMORY_UNIT: Final = 1 if sys.platform == "darwin" else 1024
 
@@ -327,6 +330,35 @@ def _group_lives(group: int) -> bool:
             if int(its) == group and state not in b"ZX":
                 return True
     return False
+
+
+def kill_marked(mark: str) -> int:
+    """Kill every process whose environment has this entry, and give how many there were.
+
+    For what has left its group on purpose (setsid(2)).  Looks again until nobody is found, because
+    who is killed may have started another one meanwhile.  Where there is no ``/proc`` it does nothing.
+    """
+    wanted, killed = mark.encode(), 0
+    for _ in range(MARKED_ROUNDS):
+        found = [int(path.parent.name) for path in _environments() if wanted in _entries(path)]
+        for pid in found:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        if not found:
+            break
+        killed += len(found)
+    return killed
+
+
+def _environments() -> Iterable[Path]:
+    return Path("/proc").glob("[0-9]*/environ")
+
+
+def _entries(path: Path) -> Sequence[bytes]:
+    try:
+        return path.read_bytes().split(b"\0")
+    except OSError:  # It has ended, or is somebody else's.
+        return ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,11 +16,16 @@ from spinal.bus.errors import CallError
 from spinal.protocols import Json, Problem
 
 from ..docstring import Docs
+from ..document import SIZE, size
+from ..errors import one_line
 from ..job import Job
 from ..schema import Signature
 
 #: A name that an argument may have.
-NAME: Final = "^[A-Za-z_][A-Za-z0-9_]{0,63}$"
+NAMES: Final[Mapping[str, Json]] = {
+    "pattern": "^[A-Za-z_][A-Za-z0-9_]{0,63}$",
+    "patternErrorMessage": "is no name of an argument: use letters, digits and '_'",
+}
 
 #: Name of the parameter that takes the job; no argument can have it.
 JOB: Final = "job "
@@ -66,6 +71,19 @@ SCHEMA: Final[Mapping[str, Json]] = {
             "description": "All that it may be.",
             "examples": [["EUR", "USD"]],
         },
+        "media": {
+            "type": "array",
+            "minItems": 1,
+            "items": {
+                "type": "string",
+                "pattern": r"^[a-z]+/(\*|[A-Za-z0-9.+-]+)$",
+                "patternErrorMessage": "is no media type",
+                "examples": ["image/png"],
+            },
+            "description": "Media types that a file may have; any if not said.",
+            "examples": [["image/jpeg", "image/*"]],
+        },
+        "max_size": {**SIZE, "description": "Of a file (64M)."},
         "dashes": {
             "type": "boolean",
             "default": False,
@@ -86,7 +104,12 @@ _ONLY: Final[Mapping[str, tuple[str, ...]]] = {
     "maximum": ("integer", "number"),
     "enum": ("string", "integer"),
     "dashes": ("string",),
+    "media": ("file",),
+    "max_size": ("file",),
 }
+
+#: Bytes of a file if nothing is said.
+MAX_SIZE: Final = 64 * 1024 * 1024
 
 _TYPES: Final[Mapping[str, Any]] = {
     "string": str,
@@ -120,6 +143,8 @@ class Argument:
     maximum: float | None = None
     enum: tuple[str | int, ...] | None = None
     dashes: bool = False
+    media: tuple[str, ...] | None = None
+    max_size: int = MAX_SIZE
 
     @classmethod
     def of(cls, name: str, said: Mapping[str, Json] | None) -> Argument:
@@ -131,8 +156,11 @@ class Argument:
                 raise ValueError(f"{key} is for the type {' or '.join(kinds)}, and this is {kind}")
         optional = said.pop("optional", False)
         required = not optional and "default" not in said
-        if "enum" in said:
-            said["enum"] = tuple(said["enum"])
+        for key in ("enum", "media"):
+            if key in said:
+                said[key] = tuple(said[key])
+        if "max_size" in said:
+            said["max_size"] = size(said["max_size"])
         return cls(name, required=required, **said)
 
     def __post_init__(self) -> None:
@@ -156,8 +184,9 @@ class Argument:
             if self.type == "file":
                 raise ValueError("default: a file has none; write optional: true")
             try:
+                if isinstance(self.default, str):
+                    self.check(self.default)
                 msgspec.convert(self.default, self.hint, strict=True)
-                self.check(self.default)
             except (msgspec.ValidationError, CallError) as exc:
                 why = str(exc).replace("`", "").removeprefix(f"argument '{self.name}': ")
                 raise ValueError(f"default {self.default!r} does not fit: {why}") from exc
@@ -183,13 +212,26 @@ class Argument:
         kind = _TYPES[self.type]
         return Annotated[kind, msgspec.Meta(**given)] if given else kind
 
-    def check(self, value: Json) -> None:
+    def check(self, value: object) -> None:
         """Make sure of what the schema cannot say.
 
         Raises:
             CallError: ``bad-arguments``, by name.
         """
-        if self._compiled is not None and value is not None and not self._compiled.fullmatch(value):
+        if isinstance(value, Blob):
+            kind = value.media_type.partition(";")[0].strip().lower()
+            if self.media is not None and not any(_fits(kind, one) for one in self.media):
+                raise self.bad(f"{one_line(kind, 60)} is none of {', '.join(self.media)}")
+            if value.size > self.max_size:
+                raise self.bad(f"{value.size} bytes are more than {self.max_size}")
+        if not isinstance(value, str):
+            return
+        try:
+            value.encode()
+        except UnicodeEncodeError as exc:
+            # Nothing on the bus can bring it; a kind must not be the first to notice.
+            raise self.bad(f"character {exc.start} is half of a surrogate pair") from exc
+        if self._compiled is not None and not self._compiled.fullmatch(value):
             raise self.bad(f"all of it must match {self.pattern}")
 
     def bad(self, text: str) -> CallError:
@@ -197,6 +239,11 @@ class Argument:
         return CallError.of(
             Problem("bad-arguments", f"argument '{self.name}': {text}", argument=self.name)
         )
+
+
+def _fits(kind: str, wanted: str) -> bool:
+    family, _, one = wanted.partition("/")
+    return kind.startswith(f"{family}/") if one == "*" else kind == wanted.lower()
 
 
 def signature(about: str, arguments: Mapping[str, Argument], result: Any) -> Signature:

@@ -67,6 +67,10 @@ class Site:
         """Where the manifest is; relative paths start there."""
         return self.document.folder
 
+    def text(self, *steps: str | int) -> str:
+        """Give a plain value below the operation as it was written."""
+        return self.document.text(*self.steps, *steps)
+
     def wrong(self, text: str, *steps: str | int) -> None:
         """Collect a mistake at a place below the operation."""
         self._mistakes.append(self.document.mistake((*self.steps, *steps), text))

@@ -14,16 +14,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from spinal.bus.blob import Blob
-from spinal.protocols import Json, LocalProtocolError
+from spinal.protocols import REASONS, Json, LocalProtocolError
 from spinal.protocols import path as paths
 
 from .. import document
 from ..agent import Agent
-from ..document import DURATION, BadDocument, Document, Mistake
+from ..document import DURATION, BadDocument, Document, Mistake, seconds
 from ..life import Life
 from ..operation import Operation
-from . import argument, health, output, rights
-from . import load as loading
+from . import argument, gauge, health, output, rights
 from .argument import Argument
 from .kind import Call, Host, Kind, Site
 from .kinds import KINDS
@@ -56,7 +55,7 @@ class Manifest:
     slots: int | None = None
     cost: float | None = None
     health: health.Health | None = None
-    load: loading.Load | None = None
+    load: gauge.Gauge | None = None
 
     def missing(self) -> Iterator[Mistake]:
         """Give what is not on this machine: programs, secrets, files."""
@@ -146,7 +145,7 @@ def of(found: Document) -> Manifest:
     if "health" in said:
         checks = health.Health.of(found, ("health",), mistakes)
     if isinstance(said.get("load"), Mapping):
-        loads = loading.Load.of(found, ("load",), mistakes)
+        loads = gauge.Gauge.of(found, ("load",), mistakes)
     if mistakes:
         raise BadDocument(mistakes)
     return Manifest(
@@ -191,16 +190,16 @@ def _op(
         if owners and kinds[0] not in owners:
             wrong(f"goes with {' or '.join(owners)}, and this is {kinds[0]}", key)
     arguments: dict[str, Argument] = {}
-    for name, about in (said.get("args") or {}).items():
+    taken: Mapping[str, Any] = said.get("args") or {}
+    for name, about in taken.items():
         try:
             arguments[name] = Argument.of(name, about)
         except ValueError as exc:
             key = str(exc).partition(" ")[0].rstrip(":")
             wrong(str(exc).removeprefix(f"{key}: "), "args", name, key)
-    for name in said.get("args") or {}:
-        if name not in arguments:
-            # Its uses would only repeat what has been said.
-            return None
+    if len(arguments) < len(taken):
+        # Their uses would only repeat what has been said.
+        return None
     site = Site(found, steps, said, kinds[0], arguments, mistakes)
     made = kind.read(site)
     if len(mistakes) == before:
@@ -210,7 +209,11 @@ def _op(
     if len(mistakes) > before:
         return None
     allowed = rights.Rights.of(said.get("rights")) or rule
-    retry = said.get("retry")
+    retry: Any = said.get("retry")
+    if isinstance(retry, Mapping):
+        given = document.members(retry)
+        pauses = {key: seconds(given[key]) for key in ("backoff", "most") if key in given}
+        retry = {**given, **pauses}
     try:
         operation = Operation.of(
             _function(made, arguments, allowed),
@@ -219,7 +222,7 @@ def _op(
             effects=said.get("effects", "writes"),
             safe=said.get("safe"),
             slots=said.get("slots"),
-            retry=None if retry is None else retry,
+            retry=retry,
             signature=argument.signature(path, arguments, made.result),
             summary=said.get("summary", ""),
         )
@@ -284,7 +287,7 @@ def schema() -> dict[str, Json]:
                 "examples": [4],
             },
             "cost": {"type": "number", "minimum": 0, "description": "Price of an hour."},
-            "load": loading.SCHEMA,
+            "load": gauge.SCHEMA,
             "health": health.SCHEMA,
             "rights": rights.SCHEMA,
             "ops": {
@@ -313,7 +316,7 @@ def _op_schema(beside: Mapping[str, Json]) -> dict[str, Json]:
             },
             "args": {
                 "type": ["object", "null"],
-                "propertyNames": {"pattern": argument.NAME},
+                "propertyNames": argument.NAMES,
                 "additionalProperties": argument.SCHEMA,
                 "description": "What it takes, by name.",
                 "examples": [{"from": {"type": "string", "max_length": 80}}],
@@ -338,7 +341,25 @@ def _op_schema(beside: Mapping[str, Json]) -> dict[str, Json]:
             "retry": {
                 "anyOf": [
                     {"type": "integer", "minimum": 0, "maximum": 100},
-                    {"type": "object"},
+                    {
+                        "type": "object",
+                        "properties": {
+                            "count": {"type": "integer", "minimum": 0, "maximum": 100},
+                            "backoff": {**DURATION, "description": "Before the second try (1s)."},
+                            "most": {**DURATION, "description": "Longest pause (60s)."},
+                            "on": {
+                                "type": "array",
+                                "items": {"enum": sorted(set(REASONS) - {"cancelled"})},
+                                "description": "Reasons that are tried again.",
+                            },
+                            "elsewhere": {
+                                "type": "boolean",
+                                "description": "At another agent, while there is one.",
+                            },
+                        },
+                        "required": ["count"],
+                        "additionalProperties": False,
+                    },
                 ],
                 "description": "How often a job that failed is tried again: a number, or count, "
                 "backoff, most, on and elsewhere.",

@@ -208,7 +208,7 @@ def _json(data: bytes, more: Mapping[str, Json]) -> Json:
     return pointed(found, more.get("json", ""))
 
 
-def pointed(value: Json, pointer: str) -> Json:
+def pointed(value: Any, pointer: str) -> Any:
     """Give the part of a value that a JSON pointer names (RFC 6901).
 
     Raises:
@@ -217,10 +217,14 @@ def pointed(value: Json, pointer: str) -> Json:
     for step in pointer.split("/")[1:]:
         key = step.replace("~1", "/").replace("~0", "~")
         try:
-            value = value[int(key)] if isinstance(value, list) else value[key]  # pyright: ignore
+            # By its type, because a text has an item 0 as well.
+            value = value[_INDEX[type(value)](key)]
         except (KeyError, IndexError, ValueError, TypeError) as exc:
             raise AgentError(f"the answer has nothing at {pointer} (no {key!r})") from exc
     return value
+
+
+_INDEX: Final[Mapping[type, Callable[[str], Any]]] = {dict: str, list: int}
 
 
 def _regex(data: bytes, more: Mapping[str, Any]) -> Json:

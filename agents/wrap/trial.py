@@ -16,6 +16,7 @@ from .. import results
 from ..errors import problem_of
 from ..job import Facts, Job
 from ..process import Guard
+from ..schema import Signature
 from . import argument
 from .kind import Host
 from .manifest import Manifest
@@ -67,7 +68,9 @@ class Trial:
         self,
         manifest: Manifest,
         op: str,
-        progress: Callable[[float | None, float | None, str], None] = lambda *_: None,
+        progress: Callable[[float | None, float | None, str], None] = lambda done, total, note: (
+            None
+        ),
         line: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._manifest = manifest
@@ -113,14 +116,13 @@ class Trial:
             await guard.close()
 
 
-def _convert(signature: Any, given: Mapping[str, Any], blobs: Mapping[str, Blob]) -> dict[str, Any]:
+def _convert(
+    signature: Signature, given: Mapping[str, Any], blobs: Mapping[str, Blob]
+) -> dict[str, Any]:
     """Check arguments as those of a call are, with the files in their places."""
     sha = "0" * 64
     refs = {
         name: {"blob": {"url": f"https://here/{name}", "sha256": sha, "size": 0, "media": "a/b"}}
         for name in blobs
     }
-    found: dict[str, Any] = signature.convert(
-        {**given, **refs}, lambda ref: blobs[ref.url.rpartition("/")[2]]
-    )
-    return found
+    return signature.convert({**given, **refs}, lambda ref: blobs[ref.url.rpartition("/")[2]])

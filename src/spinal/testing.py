@@ -199,9 +199,13 @@ class Platform:
         return await self.start(sys.executable, "-m", "spinal", *argv)
 
     async def agent(self, file: Path | str, *argv: str) -> Process:
-        """Start ``spinal agent run FILE`` and wait until the dispatcher knows a new agent."""
+        """Start ``spinal agent run FILE`` and wait until the dispatcher knows a new agent.
+
+        For a manifest, which is a YAML file, it is ``spinal wrap run FILE``.
+        """
         before = {agent["agent"] for agent in await self.client.agents()}
-        process = await self.spinal("agent", "run", str(file), *argv)
+        verb = "wrap" if Path(file).suffix in (".yaml", ".yml") else "agent"
+        process = await self.spinal(verb, "run", str(file), *argv)
 
         async def known() -> bool:
             if process.process.returncode is not None:

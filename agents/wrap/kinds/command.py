@@ -8,9 +8,12 @@ an interpreter as part of a script.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
+import secrets
 import shutil
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +23,8 @@ from spinal.bus.blob import Blob
 from spinal.bus.errors import CallError
 from spinal.protocols import Json, Problem
 
-from ... import secret
-from ...document import DURATION, SIZE, seconds, size
+from ... import process, secret
+from ...document import DURATION, SIZE, members, seconds, size
 from ...errors import AgentError, Refused, Retry, one_line
 from ...process import Completed
 from ..kind import Call, Kind, Site
@@ -57,6 +60,9 @@ _INTERPRETERS: Final[Mapping[str, str]] = {
     "ssh": "",
     "eval": "",
 }
+
+#: Variable that each program has from us, to know by it what has left its group when it is to end.
+MARK: Final = "SPINAL_CALL"
 
 _OUTCOMES: Final = ("done", "refused", "retry", "error")
 OUTCOME: Final[Mapping[str, Json]] = {
@@ -153,6 +159,12 @@ class Command(Kind):
             "description": "What each exit code means; 0 is done and any other error if not said.",
             "examples": [{"0": "done", "1": "refused"}],
         },
+        "stderr": {
+            "enum": ["ignore", "refused", "error"],
+            "default": "ignore",
+            "description": "What it means that the program wrote to standard error although it ended "
+            "well, as some old ones do.",
+        },
         "progress": {
             "anyOf": [
                 {"type": "string", "enum": ["lines"]},
@@ -175,7 +187,10 @@ class Command(Kind):
         },
         "env": {
             "type": "object",
-            "propertyNames": {"pattern": "^[A-Za-z_][A-Za-z0-9_]*$"},
+            "propertyNames": {
+                "pattern": "^[A-Za-z_][A-Za-z0-9_]*$",
+                "patternErrorMessage": "is no name of a variable: use letters, digits and '_'",
+            },
             "additionalProperties": {"anyOf": [{"type": ["string", "number"]}, secret.SCHEMA]},
             "description": "Added to PATH, HOME, language and time zone, which is all that the "
             "program gets of our environment.",
@@ -191,6 +206,7 @@ class Command(Kind):
                 "processes": {"type": "integer", "minimum": 1, "description": "Of its user."},
             },
             "additionalProperties": False,
+            "description": "What it may use; needs prlimit(1) for all but output.",
             "examples": [{"memory": "512M", "cpu": "30s"}],
         },
     }
@@ -203,6 +219,7 @@ class Command(Kind):
         stdin: Template | None = None,
         file: Template | None = None,
         exits: Mapping[int | None, Outcome] | None = None,
+        stderr: str = "ignore",
         progress: re.Pattern[str] | None = None,
         folder: Template,
         base: Path,
@@ -215,6 +232,7 @@ class Command(Kind):
         self._stdin = stdin
         self._file = file
         self._exits = {0: Outcome("done"), None: Outcome("error"), **(exits or {})}
+        self._stderr = stderr
         self._progress = progress
         self._folder = folder
         self._base = base
@@ -251,11 +269,13 @@ class Command(Kind):
             progress = _pattern(site, ".*" if said == "lines" else said["regex"])
         folder = site.template(op.get("folder", "."), "folder", also=("tmp",))
         env: dict[str, Template | secret.Secret] = {}
-        for name, value in op.get("env", {}).items():
-            if isinstance(value, Mapping):
-                env[name] = secret.Secret.of(value, site.folder)
+        variables: Mapping[str, Any] = op.get("env", {})
+        for name, value in variables.items():
+            if isinstance(value, dict):
+                env[name] = secret.Secret.of(members(value), site.folder)
             else:
-                env[name] = site.template(str(value), "env", name, also=("tmp",), files=True)
+                said = site.text("env", name)
+                env[name] = site.template(said, "env", name, also=("tmp",), files=True)
         return cls(
             argv,
             output=output,
@@ -265,6 +285,7 @@ class Command(Kind):
                 None if code == "other" else int(code): outcome(said)
                 for code, said in op.get("exit", {}).items()
             },
+            stderr=op.get("stderr", "ignore"),
             progress=progress,
             folder=folder,
             base=site.folder,
@@ -301,15 +322,20 @@ class Command(Kind):
         if any("tmp" in _names(item) for item in (*self.argv, self._file, self._folder) if item):
             values["tmp"] = str(call.folder)
         argv = [*self._limiter, self.program, *self._arguments(call, values)]
-        ended = await call.job.run(
-            argv,
-            input=await self._input(call, values),
-            cwd=self._base / self._folder.fill(values),
-            env=self._environment(call, values),
-            line=None if self._progress is None else self._teller(call),
-            limit=self._most,
-            grace=GRACE,
-        )
+        mark = secrets.token_hex(16)
+        try:
+            ended = await call.job.run(
+                argv,
+                input=await self._input(call, values),
+                cwd=self._base / self._folder.fill(values),
+                env={**self._environment(call, values), MARK: mark},
+                line=None if self._progress is None else self._teller(call),
+                limit=self._most,
+                grace=GRACE,
+            )
+        except asyncio.CancelledError:
+            await asyncio.to_thread(process.kill_marked, f"{MARK}={mark}")
+            raise
         return self._ended(ended, values)
 
     def _arguments(self, call: Call, values: Mapping[str, str]) -> Iterator[str]:
@@ -363,6 +389,9 @@ class Command(Kind):
             if "\0" in found[name]:
                 culprit = next(n for n in value.names if "\0" in values.get(n, ""))
                 raise call.bad(culprit, "it has a NUL character, which no variable can hold")
+            if value.names and len(f"{name}={found[name]}".encode()) > MAX_ARGUMENT:
+                longest = max(value.names, key=lambda given: len(values.get(given, "")))
+                raise call.bad(longest, f"longer than the {MAX_ARGUMENT} bytes of a variable")
         return found
 
     def _teller(self, call: Call) -> Callable[[str], None]:
@@ -383,7 +412,9 @@ class Command(Kind):
     def _ended(self, ended: Completed, values: Mapping[str, str]) -> Any:
         meant = self._exits.get(ended.code, self._exits[None])
         if ended.code < 0:
-            meant = Outcome("error")
+            meant = Outcome("error", _KILLED.get(-ended.code, ""))
+        elif meant.word == "done" and self._stderr != "ignore" and ended.stderr.strip():
+            meant = Outcome(self._stderr)
         if meant.word != "done":
             raise meant.error(_last_words(ended))
         if self._file is not None:
@@ -413,22 +444,22 @@ def _names(item: Template | _Group) -> list[str]:
 
 
 def _item(site: Site, said: Any, place: int) -> Template | _Group:
-    def read(text: Any, *steps: int | str) -> Template:
-        return site.template(str(text), "command", place, *steps, also=("tmp",), files=True)
+    def read(*steps: int | str) -> Template:
+        return site.template(
+            site.text("command", place, *steps), "command", place, *steps, also=("tmp",), files=True
+        )
 
     if isinstance(said, list):
-        texts: list[Any] = said
-        return _Group(None, tuple(read(text, inner) for inner, text in enumerate(texts)))
-    if isinstance(said, Mapping):
-        members: Mapping[str, Any] = said
-        flag = members["if"]
+        count = len(said)  # pyright: ignore[reportUnknownArgumentType] - of Any
+        return _Group(None, tuple(read(inner) for inner in range(count)))
+    if isinstance(said, dict):
+        flag = members(said)["if"]
         if flag not in site.arguments or site.arguments[flag].type != "boolean":
             site.wrong(f"{flag!r} is no boolean argument of this operation", "command", place, "if")
         site.used.add(flag)
-        return _Group(
-            flag, tuple(read(text, "argv", inner) for inner, text in enumerate(members["argv"]))
-        )
-    found = read(said)
+        count = len(members(said)["argv"])
+        return _Group(flag, tuple(read("argv", inner) for inner in range(count)))
+    found = read()
     for name in found.names:
         one = site.arguments.get(name)
         if one is not None and not one.required and one.default is None:
@@ -534,6 +565,13 @@ def _last_words(ended: Completed) -> str:
     return f"it ended with {how} and said nothing"
 
 
+#: What is said of a program that the kernel ended because of a limit.
+_KILLED: Final[Mapping[int, str]] = {
+    signal.SIGXCPU: "it used more CPU time than it may (limits: cpu)",
+    signal.SIGXFSZ: "it wrote a file that is larger than it may be",
+}
+
+
 def limiter(limits: Mapping[str, Any]) -> list[str]:
     """Give the words that bound a program: prlimit(1) sets the limits and becomes the program.
 
@@ -543,7 +581,9 @@ def limiter(limits: Mapping[str, Any]) -> list[str]:
     if "memory" in limits:
         found.append(f"--as={size(limits['memory'])}")
     if "cpu" in limits:
-        found.append(f"--cpu={max(1, round(seconds(limits['cpu'])))}")
+        # At the first limit it gets SIGXCPU, by which we know; a second later it is killed.
+        most = max(1, round(seconds(limits["cpu"])))
+        found.append(f"--cpu={most}:{most + 1}")
     if "files" in limits:
         found.append(f"--nofile={limits['files']}")
     if "processes" in limits:

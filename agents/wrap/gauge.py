@@ -74,7 +74,7 @@ SCHEMA: Final[Mapping[str, Json]] = {
 
 
 @dataclass
-class Load:
+class Gauge:
     """A measure, and what it last said."""
 
     kind: str
@@ -91,7 +91,7 @@ class Load:
     @classmethod
     def of(
         cls, found: Document, steps: tuple[str | int, ...], mistakes: list[Mistake]
-    ) -> Load | None:
+    ) -> Gauge | None:
         """Read what fits :data:`SCHEMA`; mistakes are collected."""
         said: Mapping[str, Any] = found.value[steps[0]]
         kinds = [kind for kind in ("file", "run", "http") if kind in said]
@@ -130,7 +130,7 @@ class Load:
                 (*self.steps, "run"),
                 f"{self.what[0]!r} is not here: install it, or give its path",
             )
-        if self.kind == "file" and not (self.folder / self.what).exists():
+        if self.kind == "file" and not Path(self.folder, self.what).exists():
             yield (*self.steps, "file"), f"{self.what} does not exist"
 
     @contextlib.asynccontextmanager
@@ -174,12 +174,13 @@ class Load:
                 try:
                     async with aiohttp.ClientSession() as session, session.get(self.what) as answer:
                         answer.raise_for_status()
-                        return await answer.content.read(MOST)
+                        found: bytes = await answer.content.read(MOST)
+                        return found
                 except aiohttp.ClientError as exc:
                     raise AgentError(f"{self.what}: {exc}") from exc
 
     def _read_file(self) -> bytes:
-        with (self.folder / self.what).open("rb") as file:
+        with Path(self.folder, self.what).open("rb") as file:
             return file.read(MOST)
 
     def _number(self, data: bytes) -> float:

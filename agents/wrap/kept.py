@@ -11,6 +11,8 @@ import asyncio
 import contextlib
 import json
 import os
+import secrets
+import signal
 import subprocess
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ from spinal.protocols import Json
 
 from ..errors import CommandFailed, Retry, one_line
 from ..news import Allowance
-from ..process import OUTPUT_WITHIN, Ended, Guard, Process
+from ..process import OUTPUT_WITHIN, Ended, Guard, Process, kill_marked
 
 log = structlog.get_logger()
 
@@ -31,6 +33,9 @@ log = structlog.get_logger()
 #: Together they are within the 5 s after which it is gone.
 LEAVES_WITHIN: Final = 1.0
 GRACE: Final = 3.0
+
+#: Variable by which what has left a program's group is known when that is to end.
+MARK: Final = "SPINAL_PROGRAM"
 
 #: Seconds of the first and the longest pause before a program that died is started again.
 FIRST_PAUSE: Final = 0.5
@@ -76,6 +81,7 @@ class Running:
         self._ready = asyncio.Event()
         self._last = ""
         self.answered = False
+        self._mark = secrets.token_hex(16)
         theirs, ours = os.pipe()
         try:
             with open(theirs, "rb", buffering=0) as stdin:
@@ -85,7 +91,7 @@ class Running:
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     cwd=way.folder,
-                    env=way.environ(),
+                    env={**way.environ(), MARK: self._mark},
                     guard=guard,
                 )
         except BaseException:
@@ -181,6 +187,7 @@ class Running:
         finally:
             try:
                 await self.process.end(GRACE)
+                await asyncio.to_thread(kill_marked, f"{MARK}={self._mark}")
             finally:
                 await self._release()
 
@@ -235,7 +242,7 @@ class Running:
     def _too_long(self) -> None:
         self._break(TooLong(f"it wrote a line of more than {self._way.most} bytes"))
         # What comes behind it is part of it.
-        self.process.signal(9)
+        self.process.signal(signal.SIGKILL)
 
     def _stray(self, text: str) -> None:
         if self._allowance.admits(text):

@@ -25,9 +25,11 @@ from spinal.protocols import Json, Problem
 
 from ... import process, secret
 from ...document import DURATION, SIZE, members, seconds, size
-from ...errors import AgentError, Refused, Retry, one_line
+from ...errors import AgentError, one_line
 from ...process import Completed
+from .. import outcome
 from ..kind import Call, Kind, Site
+from ..outcome import Outcome
 from ..output import Output
 from ..template import Template
 
@@ -64,23 +66,6 @@ _INTERPRETERS: Final[Mapping[str, str]] = {
 #: Variable that each program has from us, to know by it what has left its group when it is to end.
 MARK: Final = "SPINAL_CALL"
 
-_OUTCOMES: Final = ("done", "refused", "retry", "error")
-OUTCOME: Final[Mapping[str, Json]] = {
-    "anyOf": [
-        {"type": "string", "enum": list(_OUTCOMES)},
-        {
-            "type": "object",
-            "properties": {word: {"type": "string", "minLength": 1} for word in _OUTCOMES[1:]},
-            "minProperties": 1,
-            "maxProperties": 1,
-            "additionalProperties": False,
-        },
-    ],
-    "errorMessage": "write done, refused, retry or error, or one of the last three with words for "
-    'the caller, as in {refused: "no such invoice"}',
-    "examples": ["refused"],
-}
-
 _ARGUMENT: Final[Mapping[str, Json]] = {"type": ["string", "number"]}
 
 
@@ -96,26 +81,6 @@ class _Group:
         if self.condition is not None:
             return values.get(self.condition) == "true"
         return all(name in values for item in self.items for name in item.names)
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What an exit code means."""
-
-    word: str
-    #: For the caller; without it, the last words of the program.
-    text: str = ""
-
-    def error(self, last_words: str) -> Exception:
-        """Make what is to be raised, where it is not ``done``."""
-        text = self.text or last_words
-        match self.word:
-            case "refused":
-                return Refused(text)
-            case "retry":
-                return Retry(text)
-            case _:
-                return CallError.of(Problem("failed", text))
 
 
 class Command(Kind):
@@ -153,8 +118,10 @@ class Command(Kind):
         },
         "exit": {
             "type": "object",
-            "patternProperties": {"^([0-9]|[1-9][0-9]|1[0-9][0-9]|2[0-4][0-9]|25[0-5])$": OUTCOME},
-            "properties": {"other": OUTCOME},
+            "patternProperties": {
+                "^([0-9]|[1-9][0-9]|1[0-9][0-9]|2[0-4][0-9]|25[0-5])$": outcome.SCHEMA
+            },
+            "properties": {"other": outcome.SCHEMA},
             "additionalProperties": False,
             "description": "What each exit code means; 0 is done and any other error if not said.",
             "examples": [{"0": "done", "1": "refused"}],
@@ -282,7 +249,7 @@ class Command(Kind):
             stdin=stdin,
             file=file,
             exits={
-                None if code == "other" else int(code): outcome(said)
+                None if code == "other" else int(code): outcome.read(said)
                 for code, said in op.get("exit", {}).items()
             },
             stderr=op.get("stderr", "ignore"),
@@ -539,14 +506,6 @@ def _pattern(site: Site, said: str) -> re.Pattern[str] | None:
 def inherited() -> dict[str, str]:
     """Give the part of our environment that a program gets."""
     return {name: value for name, value in os.environ.items() if INHERITED.fullmatch(name)}
-
-
-def outcome(said: Any) -> Outcome:
-    """Read what fits :data:`OUTCOME`."""
-    if isinstance(said, str):
-        return Outcome(said)
-    ((word, text),) = said.items()
-    return Outcome(word, text)
 
 
 def _number(text: str | None) -> float | None:

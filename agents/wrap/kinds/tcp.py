@@ -8,11 +8,9 @@ into a block whose length the line before it says.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import re
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -22,178 +20,24 @@ from spinal.protocols import Json, Problem
 
 from ... import secret
 from ...document import DURATION, SIZE, seconds, size
-from ...errors import AgentError, one_line
+from ...errors import AgentError
 from ..connection import Broken, Connection, Place, Pool
 from ..kind import Call, Host, Kind, Site
 from ..output import Output
+from ..steps import LINE_ENDS, OTHERS, STEP, Read, Reader, Send, Step, read_others
+from ..talk import ENDS, Ended, Late, Talk, Wire
 from ..template import Slot, Template
-from .command import OUTCOME, Outcome, outcome
 
 #: Seconds for each step, bytes of an answer, and connections, if the manifest does not say.
 WITHIN: Final = 10.0
 MOST: Final = 1024 * 1024
 CONNECTIONS: Final = 4
 
-#: Longest line in bytes that is sent, and that is taken.
+#: Longest line in bytes that is sent.
 MAX_SENT: Final = 8 * 1024
-MAX_LINE: Final = 64 * 1024
 
 #: Characters that quote or escape in many protocols; refused where a placeholder is not in quotes.
 SPECIAL: Final = "\"'\\"
-
-#: How lines end: what is sent, and what is looked for.
-_ENDS: Final[Mapping[str, tuple[bytes, bytes]]] = {
-    "crlf": (b"\r\n", b"\n"),
-    "lf": (b"\n", b"\n"),
-    "cr": (b"\r", b"\r"),
-    "nul": (b"\0", b"\0"),
-}
-
-#: No value of a line holds one of these, whichever of them ends it.
-_LINE_ENDS: Final[Mapping[str, str]] = {
-    "\r": "a line end",
-    "\n": "a line end",
-    "\0": "a NUL character",
-}
-
-_OTHERS: Final[Mapping[str, Json]] = {
-    "type": "object",
-    "additionalProperties": OUTCOME,
-    "description": "What other answers mean: a regular expression for the whole line, and done, "
-    "refused, retry or error, or one of the last three with words for the caller.",
-    "examples": [{"END": {"refused": "no such key"}}],
-}
-
-_STEP: Final[Mapping[str, Json]] = {
-    "type": "object",
-    "properties": {
-        "send": {
-            "type": "string",
-            "description": "One line, without its end. {name} is filled with an argument, which is "
-            "one word of it.",
-            "examples": ["get {key}"],
-        },
-        "spaces": {
-            "type": "array",
-            "items": {"type": "string"},
-            "minItems": 1,
-            "description": "The arguments in send that may be several words, or none.",
-            "examples": [["text"]],
-        },
-        "data": {
-            "type": "string",
-            "description": "A block of bytes after the line, and a line end; {size} in send is how "
-            "many they are.",
-            "examples": ["{value}"],
-        },
-        "dotted": {
-            "type": "string",
-            "description": "Lines after the line, and one with a lone dot; dots at the start of a "
-            "line are doubled (RFC 5321, 4.5.2).",
-            "examples": ["{body}"],
-        },
-        "expect": {
-            "type": "string",
-            "description": "A line that all of this regular expression matches; what its named "
-            "groups matched fills placeholders of the steps after it.",
-            "examples": [r"VALUE \S+ \d+ (?P<size>\d+)"],
-        },
-        "more": {
-            "type": "string",
-            "description": "Regular expression of lines that may come before the expected one.",
-            "examples": ["250-.*"],
-        },
-        "else": _OTHERS,
-        "read": {
-            "anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "minLength": 1}],
-            "description": "So many bytes, which are the output: a number, a group of an expected "
-            "line, or all until the service closes the connection.",
-            "examples": ["{size}", "all"],
-        },
-        "until": {
-            "type": "string",
-            "description": "Lines, which are the output, until one that matches.",
-            "examples": ["END"],
-        },
-        "dots": {
-            "type": "boolean",
-            "description": "The service doubles dots at the start of a line; they are taken off.",
-        },
-        "within": {**DURATION, "description": "Longest time of this step."},
-    },
-    "additionalProperties": False,
-    "examples": [{"send": "get {key}"}],
-}
-
-#: What a step does, and what may stand beside it.
-_BESIDE: Final[Mapping[str, tuple[str, ...]]] = {
-    "send": ("spaces", "data", "dotted"),
-    "expect": ("more", "else"),
-    "read": (),
-    "until": ("else", "dots"),
-}
-
-Others = Sequence[tuple[re.Pattern[str], Outcome]]
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """A line, and what follows it."""
-
-    line: Template
-    within: float
-    spaces: frozenset[str] = frozenset()
-    data: Template | None = None
-    dotted: Template | None = None
-
-    @property
-    def templates(self) -> Iterator[Template]:
-        """All that is filled in."""
-        yield from (one for one in (self.line, self.data, self.dotted) if one is not None)
-
-
-@dataclass(frozen=True, slots=True)
-class Expect:
-    """A line that is to come."""
-
-    pattern: re.Pattern[str]
-    within: float
-    others: Others
-    more: re.Pattern[str] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Read:
-    """Bytes that are to come; all until the end without a count."""
-
-    count: Template | None
-    within: float
-
-
-@dataclass(frozen=True, slots=True)
-class Until:
-    """Lines that are to come."""
-
-    pattern: re.Pattern[str]
-    within: float
-    others: Others
-    dots: bool = False
-
-
-Step = Send | Expect | Read | Until
-
-
-class Late(Broken):
-    """No answer came in time."""
-
-
-class _Ended(Exception):
-    """The service said what ends the talk."""
-
-    def __init__(self, meant: Outcome, words: str) -> None:
-        super().__init__(words)
-        self.meant = meant
-        self.words = words
 
 
 class Tcp(Kind):
@@ -227,7 +71,7 @@ class Tcp(Kind):
             },
             "greeting": {
                 "type": "array",
-                "items": _STEP,
+                "items": STEP,
                 "description": "Steps on a new connection.",
                 "examples": [[{"expect": "220 .*"}]],
             },
@@ -239,19 +83,19 @@ class Tcp(Kind):
             },
             "talk": {
                 "type": "array",
-                "items": _STEP,
+                "items": STEP,
                 "minItems": 1,
                 "description": "The steps of a call, in order.",
                 "examples": [[{"send": "get {key}"}, {"expect": ".*"}]],
             },
-            "errors": {**_OTHERS, "description": "As else, for every answer of greeting and talk."},
+            "errors": {**OTHERS, "description": "As else, for every answer of greeting and talk."},
             "goodbye": {
                 "type": "string",
                 "minLength": 1,
                 "description": "A line that is sent before a connection is closed.",
                 "examples": ["QUIT"],
             },
-            "line_end": {"enum": list(_ENDS), "default": "crlf"},
+            "line_end": {"enum": list(ENDS), "default": "crlf"},
             "encoding": {
                 "enum": ["utf-8", "ascii", "latin-1", "cp1252", "cp437", "cp850"],
                 "default": "utf-8",
@@ -308,11 +152,15 @@ class Tcp(Kind):
         self._output = output
         self._greeting = greeting
         self._secrets = secrets or {}
-        self._end, self._ends = _ENDS[line_end]
+        self._wire = Wire(line_end, encoding, most)
         self._encoding = encoding
-        self._goodbye = goodbye.encode(encoding) + self._end if goodbye else b""
+        self._goodbye = self._wire.line(goodbye) if goodbye else b""
         self._special = special
         self._keep = keep and not any(isinstance(s, Read) and s.count is None for s in talk)
+        sends = [step for step in talk if isinstance(step, Send)]
+        #: One line is all that is said.  After another answer than the expected one it is known then
+        #: that the service waits for the next line, and is not in the middle of something.
+        self._simple = len(sends) == 1 and sends[0].data is None and sends[0].dotted is None
         self._connections = connections
         self._within = within
         self._most = most
@@ -321,11 +169,7 @@ class Tcp(Kind):
         self._pool: Pool | None = None
         self._names = list(
             dict.fromkeys(
-                name
-                for step in talk
-                if isinstance(step, Send)
-                for template in step.templates
-                for name in template.names
+                name for step in sends for template in step.templates for name in template.names
             )
         )
 
@@ -338,9 +182,9 @@ class Tcp(Kind):
             site.wrong("goes with command: leave it out", "output", "file")
         within = seconds(said["within"]) if "within" in said else WITHIN
         encoding = said.get("encoding", "utf-8")
-        reader = _Reader(site, within, _others(site, said.get("errors", {}), "errors"))
+        reader = Reader(site, within, read_others(site, said.get("errors", {}), "tcp", "errors"))
         goodbye = said.get("goodbye", "")
-        if any(end in goodbye for end in _LINE_ENDS):
+        if any(end in goodbye for end in LINE_ENDS):
             site.wrong("is one line: leave its end out", "tcp", "goodbye")
         elif not _encodes(goodbye, encoding):
             site.wrong(
@@ -355,7 +199,7 @@ class Tcp(Kind):
             _place(site, said),
             reader.steps(said["talk"], "talk"),
             output=output,
-            greeting=reader.steps(said.get("greeting", ()), "greeting", secrets=tuple(secrets)),
+            greeting=reader.steps(said.get("greeting", ()), "greeting", secrets=list(secrets)),
             secrets=secrets,
             goodbye=goodbye,
             line_end=said.get("line_end", "crlf"),
@@ -402,15 +246,11 @@ class Tcp(Kind):
         async with pool.room():
             for fresh in (False, True):
                 connection = await pool.take(fresh)
-                talk = _Talk(self, connection, values)
+                talk = Talk(self._wire, connection, values)
                 try:
                     await talk.run(self._talk)
-                except _Ended as exc:
-                    # With a block on its way it is not known what the service makes of that.
-                    keep = self._keep and not any(
-                        isinstance(s, Send) and s.data for s in self._talk
-                    )
-                    pool.give(connection, keep)
+                except Ended as exc:
+                    pool.give(connection, self._keep and self._simple)
                     if exc.meant.word != "done":
                         raise exc.meant.error(exc.words) from exc
                     return self._taken(talk.output)
@@ -437,11 +277,11 @@ class Tcp(Kind):
         values: dict[str, str | bytes] = {}
         for name, one in self._secrets.items():
             values[name] = one.read()
-            if any(end in one.read() for end in _LINE_ENDS):
+            if any(end in one.read() for end in LINE_ENDS):
                 raise AgentError(f"the secret {one} has a line end or NUL in it")
         try:
-            await _Talk(self, connection, values).run(self._greeting)
-        except _Ended as exc:
+            await Talk(self._wire, connection, values).run(self._greeting)
+        except Ended as exc:
             if exc.meant.word != "done":
                 raise exc.meant.error(exc.words) from exc
 
@@ -474,7 +314,7 @@ class Tcp(Kind):
                 continue
             value = values.get(piece.name, "")
             assert isinstance(value, str), "no file stands in a line"
-            for end, noun in _LINE_ENDS.items():
+            for end, noun in LINE_ENDS.items():
                 if end in value:
                     raise call.bad(piece.name, f"it has {noun}, and has to stay within one line")
             if whole is None:
@@ -507,318 +347,6 @@ class Tcp(Kind):
         if found is not None:
             raise call.bad(name, f"it has {found}, which may mean something to the service")
 
-    # -- for a talk
-
-    def line(self, said: str) -> bytes:
-        """Give a line as it is sent."""
-        return said.encode(self._encoding) + self._end
-
-    def block(self, template: Template, values: Mapping[str, str | bytes]) -> bytes:
-        """Give a block as it is sent, without a line end behind it."""
-        whole = template.whole
-        if whole is not None and isinstance(value := values.get(whole, ""), bytes):
-            return value
-        texts = {name: str(values.get(name, "")) for name in template.names}
-        return template.fill(texts).encode(self._encoding)
-
-    def dotted(self, template: Template, values: Mapping[str, str | bytes]) -> bytes:
-        """Give lines as they are sent, with the dot that ends them."""
-        text = template.fill({name: str(values.get(name, "")) for name in template.names})
-        lines = re.split("\r\n|\n", text)
-        if lines[-1] == "":
-            lines.pop()
-        stuffed = [f".{line}" if line.startswith(".") else line for line in lines]
-        return b"".join(map(self.line, [*stuffed, "."]))
-
-    async def answer(self, connection: Connection) -> str:
-        """Wait for a line."""
-        line = await connection.line(self._ends, MAX_LINE)
-        if self._end == b"\r\n":
-            line = line.removesuffix(b"\r")
-        return line.decode(self._encoding, "surrogateescape")
-
-    def encoded(self, line: str) -> bytes:
-        """Give back the bytes of a line that came."""
-        return line.encode(self._encoding, "surrogateescape")
-
-    @property
-    def most(self) -> int:
-        """Most bytes of an answer."""
-        return self._most
-
-
-class _Talk:
-    """One talk over a connection, step by step."""
-
-    def __init__(self, tcp: Tcp, connection: Connection, values: Mapping[str, str | bytes]) -> None:
-        self._tcp = tcp
-        self._connection = connection
-        self._values: dict[str, str | bytes] = dict(values)
-        self._block: bytes | None = None
-        self._last = b""
-        self._unsent = bytearray()
-
-    @property
-    def output(self) -> bytes:
-        """What was answered: the bytes and lines that were read, else the last line."""
-        return self._last if self._block is None else self._block
-
-    async def run(self, steps: Sequence[Step]) -> None:
-        """Do all steps.
-
-        Raises:
-            _Ended: an answer was another one than expected, and the manifest says what it means.
-            Broken: the connection is of no use any more: it ended, no answer came in time, or one
-                that the manifest does not know.
-        """
-        for step in steps:
-            try:
-                async with asyncio.timeout(step.within):
-                    await self._step(step)
-            except TimeoutError as exc:
-                raise Late(f"no answer within {step.within:g} s") from exc
-        await self._flush()
-
-    async def _step(self, step: Step) -> None:
-        if isinstance(step, Send):
-            self._send(step)
-            return
-        await self._flush()
-        match step:
-            case Expect():
-                await self._expect(step)
-            case Read() if step.count is None:
-                self._add(await self._connection.rest(self._tcp.most))
-            case Read():
-                assert step.count is not None
-                self._add(await self._connection.read(self._count(step.count)))
-            case Until():
-                await self._until(step)
-
-    async def _flush(self) -> None:
-        """Send what waits, in one piece, so that a line and its block are one packet."""
-        if self._unsent:
-            data = bytes(self._unsent)
-            self._unsent.clear()
-            await self._connection.write(data)
-
-    def _send(self, step: Send) -> None:
-        tcp, values = self._tcp, dict(self._values)
-        block = None if step.data is None else tcp.block(step.data, values)
-        if block is not None:
-            values["size"] = str(len(block))
-        self._unsent += tcp.line(
-            step.line.fill({name: str(values.get(name, "")) for name in step.line.names})
-        )
-        if block is not None:
-            self._unsent += block + tcp.line("")
-        if step.dotted is not None:
-            self._unsent += tcp.dotted(step.dotted, values)
-
-    async def _expect(self, step: Expect) -> None:
-        lines: list[bytes] = []
-        taken = 0
-        while True:
-            line = await self._tcp.answer(self._connection)
-            lines.append(self._tcp.encoded(line))
-            taken += len(line) + 1
-            if taken > self._tcp.most:
-                raise Broken(f"it sent more than {self._tcp.most} bytes")
-            found = step.pattern.fullmatch(line)
-            if found is not None:
-                break
-            if step.more is None or not step.more.fullmatch(line):
-                self._other(line, step.others)
-        self._last = b"\n".join(lines)
-        self._values.update({name: text or "" for name, text in found.groupdict().items()})
-
-    async def _until(self, step: Until) -> None:
-        taken = 0
-        lines: list[bytes] = []
-        while not step.pattern.fullmatch(line := await self._tcp.answer(self._connection)):
-            if not lines:
-                self._other(line, step.others, known=True)
-            if step.dots and line.startswith("."):
-                line = line[1:]
-            lines.append(self._tcp.encoded(line))
-            taken += len(lines[-1]) + 1
-            if taken > self._tcp.most:
-                raise Broken(f"it sent more than {self._tcp.most} bytes")
-        self._add(b"\n".join(lines) + (b"\n" if lines else b""))
-
-    def _other(self, line: str, others: Others, known: bool = False) -> None:
-        words = one_line(line.encode(errors="replace").decode(), 300)
-        for pattern, meant in others:
-            if (found := pattern.fullmatch(line)) is not None:
-                self._last = self._tcp.encoded(line)
-                raise _Ended(meant, found.groupdict().get("text") or words)
-        if not known:
-            raise Broken(f"it answered: {words or 'an empty line'}")
-
-    def _count(self, template: Template) -> int:
-        said = template.fill({name: str(self._values.get(name, "")) for name in template.names})
-        if not (said.isascii() and said.isdigit()) or int(said[:20]) > self._tcp.most:
-            raise Broken(f"it announced {said[:20] or 'no'} bytes, and at most {self._tcp.most} go")
-        return int(said)
-
-    def _add(self, data: bytes) -> None:
-        self._block = (self._block or b"") + data
-        if len(self._block) > self._tcp.most:
-            raise Broken(f"it sent more than {self._tcp.most} bytes")
-
-
-# -- reading
-
-
-class _Reader:
-    """Reads the steps of a manifest."""
-
-    def __init__(self, site: Site, within: float, others: Others) -> None:
-        self._site = site
-        self._within = within
-        self._others = others
-
-    def steps(
-        self, said: Sequence[Mapping[str, Any]], key: str, secrets: tuple[str, ...] | None = None
-    ) -> list[Step]:
-        """Read a list of them; in a greeting ``secrets`` take the place of arguments."""
-        groups: list[str] = []
-        found: list[Step] = []
-        for place, step in enumerate(said):
-            made = self._step(step, ("tcp", key, place), groups, secrets)
-            if made is None:
-                continue
-            found.append(made)
-            if isinstance(made, Expect):
-                groups += made.pattern.groupindex
-        return found
-
-    def _step(
-        self,
-        said: Mapping[str, Any],
-        steps: tuple[str | int, ...],
-        groups: Sequence[str],
-        secrets: tuple[str, ...] | None,
-    ) -> Step | None:
-        site = self._site
-        does = [key for key in _BESIDE if key in said]
-        if len(does) != 1:
-            has = f"has {' and '.join(does)}: make two steps of it" if does else "does nothing"
-            site.wrong(f"{has}; a step has one of {', '.join(_BESIDE)}", *steps)
-            return None
-        for key in said:
-            owners = [one for one, keys in _BESIDE.items() if key in keys]
-            if owners and does[0] not in owners:
-                site.wrong(f"goes with {' or '.join(owners)}, and this is {does[0]}", *steps, key)
-                return None
-        within = seconds(said["within"]) if "within" in said else self._within
-        match does[0]:
-            case "send":
-                return self._send(said, steps, within, groups, secrets)
-            case "read":
-                if said["read"] == "all":
-                    return Read(None, within)
-                count = self._template(str(said["read"]), (*steps, "read"), groups, ())
-                if not re.fullmatch("[0-9]*", _literal(count)) or not count.pieces:
-                    site.wrong(
-                        'write a number of bytes, a group such as "{size}", or all', *steps, "read"
-                    )
-                return Read(count, within)
-            case key:
-                pattern = _pattern(site, said[key], *steps, key)
-                for name in pattern.groupindex:
-                    if name in site.arguments or name in (secrets or ()):
-                        site.wrong(
-                            f"the group {name} has the name of an argument: call it otherwise",
-                            *steps,
-                            key,
-                        )
-                others = [*_others(site, said.get("else", {}), *steps[1:], "else"), *self._others]
-                if key == "until":
-                    return Until(pattern, within, others, said.get("dots", False))
-                more = _pattern(site, said["more"], *steps, "more") if "more" in said else None
-                return Expect(pattern, within, others, more)
-
-    def _send(
-        self,
-        said: Mapping[str, Any],
-        steps: tuple[str | int, ...],
-        within: float,
-        groups: Sequence[str],
-        secrets: tuple[str, ...] | None,
-    ) -> Send:
-        site = self._site
-        also = [*groups, "size"] if "data" in said else groups
-        line = self._template(said["send"], (*steps, "send"), also, secrets)
-        if any(end in _literal(line) for end in _LINE_ENDS):
-            site.wrong(
-                "is one line: leave its end out, line_end says how lines end", *steps, "send"
-            )
-        if "data" in said and "size" not in line.names:
-            site.wrong("{size} is missing: how many bytes the data are", *steps, "send")
-        if "data" in said and "size" in site.arguments:
-            site.wrong(
-                "{size} is the number of bytes of data here: call the argument otherwise",
-                *steps,
-                "send",
-            )
-        for name in line.names:
-            one = site.arguments.get(name)
-            if one is None or name in groups:
-                continue
-            if not one.required and one.default is None:
-                site.wrong(f"{{{name}}} may be missing: give it a default", *steps, "send")
-            bounded = one.pattern or one.max_length or one.enum or one.type != "string"
-            if "data" in said and not bounded:
-                # A service that refuses the line reads the block as the lines of further commands.
-                site.wrong(
-                    f"{{{name}}} stands before a block of data, which a service that does not like "
-                    f"the line takes for commands: give {name} a max_length or a pattern",
-                    *steps,
-                    "send",
-                )
-        for name in said.get("spaces", ()):
-            if name not in line.names:
-                site.wrong(f"{name!r} is no argument in send", *steps, "spaces")
-        data = dotted = None
-        if "data" in said:
-            data = self._template(said["data"], (*steps, "data"), groups, secrets, files=True)
-            for name in data.names:
-                one = site.arguments.get(name)
-                if one is not None and one.type == "file" and data.whole is None:
-                    site.wrong(f"{{{name}}} is a file and must be all of it", *steps, "data")
-        if "dotted" in said:
-            dotted = self._template(said["dotted"], (*steps, "dotted"), groups, secrets)
-        return Send(line, within, frozenset(said.get("spaces", ())), data, dotted)
-
-    def _template(
-        self,
-        said: str,
-        steps: tuple[str | int, ...],
-        also: Sequence[str],
-        secrets: tuple[str, ...] | None,
-        files: bool = False,
-    ) -> Template:
-        site = self._site
-        if secrets is None:
-            return site.template(said, *steps, also=also, files=files)
-        # A greeting is said once for many calls, so it has no arguments; a count never has.
-        try:
-            found = Template.of(said)
-        except ValueError as exc:
-            site.wrong(str(exc), *steps)
-            return Template((said,))
-        for name in found.names:
-            if name not in (*also, *secrets):
-                site.wrong(
-                    f"{{{name}}} is not known here: write one of {', '.join((*also, *secrets))}"
-                    if (*also, *secrets)
-                    else f"{{{name}}} is not known here: there is no group of an expected line",
-                    *steps,
-                )
-                return Template((said,))
-        return found
-
 
 def _place(site: Site, said: Mapping[str, Any]) -> Place:
     text: str = said["connect"]
@@ -837,25 +365,6 @@ def _place(site: Site, said: Mapping[str, Any]) -> Place:
         site.wrong(f"{port} is no port: write one from 1 to 65535", "tcp", "connect")
     host = host.strip("[]")
     return Place(text, host, int(port), tls=bool(tls), ca=ca, name=more.get("name", ""))
-
-
-def _others(site: Site, said: Mapping[str, Any], *steps: str | int) -> Others:
-    return [
-        (_pattern(site, regex, "tcp", *steps, regex), outcome(meant))
-        for regex, meant in said.items()
-    ]
-
-
-def _pattern(site: Site, said: str, *steps: str | int) -> re.Pattern[str]:
-    try:
-        return re.compile(said)
-    except re.error as exc:
-        site.wrong(f"{said!r} is no regular expression: {exc}: escape . ( [ * + ? with \\", *steps)
-        return re.compile("")
-
-
-def _literal(template: Template) -> str:
-    return "".join(piece for piece in template.pieces if isinstance(piece, str))
 
 
 def _neighbours(template: Template, place: int) -> tuple[str, str]:

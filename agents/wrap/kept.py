@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import secrets
+import select
 import signal
 import subprocess
+import sys
+import termios
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +51,10 @@ PATIENCE: Final = 1.0
 
 class Died(Exception):
     """The program ended while it had the request."""
+
+
+class Unread(Died):
+    """The program ended before it had read anything of the request: nothing has happened."""
 
 
 class TooLong(Exception):
@@ -98,7 +106,10 @@ class Running:
             os.close(ours)
             raise
         self._ours = open(ours, "wb", buffering=0)  # noqa: SIM115 - closed with its transport
+        #: Another one, to see what of its input it has not read when it has ended.
+        self._peek = os.dup(ours)
         self._input: asyncio.WriteTransport | None = None
+        self._pipe = _Pipe()
         self._outputs: list[tuple[asyncio.ReadTransport, _Lines]] = []
         self._watch: asyncio.Task[None] | None = None
 
@@ -116,7 +127,7 @@ class Running:
         ):
             transport, _ = await self._loop.connect_read_pipe(lambda lines=lines: lines, pipe)  # type: ignore[misc]
             self._outputs.append((transport, lines))
-        self._input, _ = await self._loop.connect_write_pipe(asyncio.Protocol, self._ours)
+        self._input, self._pipe = await self._loop.connect_write_pipe(_Pipe, self._ours)
         self._watch = asyncio.create_task(self._wait(), name=f"waits for {self.process.pid}")
         if self._way.ready is None:
             return
@@ -138,7 +149,19 @@ class Running:
     @property
     def fit(self) -> bool:
         """Whether it can take a request."""
-        return not self._broken.done() and not self.process.ended
+        return not self._broken.done() and not self.process.ended and self._reads()
+
+    def _reads(self) -> bool:
+        """Tell whether somebody has the other end of its input; it ends a little later than that."""
+        poll = select.poll()
+        poll.register(self._peek, 0)
+        return not poll.poll(0)
+
+    def _unread(self) -> int:
+        """Give how many bytes are in its input."""
+        count = bytearray(4)
+        fcntl.ioctl(self._peek, termios.FIONREAD, count)
+        return int.from_bytes(count, sys.byteorder)
 
     async def ask(
         self, id: int, request: Mapping[str, Json], told: Callable[[Mapping[str, Any]], None]
@@ -146,7 +169,8 @@ class Running:
         """Hand over a request and give the message that ends it; ``told`` gets those before.
 
         Raises:
-            Died: it ended before.
+            Unread: it ended before it had read it.
+            Died: it ended before it had answered.
             TooLong: it wrote too long a line; it is of no use any more.
         """
         answer: asyncio.Future[Any] = self._loop.create_future()
@@ -162,9 +186,9 @@ class Running:
 
         self._told = take
         # ASCII: no value can bring a line end of any sort.
-        line = json.dumps({"id": id, **request}, ensure_ascii=True) + "\n"
+        line = json.dumps({"id": id, **request}, ensure_ascii=True).encode() + b"\n"
         assert self._input is not None
-        self._input.write(line.encode())
+        self._input.write(line)
         try:
             await asyncio.wait([answer, broken], return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -173,7 +197,10 @@ class Running:
             self.answered = True
             found: Mapping[str, Any] = answer.result()
             return found
-        raise self._broken.result()
+        error = self._broken.result()
+        if isinstance(error, Died) and self._unread() == len(line):
+            raise Unread(str(error)) from error
+        raise error
 
     async def end(self, polite: bool = False) -> None:
         """See its group end: at once asked to, or first with the end of its input."""
@@ -200,7 +227,11 @@ class Running:
         if self._input is None:
             self._ours.close()
         else:
-            self._input.abort()
+            if not self._pipe.closed.is_set():
+                # What it has not read, nobody reads.
+                self._input.abort()
+            await self._pipe.closed.wait()
+        os.close(self._peek)
         for transport, lines in self._outputs:
             transport.close()
             await lines.closed.wait()
@@ -263,6 +294,16 @@ class Running:
 
 #: Members that make a message the last one of its request.
 _ENDS: Final = frozenset({"value", "file", "error", "refused", "retry"})
+
+
+class _Pipe(asyncio.Protocol):
+    """Notes when a pipe is closed."""
+
+    def __init__(self) -> None:
+        self.closed = asyncio.Event()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed.set()
 
 
 class _Lines(asyncio.Protocol):
@@ -333,22 +374,28 @@ class Team:
         Cancelled, the process is killed with its group, and gone when this ends.
 
         Raises:
-            Retry: it cannot be started now.
+            Retry: it cannot be started now, or ends before it has read anything.
             Died, TooLong: it ended while it had the request.
         """
         async with self._room:
-            running = await self._take()
-            self._number += 1
-            try:
-                answer = await running.ask(self._number, request, told)
-            except BaseException as exc:
-                if isinstance(exc, Died) and not running.answered:
-                    self._fail(str(exc))
-                await running.end()
-                raise
-            self._failures = 0
-            self._idle.append(running)
-            return answer
+            while True:
+                running = await self._take()
+                self._number += 1
+                try:
+                    answer = await running.ask(self._number, request, told)
+                except BaseException as exc:
+                    await running.end()
+                    if isinstance(exc, Died) and not running.answered:
+                        self._fail(str(exc))
+                        if isinstance(exc, Unread):
+                            raise Retry(f"{self._way.argv[0]} does not start: {exc}") from exc
+                    if isinstance(exc, Unread):
+                        # It had done what it was for, and went while we wrote.
+                        continue
+                    raise
+                self._failures = 0
+                self._idle.append(running)
+                return answer
 
     async def _take(self) -> Running:
         while self._idle:

@@ -3,7 +3,7 @@
 from spinal.bus.blob import Blob
 
 from .agent import Agent
-from .errors import AgentError, CommandFailed, Refused, Retry, RoleRefused
+from .errors import AgentError, CommandFailed, EndWith, Refused, Retry, RoleRefused
 from .job import Job, PlainJob
 from .operation import Effects, Operation
 from .process import Completed
@@ -15,6 +15,7 @@ __all__ = [
     "CommandFailed",
     "Completed",
     "Effects",
+    "EndWith",
     "Job",
     "Operation",
     "PlainJob",

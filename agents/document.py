@@ -317,7 +317,8 @@ def members(value: Any) -> Mapping[str, Any]:
 def _meant(error: Any) -> Iterator[Any]:
     """Out of several alternatives take the one that was meant: by its type, or the nearest."""
     # Branches of another type were not meant.
-    found = [inner for inner in error.context or () if not _other_type(inner, error)]
+    others = {inner.schema_path[0] for inner in error.context or () if _other_type(inner, error)}
+    found = [inner for inner in error.context or () if inner.schema_path[0] not in others]
     if not found or "errorMessage" in error.schema:
         yield error
         return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from spinal.bus.errors import BlobError
 from spinal.protocols import Exit, Problem, SpinalError
 
@@ -24,6 +26,18 @@ class Refused(SpinalError):
 
 class Retry(SpinalError):
     """Raised by an operation that cannot do it now: nothing happened, and later or elsewhere it may."""
+
+
+class EndWith(SpinalError):
+    """Raised by an operation to end with exactly this problem.
+
+    Not :class:`~spinal.bus.errors.CallError`, which an operation gets when it calls others: what
+    became of those calls says nothing about its own, and makes it ``failed``.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.text)
+        self.problem = problem
 
 
 class CommandFailed(SpinalError):
@@ -55,6 +69,8 @@ def describe(error: BaseException) -> str:
 def problem_of(error: Exception) -> Problem:
     """Say what an exception out of an operation means to the caller."""
     match error:
+        case EndWith():
+            return replace(error.problem, text=one_line(error.problem.text))
         case Refused():
             return Problem("refused", one_line(str(error)))
         case Retry():

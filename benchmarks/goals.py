@@ -217,6 +217,15 @@ def _goals() -> Iterator[Goal]:
     for way in ("upload", "download"):
         what = f"50 MB blob, {way}, MB/s"
         yield Goal(f"blob-{way}", "blob", what, "curl to the same server", least=0.7, batched="-")
+    yield Goal(
+        "wrap-cpu",
+        "wrap",
+        "CPU that a wrapped `units` costs more",
+        "the command bare",
+        unit="ms",
+        most=5.0,
+        batched="no",
+    )
     for word, seconds in (("--help", 0.25), ("agents", 0.5)):
         yield Goal(
             f"start-{word.lstrip('-')}",

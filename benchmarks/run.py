@@ -35,6 +35,7 @@ PARTS = {
     "costs": ("costs", "measure"),
     "resolve": ("others", "resolve"),
     "blob": ("others", "blob"),
+    "wrap": ("wrap", "measure"),
     "scale": ("others", "scale"),
 }
 

@@ -8,18 +8,20 @@ machine.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from spinal.bus.blob import Blob
+from spinal.bus.errors import CallError
 from spinal.protocols import REASONS, Json, LocalProtocolError
 from spinal.protocols import path as paths
 
 from .. import document
 from ..agent import Agent
 from ..document import DURATION, BadDocument, Document, Mistake, seconds
+from ..errors import EndWith
 from ..life import Life
 from ..operation import Operation
 from . import argument, gauge, health, output, rights
@@ -192,6 +194,9 @@ def _op(
     arguments: dict[str, Argument] = {}
     taken: Mapping[str, Any] = said.get("args") or {}
     for name, about in taken.items():
+        if name == "tmp":
+            wrong("is the folder of a call: give the argument another name", "args", name)
+            return None
         try:
             arguments[name] = Argument.of(name, about)
         except ValueError as exc:
@@ -216,7 +221,7 @@ def _op(
         retry = {**given, **pauses}
     try:
         operation = Operation.of(
-            _function(made, arguments, allowed),
+            function(made, arguments, allowed),
             path,
             timeout=said.get("timeout", "60s"),
             effects=said.get("effects", "writes"),
@@ -232,15 +237,23 @@ def _op(
     return Op(path, made, operation, arguments, steps)
 
 
-def _function(kind: Kind, arguments: Mapping[str, Argument], allowed: rights.Rights) -> Any:
+def function(
+    kind: Kind, arguments: Mapping[str, Argument], allowed: rights.Rights
+) -> Callable[..., Awaitable[Any]]:
+    """Make what runs an operation: takes the job and the arguments, all by name."""
+
     async def run(**given: Any) -> Any:
         job = given.pop(argument.JOB)
-        allowed.check(job.caller)
         args = {name: given.get(name, one.default) for name, one in arguments.items()}
-        for name, one in arguments.items():
-            one.check(args[name])
-        with Call(job, args, arguments).running() as call:
-            return await kind.run(call)
+        try:
+            allowed.check(job.caller)
+            for name, one in arguments.items():
+                one.check(args[name])
+            with Call(job, args, arguments).running() as call:
+                return await kind.run(call)
+        except CallError as exc:
+            # A kind calls nobody else: it is our own word.
+            raise EndWith(exc.problem) from exc
 
     return run
 

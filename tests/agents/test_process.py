@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from spinal.agents.errors import CommandFailed
-from spinal.agents.process import Guard, Process, run
+from spinal.agents.process import Guard, Process, kill_marked, run
 
 
 async def until(condition: object, within: float = 10.0) -> None:
@@ -266,3 +266,23 @@ async def test_no_descriptor_is_left_open() -> None:
             await run(["no-such-program"])
 
     assert psutil.Process().num_fds() == before
+
+
+async def test_a_file_may_be_the_input(tmp_path: Path) -> None:
+    (tmp_path / "in").write_bytes(b"\x00\xff")
+
+    assert (await run(["cat"], input=tmp_path / "in")).stdout == b"\x00\xff"
+
+
+async def test_what_has_left_its_group_is_found_by_its_environment(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    script = f"setsid --fork sh -c 'echo $$ >> {pids}; exec sleep 600' & wait"
+    mark = "SPINAL_TEST=5f2c"
+    await run(["sh", "-c", script], env={**os.environ, "SPINAL_TEST": "5f2c"})
+    await until(lambda: pids.exists() and pids.read_text().strip())
+    pid = int(pids.read_text())
+    assert not gone(pid)
+
+    assert kill_marked(f"{mark}0") == 0
+    assert kill_marked(mark) >= 1
+    await until(lambda: gone(pid))

@@ -275,6 +275,8 @@ class Command(Kind):
             yield ("command", 0), f"{self.program!r} {why}{'' if there else 'its path'}"
         if self._limiter and shutil.which(self._limiter[0]) is None:
             yield ("limits",), "needs prlimit(1): install util-linux"
+        if not self._folder.names and not (self._base / self._folder.fill({})).is_dir():
+            yield ("folder",), f"{self._folder.fill({})} is no folder: make it first"
         for name, value in self._env.items():
             if isinstance(value, secret.Secret):
                 try:
@@ -303,7 +305,7 @@ class Command(Kind):
         except asyncio.CancelledError:
             await asyncio.to_thread(process.kill_marked, f"{MARK}={mark}")
             raise
-        return self._ended(ended, values)
+        return await self._ended(ended, values)
 
     def _arguments(self, call: Call, values: Mapping[str, str]) -> Iterator[str]:
         literal = False
@@ -376,7 +378,7 @@ class Command(Kind):
 
         return tell
 
-    def _ended(self, ended: Completed, values: Mapping[str, str]) -> Any:
+    async def _ended(self, ended: Completed, values: Mapping[str, str]) -> Any:
         meant = self._exits.get(ended.code, self._exits[None])
         if ended.code < 0:
             meant = Outcome("error", _KILLED.get(-ended.code, ""))
@@ -385,7 +387,7 @@ class Command(Kind):
         if meant.word != "done":
             raise meant.error(_last_words(ended))
         if self._file is not None:
-            return self._written(values)
+            return await asyncio.to_thread(self._written, values)
         if ended.stdout_cut:
             text = f"it wrote more than {self._most} bytes (limits: output)"
             raise CallError.of(Problem("too-large", text))

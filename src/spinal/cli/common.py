@@ -276,7 +276,9 @@ def report(error: Exception, *, as_json: bool = False) -> int:
     words, code = _told(error)
     line = " ".join(words.split())
     agent = getattr(error, "agent", None)
-    say(f"spinal: {line} (at {agent})" if agent else f"spinal: {line}")
+    # A file's mistakes are a line each.
+    for one in getattr(error, "mistakes", None) or [f"{line} (at {agent})" if agent else line]:
+        say(f"spinal: {one}")
     if as_json:
         detail: dict[str, Json] = {"text": line, "exit": code}
         problem = getattr(error, "problem", None)

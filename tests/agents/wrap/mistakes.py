@@ -158,6 +158,7 @@ MISTAKES = [
     ),
     _case("default: m", "default: m}\n      why: {", 14, f"{OP}.args.why", "is not used", "{why}"),
     _case("default: m", "optional: true", 14, f"{COMMAND}.3", "may be missing", "inner list"),
+    _case("to: {type", "tmp: {type", 13, f"{OP}.args.tmp", "another name"),
     # Its kind.
     _case(f"    command: {ARGV}\n", "", 9, OP, "does nothing", "command"),
     _case(ARGV, "units --terse {from} {to}", 14, COMMAND, "is not a list", "[units"),

@@ -228,6 +228,10 @@ async def test_a_relative_program_is_beside_its_manifest(wrapped: Read, tmp_path
     assert await run(wrapped("command: [./old.sh]")) == str(tmp_path)
 
 
+async def test_whoever_has_the_manifest_may_try_it(wrapped: Read) -> None:
+    assert await run(wrapped("command: [echo, hi]\nrights: {call: [ann@home.test]}")) == "hi"
+
+
 # -- outcomes
 
 
@@ -322,8 +326,12 @@ async def test_lines_are_progress(wrapped: Read) -> None:
         "command: [printf, '1/4 first\\nnoise\\n2/4 second\\n']\n"
         "progress: {regex: '(?P<done>\\d+)/(?P<total>\\d+) (?P<note>.*)'}"
     )
-    said: list[object] = []
-    await Trial(found, "/op", lambda *news: said.append(news)).run({})
+    said: list[tuple[float | None, float | None, str]] = []
+
+    def progress(done: float | None, total: float | None, note: str) -> None:
+        said.append((done, total, note))
+
+    await Trial(found, "/op", progress).run({})
 
     assert said == [(1.0, 4.0, "first"), (2.0, 4.0, "second")]
 

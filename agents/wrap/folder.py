@@ -33,8 +33,7 @@ MAX_NAME: Final = 255
 #: Beginning of the names that are ours.
 OURS: Final = ".spinal-"
 
-#: Where it is noted what was submitted, and how long that may be.
-JOURNAL: Final = f"{OURS}submitted"
+#: Most bytes of what is noted of a folder.
 MAX_JOURNAL: Final = 64 * 1024 * 1024
 
 
@@ -59,13 +58,14 @@ class Mark:
 
 
 @contextlib.contextmanager
-def opened(folder: Path) -> Generator[int]:
-    """Have a descriptor of a folder for a block.
+def opened(folder: Path, follow: bool = True) -> Generator[int]:
+    """Have a descriptor of a folder for a block; a link to one only with ``follow``.
 
     Raises:
         OSError: there is none.
     """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
+    descriptor = os.open(folder, flags)
     try:
         yield descriptor
     finally:
@@ -206,7 +206,8 @@ def move(folder: Path, name: str, mark: Mark, to: Path) -> None:
         OSError: it cannot be moved.
     """
     to.mkdir(exist_ok=True)
-    with opened(folder) as here, opened(to) as there:
+    # Beside the files, others may have put a link in its place.
+    with opened(folder) as here, opened(to, follow=to.parent != folder) as there:
         if not _same(here, name, mark):
             return
         path = Path(name)
@@ -236,25 +237,30 @@ def _same(folder: int, name: str, mark: Mark) -> bool:
 # -- what was submitted and is kept where it is
 
 
-def recall(folder: Path) -> set[str]:
-    """Read the keys that were noted.
+def journal(name: str) -> str:
+    """Give the name of the file in which it is noted for an operation."""
+    return f"{OURS}submitted-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def recall(folder: Path, name: str) -> set[str]:
+    """Read the keys that were noted in a journal.
 
     Raises:
         AgentError: the journal is no such file.
     """
     try:
-        data = contents(folder, JOURNAL, MAX_JOURNAL)
+        data = contents(folder, name, MAX_JOURNAL)
     except FileNotFoundError:
         return set()
     except OSError as exc:
-        raise errors.AgentError(f"{folder / JOURNAL}: {exc.strerror}") from exc
+        raise errors.AgentError(f"{folder / name}: {exc.strerror}") from exc
     if data is None:
-        raise errors.AgentError(f"{folder / JOURNAL} has more than {MAX_JOURNAL} bytes")
+        raise errors.AgentError(f"{folder / name} has more than {MAX_JOURNAL} bytes")
     # The last line is not whole if we were killed while we wrote it.
     return set(data.decode(errors="replace").split("\n")[:-1])
 
 
-def note(folder: Path, key: str) -> None:
+def note(folder: Path, name: str, key: str) -> None:
     """Note a key, so that it is there after a crash.
 
     Raises:
@@ -263,17 +269,17 @@ def note(folder: Path, key: str) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
     with (
         opened(folder) as here,
-        open(os.open(JOURNAL, flags, 0o600, dir_fd=here), "ab") as file,
+        open(os.open(name, flags, 0o600, dir_fd=here), "ab") as file,
     ):
         file.write(f"{key}\n".encode())
         file.flush()
         os.fsync(file.fileno())
 
 
-def forget(folder: Path, keys: Iterable[str]) -> None:
+def forget(folder: Path, name: str, keys: Iterable[str]) -> None:
     """Note these keys and no others.
 
     Raises:
         OSError: they cannot be written.
     """
-    put(folder, JOURNAL, "".join(f"{key}\n" for key in sorted(keys)).encode(), replace=True)
+    put(folder, name, "".join(f"{key}\n" for key in sorted(keys)).encode(), replace=True)

@@ -106,6 +106,7 @@ class Inbox:
     def __init__(self, rule: Rule, name: str, bus: Bus | None) -> None:
         self._rule = rule
         self._name = name
+        self._journal = folders.journal(name)
         self._bus = bus
         self._files: dict[str, _File] = {}
         #: Keys of what an earlier life submitted and left where it is; until all have been seen.
@@ -181,7 +182,7 @@ class Inbox:
         rule = self._rule
         keeps = rule.then == "keep"
         if keeps and self._noted is None:
-            self._noted = folders.recall(rule.folder)
+            self._noted = folders.recall(rule.folder, self._journal)
             self._notes = MAX_NOTES
         found = folders.look(rule.folder, rule.match, self._known)
         for name, mark in list(found.new.items()) if self._noted else ():
@@ -195,7 +196,9 @@ class Inbox:
         self._noted = set()
         if keeps and self._notes >= MAX_NOTES:
             # Those of files that are gone are of no use any more.
-            folders.forget(rule.folder, (self._key(name, mark) for name, mark in self._known))
+            folders.forget(
+                rule.folder, self._journal, (self._key(name, mark) for name, mark in self._known)
+            )
             self._notes = 0
         return found.new
 
@@ -256,7 +259,7 @@ class Inbox:
         elif rule.then == "delete":
             folders.take_away(rule.folder, name, mark)
         else:
-            folders.note(rule.folder, self._key(name, mark))
+            folders.note(rule.folder, self._journal, self._key(name, mark))
             self._known.add((name, mark))
             self._notes += 1
 

@@ -38,6 +38,9 @@ log = structlog.get_logger()
 LEAVES_WITHIN: Final = 1.0
 GRACE: Final = 3.0
 
+#: Bytes that are no answer and may come before one.
+MAX_STRAY: Final = 16 * 1024 * 1024
+
 #: Variable by which what has left a program's group is known when that is to end.
 MARK: Final = "SPINAL_PROGRAM"
 
@@ -58,7 +61,7 @@ class Unread(Died):
 
 
 class TooLong(Exception):
-    """The program wrote a line longer than is taken."""
+    """The program wrote more than is taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,8 @@ class Running:
         self._broken: asyncio.Future[Exception] = self._loop.create_future()
         self._ready = asyncio.Event()
         self._last = ""
+        #: Bytes that were no answer, since the last one.
+        self._strays = 0
         self.answered = False
         self._mark = secrets.token_hex(16)
         theirs, ours = os.pipe()
@@ -171,7 +176,7 @@ class Running:
         Raises:
             Unread: it ended before it had read it.
             Died: it ended before it had answered.
-            TooLong: it wrote too long a line; it is of no use any more.
+            TooLong: it wrote more than is taken; it is of no use any more.
         """
         answer: asyncio.Future[Any] = self._loop.create_future()
         broken: asyncio.Future[Any] = self._broken
@@ -195,6 +200,7 @@ class Running:
             self._told = None
         if answer.done():
             self.answered = True
+            self._strays = 0
             found: Mapping[str, Any] = answer.result()
             return found
         error = self._broken.result()
@@ -271,11 +277,17 @@ class Running:
             self._stray(line.decode(errors="replace"))
 
     def _too_long(self) -> None:
-        self._break(TooLong(f"it wrote a line of more than {self._way.most} bytes"))
         # What comes behind it is part of it.
+        self._stop(f"it wrote a line of more than {self._way.most} bytes")
+
+    def _stop(self, why: str) -> None:
+        self._break(TooLong(why))
         self.process.signal(signal.SIGKILL)
 
     def _stray(self, text: str) -> None:
+        self._strays += len(text)
+        if self._strays > MAX_STRAY:
+            self._stop(f"it wrote more than {MAX_STRAY} bytes that are no answer")
         if self._allowance.admits(text):
             self._tell_dropped()
             self._log.warning("program_wrote_no_answer", text=one_line(text, 300))

@@ -9,6 +9,7 @@ into a block whose length the line before it says.
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -38,6 +39,9 @@ MAX_SENT: Final = 8 * 1024
 
 #: Characters that quote or escape in many protocols; refused where a placeholder is not in quotes.
 SPECIAL: Final = "\"'\\"
+
+#: What operations may say differently and still use the same connections.
+_OF_A_TALK: Final = ("talk", "special", "keep", "most")
 
 
 class Tcp(Kind):
@@ -115,7 +119,8 @@ class Tcp(Kind):
                 "minimum": 1,
                 "maximum": 1000,
                 "default": CONNECTIONS,
-                "description": "Most that are open at once.",
+                "description": "Most that are open at once; operations that say the same of the "
+                "service share them.",
             },
             "within": {**DURATION, "description": "Longest time of each step (10s)."},
             "most": {**SIZE, "description": "Most bytes of an answer, and of data (1M)."},
@@ -145,8 +150,11 @@ class Tcp(Kind):
         within: float = WITHIN,
         most: int = MOST,
         safe: bool = False,
+        key: str = "",
     ) -> None:
         self.place = place
+        #: Operations with the same one share their connections.
+        self._key = key
         self.result = output.type
         self._talk = talk
         self._output = output
@@ -210,6 +218,9 @@ class Tcp(Kind):
             within=within,
             most=size(said["most"]) if "most" in said else MOST,
             safe=site.op.get("safe", site.op.get("effects") == "reads"),
+            key=json.dumps(
+                ["tcp", str(site.folder), {k: v for k, v in said.items() if k not in _OF_A_TALK}]
+            ),
         )
 
     def lacks(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
@@ -227,11 +238,18 @@ class Tcp(Kind):
     @contextlib.asynccontextmanager
     async def open(self, host: Host) -> AsyncGenerator[None]:
         """Keep connections for a block."""
-        self._pool = Pool(self.place, self._connections, self._within, self._greet, self._goodbye)
+        async with host.share(self._key, self._connected) as self._pool:
+            try:
+                yield
+            finally:
+                self._pool = None
+
+    @contextlib.asynccontextmanager
+    async def _connected(self) -> AsyncGenerator[Pool]:
+        pool = Pool(self.place, self._connections, self._within, self._greet, self._goodbye)
         try:
-            yield
+            yield pool
         finally:
-            pool, self._pool = self._pool, None
             await pool.close()
 
     async def run(self, call: Call) -> Any:

@@ -205,7 +205,7 @@ async def test_kept_files_are_remembered_from_life_to_life(tmp_path: Path, folde
             assert (await call("/op"))["submitted"] == []
         # What the dispatcher has forgotten, we have not.
         assert desk.asked == number + 1
-    journal = folder / folders.JOURNAL
+    journal = folder / folders.journal("/op")
     (folder / "0.pdf").unlink()
     async with watching(tmp_path, desk, change):
         # Those that are gone are forgotten.
@@ -326,6 +326,19 @@ def test_who_swaps_a_file_for_a_link_cannot_make_us_read_another(folder: Path) -
     folders.take_away(folder, "a", mark)
     folders.move(folder, "a", mark, folder / "done")
     assert (folder / "a").is_symlink() and names(folder / "done") == []
+
+
+def test_a_link_in_the_place_of_the_folder_to_move_to_is_not_followed(
+    folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "done").symlink_to(tmp_path / "elsewhere")
+    (folder / "a").write_text("a")
+    mark = folders.mark_of(folder, "a")
+    assert mark is not None
+    with pytest.raises(OSError, match=r"Not a directory|symbolic links"):
+        folders.move(folder, "a", mark, folder / "done")
+    assert names(tmp_path / "elsewhere") == [] and (folder / "a").exists()
 
 
 def test_a_move_that_was_cut_off_in_the_middle_is_finished(folder: Path) -> None:

@@ -213,6 +213,12 @@ async def test_a_line_that_is_too_long_ends_the_program_and_not_us(tmp_path: Pat
         assert (await call("/pid"))["count"] == 1
 
 
+async def test_a_program_that_babbles_for_ever_is_stopped(tmp_path: Path) -> None:
+    async with opened(manifest("/babble"), tmp_path) as call:
+        reason, text = await refusal(call, "/babble")
+    assert reason == "too-large" and "that are no answer" in text
+
+
 async def pids(call: Opened, path: str, **values: Any) -> tuple[asyncio.Task[Any], list[int]]:
     """Ask for something that names its processes, and is at work then."""
     ears = Ears()

@@ -69,6 +69,9 @@ for line in sys.stdin:
         case "/long":
             print("x" * 5_000_000, flush=True)
             say(id=id, value="behind it")
+        case "/babble":
+            while True:
+                print("blah " * 10_000)
         case "/die":
             # The first time, if it is to die once.
             if args.get("once") and os.path.exists(args["once"]):

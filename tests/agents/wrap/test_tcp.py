@@ -521,6 +521,44 @@ async def test_a_dotted_answer_and_one_until_the_end_are_taken(tmp_path: Path) -
         assert await call("/op") == ["Subject: x", "", ".dot"]
 
 
+async def test_another_answer_may_be_the_end_of_the_talk(tmp_path: Path) -> None:
+    def answer(number: int, line: bytes) -> bytes | None:
+        return {b"LIST": b"a\r\nb\r\n.\r\n", b"NONE": b".\r\n"}.get(line.strip(), b"-NO such\r\n")
+
+    text = op("""
+args: {a: {}}
+tcp:
+  connect: PLACE
+  errors: {'-(?P<text>.*)': done}
+  talk: [{send: "{a}"}, {until: '\\.'}]
+output: lines
+""")
+    async with (
+        recorded(answer) as (recorder, place),
+        opened(text.replace("PLACE", place), tmp_path) as call,
+    ):
+        assert await call("/op", a="LIST") == ["a", "b"]
+        assert await call("/op", a="NONE") == []
+        assert await call("/op", a="WHAT") == ["-NO such"]
+        assert await call("/op", a="LIST") == ["a", "b"]
+        # One line was said and answered, so it is known where the talk is.
+        assert recorder.connections == 1
+
+
+async def test_operations_share_the_connections_to_a_service(tmp_path: Path) -> None:
+    parts = [
+        f"  /{name}:\n    tcp: {{connect: PLACE, connections: {size}, special: '{name}', "
+        f"talk: [{{send: {name}}}, {{expect: 'OK .*'}}]}}\n"
+        for name, size in (("a", 1), ("b", 1), ("c", 2))
+    ]
+    async with recorded(echo) as (recorder, place):
+        text = "agent: test\nops:\n" + "".join(parts).replace("PLACE", place)
+        async with opened(text, tmp_path) as call:
+            for name in ("a", "b", "a", "b", "c"):
+                assert await call(f"/{name}") == f"OK {name}"
+    assert [number for number, _ in recorder.lines] == [1, 1, 1, 1, 2]
+
+
 async def test_all_until_the_service_closes_is_read(tmp_path: Path) -> None:
     done = asyncio.Event()
 

@@ -6,12 +6,13 @@ import asyncio
 import shutil
 from collections.abc import AsyncIterator
 
+import psutil
 import pytest
 import pytest_asyncio
 
 from spinal.agents.wrap import load
 from spinal.bus.errors import CallError
-from spinal.testing import Platform
+from spinal.testing import Platform, eventually
 
 from .conftest import EXAMPLES
 
@@ -66,6 +67,17 @@ async def test_what_it_does_not_like_is_refused_in_its_own_words(perl: Platform)
         with pytest.raises(CallError, match=words) as caught:
             await perl.client.call(op, **arguments)
         assert caught.value.reason == "refused"
+
+
+async def test_perl_ends_with_an_agent_that_is_killed(running: Platform) -> None:
+    agent = await running.agent(MANIFEST, "--name", "perl-2")
+    client = running.client.options(to="perl-2")
+    await client.call("/text/wrap", text="x")
+    children = psutil.Process(agent.pid).children(recursive=True)
+    (perl,) = (child for child in children if child.name() == "perl")
+    agent.kill()
+    await agent.wait()
+    await eventually(lambda: not perl.is_running() or perl.status() == psutil.STATUS_ZOMBIE)
 
 
 async def test_many_calls_share_one_process(perl: Platform) -> None:

@@ -1,25 +1,25 @@
-"""What an exit code or an answer means to the caller: done, refused, retry or error."""
+"""What an ending means: done, refused, retry or error, with words for the caller."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from spinal.bus.errors import CallError
 from spinal.protocols import Json, Problem
 
-from ..errors import Refused, Retry
+from ..errors import Refused, one_line
 
-_OUTCOMES: Final = ("done", "refused", "retry", "error")
+_WORDS: Final = ("done", "refused", "retry", "error")
 
 #: How it stands in a manifest.
 SCHEMA: Final[Mapping[str, Json]] = {
     "anyOf": [
-        {"type": "string", "enum": list(_OUTCOMES)},
+        {"type": "string", "enum": list(_WORDS)},
         {
             "type": "object",
-            "properties": {word: {"type": "string", "minLength": 1} for word in _OUTCOMES[1:]},
+            "properties": {word: {"type": "string", "minLength": 1} for word in _WORDS[1:]},
             "minProperties": 1,
             "maxProperties": 1,
             "additionalProperties": False,
@@ -33,27 +33,35 @@ SCHEMA: Final[Mapping[str, Json]] = {
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What an exit code or an answer means."""
+    """What an exit code or a status means."""
 
     word: str
-    #: For the caller; without it, its own last words.
+    #: For the caller; without it, the last words of what ended.
     text: str = ""
 
-    def error(self, last_words: str) -> Exception:
-        """Make what is to be raised, where it is not ``done``."""
-        text = self.text or last_words
+    @classmethod
+    def of(cls, said: Any) -> Outcome:
+        """Read what fits :data:`SCHEMA`."""
+        if isinstance(said, str):
+            return cls(said)
+        ((word, text),) = said.items()
+        return cls(word, text)
+
+    def tell(self, words: str, after: float | None = None) -> NoReturn:
+        """Tell the caller of what did not end well.
+
+        Args:
+            words: what ended said itself.
+            after: seconds before which another try is useless, if that is known.
+
+        Raises:
+            Refused, CallError: as the word says.
+        """
+        text = one_line(self.text or words)
         match self.word:
             case "refused":
-                return Refused(text)
+                raise Refused(text)
             case "retry":
-                return Retry(text)
+                raise CallError.of(Problem("busy", text, after=after))
             case _:
-                return CallError.of(Problem("failed", text))
-
-
-def read(said: Any) -> Outcome:
-    """Read what fits :data:`SCHEMA`."""
-    if isinstance(said, str):
-        return Outcome(said)
-    ((word, text),) = said.items()
-    return Outcome(word, text)
+                raise CallError.of(Problem("failed", text))

@@ -334,7 +334,7 @@ def read_others(site: Site, said: Mapping[str, Any], *steps: str | int) -> Other
     found: list[tuple[re.Pattern[str], Outcome]] = []
     for regex, meant in said.items():
         try:
-            found.append((_compiled(regex, regex), outcome.read(meant)))
+            found.append((_compiled(regex, regex), Outcome.of(meant)))
         except _Wrong as exc:
             site.wrong(exc.text, *steps, regex)
     return found

@@ -249,7 +249,7 @@ class Command(Kind):
             stdin=stdin,
             file=file,
             exits={
-                None if code == "other" else int(code): outcome.read(said)
+                None if code == "other" else int(code): Outcome.of(said)
                 for code, said in op.get("exit", {}).items()
             },
             stderr=op.get("stderr", "ignore"),
@@ -379,13 +379,13 @@ class Command(Kind):
         return tell
 
     async def _ended(self, ended: Completed, values: Mapping[str, str]) -> Any:
-        meant = self._exits.get(ended.code, self._exits[None])
+        ending = self._exits.get(ended.code, self._exits[None])
         if ended.code < 0:
-            meant = Outcome("error", _KILLED.get(-ended.code, ""))
-        elif meant.word == "done" and self._stderr != "ignore" and ended.stderr.strip():
-            meant = Outcome(self._stderr)
-        if meant.word != "done":
-            raise meant.error(_last_words(ended))
+            ending = Outcome("error", _KILLED.get(-ended.code, ""))
+        elif ending.word == "done" and self._stderr != "ignore" and ended.stderr.strip():
+            ending = Outcome(self._stderr)
+        if ending.word != "done":
+            ending.tell(_last_words(ended))
         if self._file is not None:
             return await asyncio.to_thread(self._written, values)
         if ended.stdout_cut:

@@ -39,7 +39,7 @@ class Program(Kind):
         "items": {"type": ["string", "number"]},
         "description": "The program and its arguments, a list. It is kept running and takes one "
         "request a line as JSON, in which the arguments of the call are; see "
-        "docs/wrap-program.md. Operations with the same list share its processes.",
+        "docs/wrap-program.md. Operations that say the same of it share its processes.",
         "examples": [["perl", "report.pl"]],
     }
     BESIDE: ClassVar[Mapping[str, Mapping[str, Json]]] = {

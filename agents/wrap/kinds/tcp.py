@@ -15,7 +15,6 @@ from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from spinal.bus.blob import Blob
 from spinal.bus.errors import CallError
 from spinal.protocols import Json, Problem
 
@@ -270,7 +269,7 @@ class Tcp(Kind):
                 except Ended as exc:
                     pool.give(connection, self._keep and self._simple)
                     if exc.meant.word != "done":
-                        raise exc.meant.error(exc.words) from exc
+                        exc.meant.tell(exc.words)
                     return self._taken(talk.output)
                 except Broken as exc:
                     connection.abort()
@@ -301,7 +300,7 @@ class Tcp(Kind):
             await Talk(self._wire, connection, values).run(self._greeting)
         except Ended as exc:
             if exc.meant.word != "done":
-                raise exc.meant.error(exc.words) from exc
+                exc.meant.tell(exc.words)
 
     # -- arguments
 
@@ -351,10 +350,10 @@ class Tcp(Kind):
                     raise call.bad(name, f"longer than {self._most} bytes")
 
     def _check_word(self, call: Call, step: Send, place: int, name: str, value: str) -> None:
-        before, after = _neighbours(step.line, place)
-        if before and before == after and before in "\"'":
-            if before in value or "\\" in value:
-                raise call.bad(name, f"it has {before} or \\, which would end or change the quotes")
+        quote = _quote(step.line, place)
+        if quote:
+            if quote in value or "\\" in value:
+                raise call.bad(name, f"it has {quote} or \\, which would end or change the quotes")
             return
         if name not in step.spaces:
             if not value:
@@ -385,15 +384,16 @@ def _place(site: Site, said: Mapping[str, Any]) -> Place:
     return Place(text, host, int(port), tls=bool(tls), ca=ca, name=more.get("name", ""))
 
 
-def _neighbours(template: Template, place: int) -> tuple[str, str]:
-    """Give the characters right before and after a placeholder; empty where there is none."""
+def _quote(template: Template, place: int) -> str:
+    """Give the quote that a placeholder stands in, alone; nothing where it does not."""
     pieces = template.pieces
-    before = pieces[place - 1] if place > 0 else ""
+    before = "".join(piece for piece in pieces[:place] if isinstance(piece, str))
     after = pieces[place + 1] if place + 1 < len(pieces) else ""
-    return (
-        before[-1:] if isinstance(before, str) else "",
-        after[:1] if isinstance(after, str) else "",
-    )
+    quote = before[-1:]
+    if place == 0 or not isinstance(pieces[place - 1], str) or quote not in ('"', "'"):
+        return ""
+    closed = isinstance(after, str) and after.startswith(quote)
+    return quote if closed and before.count(quote) % 2 else ""
 
 
 def _encodes(text: str, encoding: str) -> bool:
@@ -406,4 +406,4 @@ def _encodes(text: str, encoding: str) -> bool:
 
 def _is_file(call: Call, name: str) -> bool:
     one = call.arguments.get(name)
-    return one is not None and one.type == "file" and isinstance(call.args.get(name), Blob | None)
+    return one is not None and one.type == "file"

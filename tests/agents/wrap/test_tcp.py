@@ -409,6 +409,34 @@ tcp:
     assert passed > 300
 
 
+@pytest.mark.parametrize(
+    ("line", "taken"),
+    [
+        ('SAY "{a}"', True),
+        ("SAY '{a}' \"b\"", True),
+        ('SAY "b" "{a}"', True),
+        ('SAY "{a}', False),
+        ('SAY "b"{a}"c"', False),
+        ("SAY \"{a}'", False),
+        ("SAY {a}", False),
+    ],
+)
+async def test_white_space_is_taken_between_quotes(tmp_path: Path, line: str, taken: bool) -> None:
+    said = line.replace("'", "''")
+    text = op(
+        f"args: {{a: {{}}}}\ntcp:\n  connect: PLACE\n  talk: [{{send: '{said}'}}, {{expect: .*}}]"
+    )
+    async with (
+        recorded(echo) as (_, place),
+        opened(text.replace("PLACE", place), tmp_path) as call,
+    ):
+        if taken:
+            assert await call("/op", a="x y") == f"OK {line.replace('{a}', 'x y')}"
+        else:
+            with pytest.raises(CallError, match="'a': it has white space"):
+                await call("/op", a="x y")
+
+
 SMTP = """
 args: {to: {}, body: {}}
 tcp:

@@ -12,7 +12,16 @@ from .errors import AgentError
 
 #: Name -> its package here, and what it is for.  Each package has a function ``make`` that takes
 #: the path of a YAML file, or none, and gives the agent.
-SHIPPED: Final[Mapping[str, tuple[str, str]]] = {}
+SHIPPED: Final[Mapping[str, tuple[str, str]]] = {
+    "deployment": (
+        "spinal.agents.deployment",
+        "Deploys services by URL and hash on its machine, and keeps them running.",
+    ),
+    "machine": (
+        "spinal.agents.machine",
+        "The machine it runs on: facts, health, processes, services, logs, files.",
+    ),
+}
 
 
 def make(name: str, config: Path | None = None) -> Agent:

@@ -80,6 +80,7 @@ class KnownAgent:
         "capabilities",
         "first_seen",
         "gone_at",
+        "heard_at",
         "last_seen",
         "moved",
         "prefetches",
@@ -96,6 +97,8 @@ class KnownAgent:
         self.capabilities: Capabilities | None = None
         self.first_seen = now
         self.last_seen = now
+        #: When its last report came; unlike ``last_seen`` it is moved by nothing else.
+        self.heard_at = now
         #: When it went offline, if it did.
         self.gone_at: float | None = None
         #: Whether it takes calls beyond its slots; until it refuses one, we suppose so.
@@ -157,7 +160,7 @@ class KnownAgent:
     def report(self, advertisement: Advertisement, now: float) -> None:
         """Take a report of the same life."""
         self.advertisement = advertisement
-        self.last_seen = now
+        self.last_seen = self.heard_at = now
         self.gone_at = None
         self._full.clear()
         self.silent = False

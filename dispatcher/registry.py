@@ -67,6 +67,8 @@ class Registry:
         #: Counts agents that came and went.
         self.changes = 0
         self._stopped_at: float | None = None
+        #: When our stream came up, or was of use again.
+        self.resumed_at = 0.0
         #: Those that report, and those that have stopped to, each by when they were last heard.
         self._heard: OrderedDict[KnownAgent, None] = OrderedDict()
         self._silent: OrderedDict[KnownAgent, None] = OrderedDict()
@@ -196,6 +198,7 @@ class Registry:
     def resumed(self, now: float) -> None:
         """Our stream is back: everybody gets a whole lease to come back to us."""
         self._stopped_at = None
+        self.resumed_at = now
         for agent in self._agents.values():
             agent.spare(now)
         self._heard.update(self._silent)

@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from random import Random
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import structlog
 
@@ -46,6 +46,9 @@ from .jobs.clock import Clock
 from .jobs.keeper import Keeper
 from .jobs.operations import JOB_OPERATIONS, JobOperations
 from .many import ask_all, ask_any
+from .own import Own
+from .placing.operations import SERVICE_OPERATIONS, ServiceOperations
+from .placing.placer import Placer
 from .registry import Arrival, News, Registry
 from .remembered import Remembered
 from .resolver import Demand
@@ -168,7 +171,11 @@ class Dispatcher:
             agents=lambda: sorted(a.address for a in self.registry if a.gone_at is None),
         )
         self.keeper: Keeper | None = None
-        self._jobs: JobOperations | None = None
+        self.placer: Placer | None = None
+        #: Our own operations, each with who answers it.
+        self._own: dict[str, tuple[Own[Any], Any]] = {
+            path: (own, self._catalogue) for path, own in OWN.items()
+        }
         if store is not None:
             self.keeper = Keeper(
                 store,
@@ -180,7 +187,11 @@ class Dispatcher:
                 accounts=accounts,
                 on_peers=self._met,
             )
-            self._jobs = JobOperations(self.keeper, self.registry, self._roles, self.broker.context)
+            jobs = JobOperations(self.keeper, self.registry, self._roles, self.broker.context)
+            self.placer = Placer(self.keeper, self.registry, self.broker)
+            services = ServiceOperations(self.placer, self.keeper, jobs, self._roles)
+            self._own |= {path: (own, jobs) for path, own in JOB_OPERATIONS.items()}
+            self._own |= {path: (own, services) for path, own in SERVICE_OPERATIONS.items()}
             self.session.on_final = self.keeper.strays.late
         self._tasks = Tasks("dispatcher")
         self._stack = AsyncExitStack()
@@ -213,6 +224,8 @@ class Dispatcher:
             stack.callback(self._leave)
             if self.keeper is not None:
                 await self.keeper.start()
+                if self.placer is not None:
+                    self.keeper.spawn("placing", self.placer.run)
                 stack.push_async_callback(self.keeper.close)
             self._stack = stack.pop_all()
         self._tasks.spawn(self._housekeeping(), "housekeeping")
@@ -520,19 +533,16 @@ class Dispatcher:
 
     async def _handle(self, request: Request) -> Json:
         op = request.op
-        own = OWN.get(op.op)
-        job = None if self._jobs is None or own is not None else JOB_OPERATIONS.get(op.op)
-        right = job.right if job is not None else Right.CALL if own is None else own.right
+        own, answers = self._own.get(op.op, (None, None))
+        right = Right.CALL if own is None else own.right
         if not self._roles.may(request.sender, right):
             role = self._roles.role(request.sender) or "none"
             raise CallError.of(
                 Problem("not-allowed", f"an account with role {role} may not call {op.op} here")
             )
         if own is not None:
-            return await own.run(self._catalogue, request, own.read(op.args))
-        if job is not None and self._jobs is not None:
             try:
-                return await job.run(self._jobs, request, job.read(op.args))
+                return await own.run(answers, request, own.read(op.args))
             except StoreError as exc:
                 over = self.keeper is None or self.keeper.draining
                 reason = "draining" if over else "full"

@@ -127,7 +127,8 @@ class Job:
     op: str
     created: int
     args: Mapping[str, Json] = field(default_factory=dict[str, Json])
-    #: What is asked of the agent: ``policy``, ``place``, ``tags``, ``sticky``, ``rerun``, ``to``.
+    #: What is asked of the agent: ``policy``, ``place``, ``tags``, ``sticky``, ``rerun``, ``to``;
+    #: and ``avoid``, agents that must not have it.
     want: Mapping[str, Json] = field(default_factory=dict[str, Json])
     key: str | None = None
     labels: Sequence[str] = ()
@@ -148,7 +149,7 @@ class Job:
     parent: str | None = None
     position: int | None = None
     #: Where it comes from, if not from its caller directly: ``retry:ID``, ``schedule:ID``,
-    #: ``callback:ID``.
+    #: ``callback:ID``, ``service:NAME``.
     origin: str | None = None
     trace: str | None = None
 

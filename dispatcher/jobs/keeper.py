@@ -31,7 +31,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import structlog
 
@@ -225,10 +225,13 @@ class Keeper:
 
         self._tasks.spawn(while_alive(), name)
 
-    async def _whole(self, work: Coroutine[Any, Any, T]) -> T:
+    async def whole(self, work: Coroutine[Any, Any, T]) -> T:
         """Run to its end what must not stop half-way, also when whoever asked for it is gone.
 
         A write that was begun happens; what has to follow it in memory must happen too.
+
+        Raises:
+            CallError: what the work raises, or that we are ending; and its StoreError or LifeOver.
         """
 
         async def outcome() -> T | _Failed:
@@ -636,7 +639,11 @@ class Keeper:
         return errand
 
     def _avoided(self, job: Job) -> frozenset[str]:
-        """Agents that a retry must not go to, as long as there is another one."""
+        """Agents that it must not go to; as long as there is another one, those that failed too."""
+        avoided = _names(job.want.get("avoid"))
+        return avoided | self._failed_at(job)
+
+    def _failed_at(self, job: Job) -> frozenset[str]:
         if not job.tries:
             return frozenset()
         failed = frozenset(item.agent for item in job.tries if item.end and not item.uncounted)
@@ -876,7 +883,7 @@ class Keeper:
 
     async def close_parent(self, job: Job) -> Job:
         """Say that a parent gets no more children; gives it as it is then."""
-        return await self._whole(self._close_parent(job))
+        return await self.whole(self._close_parent(job))
 
     async def _close_parent(self, job: Job) -> Job:
         while not job.closed and not job.final:
@@ -1193,7 +1200,7 @@ class Keeper:
         does not answer.  One that is another dispatcher's has :data:`STOP` seconds.  Cancelling the
         wait does not take it back.
         """
-        return await self._whole(self._cancel(id))
+        return await self.whole(self._cancel(id))
 
     async def _cancel(self, id: str) -> Job | None:
         loop = asyncio.get_running_loop()
@@ -1270,7 +1277,7 @@ class Keeper:
         """Submit an ended job again, as a new one that names it; the old one leaves the dead list."""
         if self.draining:
             raise CallError.of(_ENDING)
-        return await self._whole(self._retry(job))
+        return await self.whole(self._retry(job))
 
     async def _retry(self, job: Job) -> Job:
         wall, now = self.clock.wall(), self.now()
@@ -1339,7 +1346,7 @@ def want_of(job: Job) -> Want | None:
     """Give what a job asks of its agent, as a call would."""
     if not job.want:
         return None
-    want = {name: value for name, value in job.want.items() if name != "to"}
+    want = {name: value for name, value in job.want.items() if name not in ("to", "avoid")}
     return Want(**want) if want else None
 
 
@@ -1351,6 +1358,10 @@ def _demand_of(job: Job, avoided: frozenset[str]) -> Demand:
     if avoided or only:
         demand = replace(demand, exclude=avoided, only=only)
     return demand
+
+
+def _names(given: Json) -> frozenset[str]:
+    return frozenset(cast("list[str]", given)) if isinstance(given, list) else frozenset()
 
 
 def _too_late(job: Job) -> Problem:

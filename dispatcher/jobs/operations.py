@@ -250,17 +250,26 @@ class JobOperations:
     async def why(self, request: Request, args: Arguments) -> Json:
         """Say in plain words why a job went where it went, or what it waits for."""
         job = await self._own(request, args)
+        return {"id": job.id, "lines": [*await self.story(job)]}
+
+    async def story(self, job: Job) -> Sequence[str]:
+        """Tell the story of a job, one sentence a line."""
         blockers: Mapping[str, JobState] = {}
         if job.held:
             blockers = await self._keeper.store.states(job.after)
-        lines = why.lines(
+        return why.lines(
             job,
             now=self._keeper.now(),
             blockers={id: state.value for id, state in blockers.items()},
             waits_for=self._waits_for(job),
             agents=self._registry.count(job.op),
         )
-        return {"id": job.id, "lines": list(lines)}
+
+    def waits(self, job: Job) -> str:
+        """Say what a queued job waits for; empty for another one."""
+        if job.state is not JobState.QUEUED:
+            return ""
+        return why.waiting(job, self._waits_for(job), self._registry.count(job.op))
 
     def _waits_for(self, job: Job) -> Mapping[str, int] | None:
         """Count, by rule, the agents that cannot take a queued job now."""

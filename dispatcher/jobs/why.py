@@ -60,6 +60,7 @@ _ORIGINS: Final[Mapping[str, str]] = {
     "retry": "a retry of job",
     "schedule": "fired by schedule",
     "callback": "told of the end of job",
+    "service": "a placement of service",
 }
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -88,6 +89,11 @@ def lines(
         *_present(job, now, blockers or {}, waits_for, agents),
         *_prospect(job, now),
     ]
+
+
+def waiting(job: Job, waits_for: Mapping[str, int] | None, agents: int | None) -> str:
+    """Say what a queued job waits for."""
+    return _queued(job, waits_for, agents)
 
 
 # -- the past

@@ -20,6 +20,7 @@ from typing import Final, Protocol
 from spinal.protocols import Exit, Json, SpinalError
 
 from ..jobs.job import Job, JobState
+from ..placing.service import Service
 
 
 class StoreError(SpinalError):
@@ -98,7 +99,18 @@ class Fire:
     next: int
 
 
-Change = New | Save | Line | Forget | Look | Fire
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Keep a service as it is now, with the next version; :data:`FENCED` if its version is another.
+
+    With ``drop`` it is deleted instead.
+    """
+
+    service: Service
+    drop: bool = False
+
+
+Change = New | Save | Line | Forget | Look | Fire | Keep
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,6 +369,16 @@ class Store(Protocol):
 
     async def limits(self) -> list[Limit]:
         """Give all limits, by operation."""
+        ...
+
+    # -- services
+
+    async def services(self, names: Sequence[str]) -> list[Service]:
+        """Give those services that exist, by name."""
+        ...
+
+    async def versions(self) -> Mapping[str, int]:
+        """Give the version of every service."""
         ...
 
     # -- housekeeping

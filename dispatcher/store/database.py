@@ -24,10 +24,12 @@ import structlog
 from spinal.protocols import SpinalError
 
 from ..jobs.job import Job, JobState
+from ..placing.service import Service
 from . import pruning, records
 from .contract import (
     Change,
     Filter,
+    Keep,
     LifeOver,
     Limit,
     Log,
@@ -64,6 +66,7 @@ from .tables import (
     logs,
     parameter,
     schedules,
+    services,
     stops,
 )
 from .transaction import Transaction
@@ -280,6 +283,8 @@ class Database:
             return records.saved(change.job, change.begins, self._retention)
         if isinstance(change, New):
             return records.fresh(change.job, change.begins, self._retention)
+        if isinstance(change, Keep):
+            return records.tended(change.service, change.drop)
         return change
 
     async def _flush(self) -> None:
@@ -584,6 +589,23 @@ class Database:
                 set_={name: value for name, value in row.items() if name != key},
             )
         )
+
+    # -- services
+
+    async def services(self, names: Sequence[str]) -> list[Service]:
+        """See the contract."""
+        found = await self._read(
+            sa.select(services)
+            .where(Among(services.c.name, parameter()))
+            .order_by(services.c.name),
+            {"values": self._dialect.several(names)},
+        )
+        return [records.service(row) for row in found]
+
+    async def versions(self) -> Mapping[str, int]:
+        """See the contract."""
+        found = await self._read(sa.select(services.c.name, services.c.version))
+        return {name: version for name, version in found}
 
     # -- housekeeping
 

@@ -23,10 +23,10 @@ from .contract import (
     Retention,
     Wait,
 )
-from .records import Fresh, Row, Saved, Standing
+from .records import Fresh, Row, Saved, Standing, Tended
 
 #: A change that was taken down.
-Prepared = Fresh | Saved | Line | Forget | Look | Fire
+Prepared = Fresh | Saved | Line | Forget | Look | Fire | Tended
 
 #: What a limit counts.
 _RUNNING: Final = frozenset({JobState.PROCESSING.value, JobState.STALLED.value})
@@ -84,6 +84,8 @@ class Seen:
     logs: dict[str, Kept] = field(default_factory=dict[str, Kept])
     #: Next times of schedules.
     schedules: dict[str, int] = field(default_factory=dict[str, int])
+    #: Versions of services.
+    services: dict[str, int] = field(default_factory=dict[str, int])
     #: By operation; one without a limit is not in it.
     limits: dict[str, Bucket] = field(default_factory=dict[str, Bucket])
 
@@ -102,6 +104,9 @@ class Plan:
     limits: dict[str, Bucket] = field(default_factory=dict[str, Bucket])
     fires: list[Row] = field(default_factory=list[Row])
     forgets: list[Row] = field(default_factory=list[Row])
+    founded: list[Row] = field(default_factory=list[Row])
+    tended: list[Row] = field(default_factory=list[Row])
+    dropped: list[Row] = field(default_factory=list[Row])
     #: One list for each write.
     results: list[Sequence[Result]] = field(default_factory=list[Sequence[Result]])
 
@@ -122,7 +127,7 @@ def decide(
 
 def _allowed(write: Sequence[Prepared], seen: Seen, life: int) -> Result | None:
     """Say why a write must not happen, or nothing."""
-    if len(write) == 1 and not isinstance(write[0], Fresh | Saved | Fire):
+    if len(write) == 1 and not isinstance(write[0], Fresh | Saved | Fire | Tended):
         return None
     jobs: dict[str, Standing] = {}
     limits: dict[str, Bucket] = {}
@@ -140,7 +145,9 @@ def _allowed(write: Sequence[Prepared], seen: Seen, life: int) -> Result | None:
                 return FENCED
             jobs[one.id] = one.standing
             wait = _take(before, one, limits, seen) or wait
-        elif isinstance(one, Fire) and seen.schedules.get(one.id) != one.due:
+        elif (isinstance(one, Fire) and seen.schedules.get(one.id) != one.due) or (
+            isinstance(one, Tended) and seen.services.get(one.id, 0) != one.version
+        ):
             return FENCED
     return wait
 
@@ -204,6 +211,17 @@ def _apply(one: Prepared, seen: Seen, plan: Plan, retention: Retention) -> Resul
             seen.schedules[one.id] = one.next
             plan.fires.append((one.next, one.id))
             return True
+        case Tended():
+            if one.text is None:
+                seen.services.pop(one.id, None)
+                plan.dropped.append((one.id,))
+            else:
+                seen.services[one.id] = after = one.version + 1
+                if one.version:
+                    plan.tended.append((after, one.text, one.id))
+                else:
+                    plan.founded.append((one.id, after, one.text))
+            return True
 
 
 def _insert(one: Fresh, seen: Seen, plan: Plan) -> str:
@@ -260,4 +278,6 @@ def weigh(one: Prepared) -> int:
     """Give about how many bytes a change holds while it waits."""
     if isinstance(one, Fresh | Saved):
         return one.size
+    if isinstance(one, Tended):
+        return len(one.text or "")
     return len(one.text) if isinstance(one, Line) else 0

@@ -16,6 +16,7 @@ from spinal.protocols import Json, LocalProtocolError, Problem
 from spinal.protocols.blob import MARK, is_reference
 
 from ..jobs.job import Job, JobState, Try
+from ..placing.service import Asked, Placement, Service, State
 from .contract import LogLine, Retention, Schedule
 from .tables import jobs
 
@@ -166,6 +167,17 @@ class Saved:
     standing: Standing
     row: Row
     size: int
+
+
+@dataclass(slots=True)
+class Tended:
+    """A service, ready to be kept in place of its last version."""
+
+    id: str
+    #: The one that it takes the place of; 0 for none.
+    version: int
+    #: None if it is to be dropped.
+    text: str | None
 
 
 def fresh(job: Job, begins: bool, retention: Retention) -> Fresh:
@@ -336,6 +348,46 @@ def schedule(row: Any) -> Schedule:
         created=row.created,
         next=row.next,
     )
+
+
+def tended(one: Service, drop: bool) -> Tended:
+    """Take down a service.
+
+    Raises:
+        LocalProtocolError: it cannot be kept.
+    """
+    if drop:
+        return Tended(one.name, one.version, None)
+    members = {name: getattr(one, name) for name in _SERVICE}
+    members["state"] = one.state.value
+    for name in _ASKED_TIMES:
+        asked: Asked | None = members[name]
+        members[name] = None if asked is None else [asked.arguments, asked.want]
+    members["history"] = [
+        {name: getattr(placement, name) for name in _PLACEMENT} for placement in one.history
+    ]
+    try:
+        return Tended(one.name, one.version, dumps(members).decode())
+    # The libraries differ: ValueError and TypeError mean the same here.
+    except (ValueError, TypeError) as exc:
+        raise LocalProtocolError(f"{one.name} is not JSON: {exc}", "bad-arguments") from exc
+
+
+_SERVICE: Final = [one.name for one in fields(Service) if one.name not in ("name", "version")]
+_ASKED_TIMES: Final = ("ran", "ran_before")
+_PLACEMENT: Final = [one.name for one in fields(Placement)]
+
+
+def service(row: Any) -> Service:
+    """Read a service."""
+    members = _read(row.service)
+    members["state"] = State(members["state"])
+    for name in _ASKED_TIMES:
+        if members[name] is not None:
+            arguments, want = members[name]
+            members[name] = Asked(arguments=arguments, want=want)
+    members["history"] = tuple([Placement(**one) for one in members["history"]])
+    return Service(name=row.name, version=row.version, **members)
 
 
 def line(row: Any) -> LogLine:

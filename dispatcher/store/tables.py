@@ -176,6 +176,15 @@ schedules: Final = sa.Table(
     sa.Column("next", sa.BigInteger, nullable=False),
 )
 
+services: Final = sa.Table(
+    "services",
+    metadata,
+    sa.Column("name", Name, primary_key=True),
+    sa.Column("version", sa.BigInteger, nullable=False),
+    # All of it, as JSON text.
+    sa.Column("service", sa.Text, nullable=False),
+)
+
 limits: Final = sa.Table(
     "limits",
     metadata,

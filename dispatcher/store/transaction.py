@@ -12,7 +12,7 @@ from .contract import Fire, LifeOver, Line
 from .dialect import Dialect
 from .lane import Statement, Table, driver_of
 from .plan import Bucket, Kept, Plan, Prepared, Seen
-from .records import Fresh, Saved, Standing
+from .records import Fresh, Saved, Standing, Tended
 from .tables import (
     RUNNING,
     Among,
@@ -26,6 +26,7 @@ from .tables import (
     logs,
     parameter,
     schedules,
+    services,
 )
 
 
@@ -63,6 +64,13 @@ class Transaction:
             sa.select(schedules.c.id, schedules.c.next)
             .where(Among(schedules.c.id, some))
             .order_by(schedules.c.id)
+            .with_for_update(),
+        )
+        self._services = Statement(
+            engine,
+            sa.select(services.c.name, services.c.version)
+            .where(Among(services.c.name, some))
+            .order_by(services.c.name)
             .with_for_update(),
         )
         self._limits = Statement(
@@ -104,6 +112,16 @@ class Transaction:
             .where(schedules.c.id == parameter("schedule"))
             .values(next=sa.bindparam("next")),
         )
+        self._insert_service = put(services)
+        self._tend = Statement(
+            engine,
+            sa.update(services)
+            .where(services.c.name == parameter("service_name"))
+            .values(version=sa.bindparam("version"), service=sa.bindparam("service")),
+        )
+        self._drop = Statement(
+            engine, sa.delete(services).where(services.c.name == parameter("name"))
+        )
         upsert = dialect.put(logs)
         self._put_log = Statement(
             engine,
@@ -135,6 +153,7 @@ class Transaction:
         keys: set[tuple[str, str]] = set()
         logged: set[str] = set()
         fired: set[str] = set()
+        tended: set[str] = set()
         limited: set[str] = set()
         for write in writes:
             for one in write:
@@ -143,6 +162,8 @@ class Transaction:
                     logged.add(one.job)
                 elif isinstance(one, Fire):
                     fired.add(one.id)
+                elif isinstance(one, Tended):
+                    tended.add(one.id)
                 else:
                     ids.add(one.id)
                     if isinstance(one, Fresh) and one.key is not None:
@@ -173,6 +194,11 @@ class Transaction:
         if fired:
             seen.schedules = {
                 id: due for id, due in self._schedules.all(connection, several(sorted(fired)))
+            }
+        if tended:
+            seen.services = {
+                name: version
+                for name, version in self._services.all(connection, several(sorted(tended)))
             }
         if limited:
             seen.limits = self._see_limits(connection, several(sorted(limited)))
@@ -207,6 +233,9 @@ class Transaction:
         self._spend.many(connection, [(bucket.tokens, op) for op, bucket in plan.limits.items()])
         self._fire.many(connection, plan.fires)
         self._forget.many(connection, plan.forgets)
+        self._insert_service.many(connection, plan.founded)
+        self._tend.many(connection, plan.tended)
+        self._drop.many(connection, plan.dropped)
 
 
 def _saving(engine: sa.Engine) -> Table:

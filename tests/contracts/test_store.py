@@ -15,6 +15,7 @@ import pytest
 from tests.postgres import Postgres, available, server
 
 from spinal.dispatcher.jobs.job import Happening, Job, JobState, Try, mint
+from spinal.dispatcher.placing.service import Asked, Placement, Service, State
 from spinal.dispatcher.store import store_for
 from spinal.dispatcher.store.contract import (
     FENCED,
@@ -23,6 +24,7 @@ from spinal.dispatcher.store.contract import (
     Filter,
     Fire,
     Forget,
+    Keep,
     LifeOver,
     Limit,
     Line,
@@ -914,6 +916,86 @@ async def test_a_schedule_is_fired_by_one_of_two(url: str) -> None:
         assert await one.remove_schedule("s") is True
         assert await one.remove_schedule("s") is False
         assert await one.write(Fire("s", 120, 180)) == [FENCED]
+
+
+# -- services
+
+
+def a_service(**members: Any) -> Service:
+    asked: dict[str, Any] = {"name": "shop", "caller": ALICE, "created": 1, "since": 1}
+    return Service(**asked | members)
+
+
+async def test_a_service_is_read_as_it_was_written(url: str) -> None:
+    service = a_service(
+        arguments={"release": {"url": "https://example.org/ä.tar.gz"}, "port": "auto"},
+        want={"place": {"site": "/eu"}, "tags": ["ssd"]},
+        generation=3,
+        state=State.UNPLACED,
+        agent="one@home.test/agent",
+        running=2,
+        result={"port": 8080},
+        ran=Asked(arguments={"port": 1}, want={}),
+        ran_before=Asked(arguments={}, want={"tags": ["ssd"]}),
+        epoch=2**40,
+        left={"two@home.test/agent": 2},
+        failures=1,
+        due=2**40,
+        history=(
+            Placement(generation=2, job="j", began=5, why="by alice", agent="a", ended=6),
+            Placement(generation=3, job="k", began=7, why="again", ended=8, problem="no room"),
+        ),
+    )
+    async with opened(url) as (store, _):
+        assert await store.write(Keep(service), Keep(a_service(name="mail"))) == [True, True]
+        assert await store.versions() == {"mail": 1, "shop": 1}
+        assert await store.services(["shop", "none"]) == [replace(service, version=1)]
+        assert [one.name for one in await store.services(["shop", "mail"])] == ["mail", "shop"]
+
+
+async def test_a_service_is_changed_and_dropped_by_who_knows_its_version(url: str) -> None:
+    async with opened(url) as (store, _):
+        await store.write(Keep(a_service()))
+        job = a_job()
+        assert await store.write(Keep(a_service()), New(job)) == [FENCED, FENCED]
+        assert await store.write(Keep(a_service(version=2)), New(job)) == [FENCED, FENCED]
+        assert await store.get(job.id) is None
+        moved = a_service(version=1, state=State.PLACED, agent="a")
+        assert await store.write(Keep(moved), New(job)) == [True, job.id]
+        assert await store.services(["shop"]) == [replace(moved, version=2)]
+        assert await store.write(Keep(moved, drop=True)) == [FENCED]
+        assert await store.write(Keep(replace(moved, version=2), drop=True)) == [True]
+        assert await store.versions() == {}
+        assert await store.write(Keep(replace(moved, version=2))) == [FENCED]
+
+
+@pytest.mark.parametrize("version", [0, 1], ids=["new", "known"])
+async def test_one_of_two_who_place_a_service_at_once_makes_a_job(url: str, version: int) -> None:
+    async with opened(url) as (one, _), opened(url, THERE) as (two, _):
+        if version:
+            await one.write(Keep(a_service()))
+        for _ in range(20):
+            jobs = [a_job(), a_job()]
+            service = a_service(version=version)
+            results = await asyncio.gather(
+                *(s.write(Keep(service), New(j)) for s, j in zip((one, two), jobs, strict=True))
+            )
+            winner = 0 if results[0][0] is True else 1
+            assert list(results[winner]) == [True, jobs[winner].id]
+            assert list(results[1 - winner]) == [FENCED, FENCED]
+            assert set(await one.states(ids(jobs))) == {jobs[winner].id}
+            assert await two.versions() == {"shop": version + 1}
+            if version:
+                version += 1
+            else:
+                await one.write(Keep(replace(service, version=1), drop=True))
+
+
+async def test_a_service_that_no_file_can_hold_is_refused(url: str) -> None:
+    async with opened(url) as (store, _):
+        with pytest.raises(LocalProtocolError):
+            await store.write(Keep(a_service(result={"odd": object()})))
+        assert await store.versions() == {}
 
 
 # -- what dispatchers tell each other

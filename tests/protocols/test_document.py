@@ -42,6 +42,12 @@ from spinal.dispatcher.listing import MAX_ROWS
 from spinal.dispatcher.many import MARGIN as ALL_PART
 from spinal.dispatcher.many import MAX_MARGIN as ALL_MARGIN
 from spinal.dispatcher.many import MAX_TARGETS, RUNNERS
+from spinal.dispatcher.placing.operations import POLICIES as DEPLOYED
+from spinal.dispatcher.placing.operations import SERVICE_OPERATIONS, placement_row
+from spinal.dispatcher.placing.operations import row as service_row
+from spinal.dispatcher.placing.placer import MAX_ARGUMENTS
+from spinal.dispatcher.placing.service import MAX_HISTORY, Placement, Service
+from spinal.dispatcher.placing.service import State as ServiceState
 from spinal.dispatcher.policies import POLICY_KEYS
 from spinal.dispatcher.queue import AGEING, MAX_BYTES, MAX_WAITING, TOP
 from spinal.dispatcher.resolver import RULES
@@ -499,6 +505,47 @@ def test_the_members_of_a_job_are_those_that_the_dispatcher_gives() -> None:
     shown = {word for cells in _rows(_section("A job on the wire")) for word in _words(cells[0])}
 
     assert shown == found | {"large"}
+
+
+def test_the_operations_for_services_are_those_of_the_dispatcher_with_their_arguments() -> None:
+    text = _section("Services")
+    shown = {cells[0].strip("`"): _words(cells[1]) for cells in table(text, "Operation")}
+
+    assert list(shown) == list(SERVICE_OPERATIONS)
+    for path, operation in SERVICE_OPERATIONS.items():
+        assert set(operation.reads) <= shown[path], path
+    assert f"at most {MAX_ARGUMENTS // 1024} KiB" in text
+    assert f"its last {MAX_HISTORY} placements" in text
+    (policies,) = re.findall(r"`policy` \(([^)]*)\)", text)
+    assert _words(policies) == set(DEPLOYED)
+
+
+def test_the_members_of_a_service_are_those_that_the_dispatcher_gives() -> None:
+    rows = table(_section("Services"), "Member")
+    placement = Placement(
+        generation=1, job="1", began=1, why="w", agent="a", ended=2, problem="no room"
+    )
+    service = Service(
+        name="shop",
+        caller="ann@example.org",
+        want={"place": {"site": "/eu"}, "tags": ["ssd"], "policy": "cheapest"},
+        created=1,
+        since=1,
+        state=ServiceState.UNPLACED,
+        agent="a",
+        running=1,
+        result={"port": 1},
+        left={"b": 1},
+        due=1,
+        history=(placement,),
+    )
+    shown = {word for cells in rows for word in _words(cells[0])}
+
+    assert shown == {*service_row(service, "why not"), "history", "why", "arguments"}
+    (history,) = [cells[1] for cells in rows if cells[0] == "`history`"]
+    assert _words(history) == set(placement_row(placement))
+    (states,) = [cells[1] for cells in rows if cells[0].startswith("`name`")]
+    assert _words(states) - {"state"} == {state.value for state in ServiceState}
 
 
 # -- dispatchers

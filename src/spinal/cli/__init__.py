@@ -33,6 +33,7 @@ VERBS: Final = {
     "dead": ("spinal.cli.dead:dead", "List, retry or delete the jobs that failed."),
     "schedule": ("spinal.cli.schedule:schedule", "Submit jobs at the times of a cron line."),
     "limit": ("spinal.cli.limit:limit", "Bound how much of an operation runs at once."),
+    "service": ("spinal.cli.service:service", "Keep services running on some machine."),
     "agents": ("spinal.cli.agents:agents", "List the agents and how busy they are."),
     "ops": ("spinal.cli.ops:ops", "List the operations and what they take."),
     "resolve": ("spinal.cli.resolve:resolve", "Show who could do an operation, and why."),

@@ -62,6 +62,24 @@ def _indexes(found: sa.MetaData) -> dict[str, Any]:
     return {str(i.name): i for table in found.tables.values() for i in table.indexes}
 
 
+async def test_a_store_from_before_there_were_services_keeps_its_jobs(tmp_path: Path) -> None:
+    url, job = f"sqlite:///{tmp_path}/jobs.db", Job(id=mint(), caller="a", op="/a", created=1)
+    store = store_for(url)
+    await store.open(HERE, 10.0)
+    await store.write(New(job))
+    await store.close()
+    with closing(sqlite3.connect(tmp_path / "jobs.db", isolation_level=None)) as file:
+        file.execute("DROP TABLE services")
+        file.execute("UPDATE alembic_version SET version_num = '0001'")
+
+    store = store_for(url)
+    await store.open(HERE, 10.0)
+    try:
+        assert await store.versions() == {} and await store.get(job.id) is not None
+    finally:
+        await store.close()
+
+
 #: What runs all day, and an index that it must use.
 DAILY = {
     "jobs_queued": "state = 'queued'",

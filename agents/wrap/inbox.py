@@ -26,7 +26,7 @@ from spinal.bus.errors import BusError, CallError, NotConnected
 from spinal.bus.tasks import Tasks
 from spinal.protocols import Json
 
-from ..errors import AgentError, describe
+from ..errors import AgentError, Retry, describe, one_line
 from . import folder as folders
 from .folder import Mark
 from .kind import Bus, Host
@@ -41,7 +41,7 @@ MOST_PAUSE: Final = 300.0
 MAX_NOTES: Final = 10_000
 
 #: Most files of each sort that are named to whoever asks.
-MAX_NAMED: Final = 50
+MAX_NAMED: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,24 +87,36 @@ class Seen:
     def told(self) -> dict[str, Json]:
         """Give it for a caller; of many the first ones are named."""
         return {
-            "submitted": [{"file": n, "job": job} for n, job in self.submitted[:MAX_NAMED]],
-            "waiting": self.waiting[:MAX_NAMED],
-            "failed": [{"file": name, "why": why} for name, why in self.failed[:MAX_NAMED]],
+            "submitted": [
+                {"file": _shown(name), "job": job} for name, job in self.submitted[:MAX_NAMED]
+            ],
+            "waiting": [_shown(name) for name in self.waiting[:MAX_NAMED]],
+            "failed": [
+                {"file": _shown(name), "why": one_line(why, 200)}
+                for name, why in self.failed[:MAX_NAMED]
+            ],
             "more": max(len(self.submitted), len(self.waiting), len(self.failed)) > MAX_NAMED,
         }
 
 
+def _shown(name: str) -> str:
+    """Give a file's name as a text; one that is none has question marks in it."""
+    return name.encode(errors="replace").decode()
+
+
 class Inbox:
-    """Watches a folder; an async context manager starts and ends that.
+    """A watched folder.
 
     Args:
         rule: what becomes of its files.
         name: the operation that it belongs to, as a part of the keys.
-        bus: where jobs are submitted.
+        bus: where jobs are submitted; without one it is only looked at.
+        lock: who has it may submit.
     """
 
-    def __init__(self, rule: Rule, name: str, bus: Bus | None) -> None:
+    def __init__(self, rule: Rule, name: str, bus: Bus | None, lock: Lock | None) -> None:
         self._rule = rule
+        self._lock = lock
         self._name = name
         self._journal = folders.journal(name)
         self._bus = bus
@@ -119,24 +131,21 @@ class Inbox:
         self._trouble = ""
 
     @contextlib.asynccontextmanager
-    async def watched(self, lock: Lock) -> AsyncGenerator[None]:
+    async def watched(self) -> AsyncGenerator[None]:
         """Look at it at intervals for a block."""
         tasks = Tasks(f"inbox {self._rule.folder}")
-        tasks.spawn(self._watch(lock), "watch")
+        tasks.spawn(self._watch(), "watch")
         try:
             yield
         finally:
             await tasks.close()
 
-    async def _watch(self, lock: Lock) -> None:
+    async def _watch(self) -> None:
         while True:
             try:
-                if await asyncio.to_thread(lock.held):
-                    await self.look()
-                    self._say("")
-                else:
-                    self._say("another agent watches it")
-            except (AgentError, OSError) as exc:
+                await self.look()
+                self._say("")
+            except (AgentError, OSError, Retry) as exc:
                 self._say(describe(exc))
             await asyncio.sleep(self._rule.every)
 
@@ -150,10 +159,14 @@ class Inbox:
         """Look at it now, and submit what is ready.
 
         Raises:
+            Retry: another agent watches it.
             OSError: the folder cannot be read.
             AgentError: what was submitted before cannot be told.
         """
         async with self._turn:
+            if self._lock is not None and not await asyncio.to_thread(self._lock.held):
+                # Its jobs are of another account, so that keys would not be the same.
+                raise Retry(f"another agent watches {self._rule.folder}")
             found = await asyncio.to_thread(self._new)
             now = asyncio.get_running_loop().time()
             self._files = {
@@ -309,12 +322,10 @@ async def locked(folder: Path) -> AsyncGenerator[Lock]:
 @contextlib.asynccontextmanager
 async def inbox(rule: Rule, name: str, host: Host) -> AsyncGenerator[Inbox]:
     """Have an inbox for a block, watched where there is a bus."""
-    found = Inbox(rule, name, host.bus)
     if host.bus is None:
-        yield found
+        yield Inbox(rule, name, None, None)
         return
-    async with (
-        host.share(("folder", rule.folder), lambda: locked(rule.folder)) as lock,
-        found.watched(lock),
-    ):
-        yield found
+    async with host.share(("folder", rule.folder), lambda: locked(rule.folder)) as lock:
+        found = Inbox(rule, name, host.bus, lock)
+        async with found.watched():
+            yield found

@@ -34,9 +34,9 @@ from ..process import OUTPUT_WITHIN, Ended, Guard, Process, kill_marked
 log = structlog.get_logger()
 
 #: Seconds that a program gets to end by itself once its input is closed, and then after SIGTERM.
-#: Together they are within the 5 s after which it is gone.
+#: Together they are well within the 5 s after which it is gone, also on a busy machine.
 LEAVES_WITHIN: Final = 1.0
-GRACE: Final = 3.0
+GRACE: Final = 2.0
 
 #: Bytes that are no answer and may come before one.
 MAX_STRAY: Final = 16 * 1024 * 1024

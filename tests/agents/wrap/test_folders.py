@@ -134,7 +134,7 @@ async def test_what_is_no_new_plain_file_is_left_alone(tmp_path: Path, folder: P
 
 async def test_a_file_that_is_still_written_waits(tmp_path: Path, folder: Path) -> None:
     desk = Desk()
-    async with watching(tmp_path, desk, ("settled: 20ms", "settled: 150ms")) as call:
+    async with watching(tmp_path, desk, ("settled: 20ms", "settled: 1s")) as call:
         with (folder / "slow.pdf").open("wb", buffering=0) as file:
             for piece in range(10):
                 file.write(b"%d," % piece)
@@ -247,10 +247,13 @@ async def test_one_at_a_time_watches_a_folder(tmp_path: Path, folder: Path) -> N
     other = Lock(folder)
     assert other.held()
     desk = Desk()
-    async with watching(tmp_path, desk):
+    async with watching(tmp_path, desk) as call:
         (folder / "a.pdf").write_bytes(b"a")
         second = Lock(folder)
         assert not second.held()
+        with pytest.raises(CallError, match="another agent watches") as caught:
+            await call("/op")
+        assert caught.value.reason == "busy" and not desk.jobs
         other.release()
         await eventually(lambda: len(desk.jobs) == 1)
         assert not second.held()
@@ -297,7 +300,16 @@ async def test_a_name_that_is_no_text_stays_and_is_told(tmp_path: Path, folder: 
             return list((await call("/op"))["failed"])
 
         found = await eventually(failed)
-    assert "its name is not UTF-8: rename it" in found[0]["why"] and not desk.jobs
+    assert found[0]["file"] == "?.pdf" and not desk.jobs
+    assert "its name is not UTF-8: rename it" in found[0]["why"]
+
+
+async def test_of_many_files_the_first_ones_are_named(tmp_path: Path, folder: Path) -> None:
+    for number in range(100):
+        (folder / f"{number:03}{'é' * 100}.pdf").touch()
+    async with opened(op(WATCH), tmp_path) as call:
+        seen = await call("/op")
+    assert len(seen["waiting"]) == 20 and seen["more"] is True
 
 
 def test_of_a_huge_folder_a_part_is_looked_at(
@@ -368,7 +380,7 @@ files:
   write: out
   name: "{name}.ask"
   content: "Q: {question}\\n"
-  answer: {name: "{name}.txt", folder: ../answers, within: 10s, settled: 50ms}
+  answer: {name: "{name}.txt", folder: ../answers, within: 10s, settled: 300ms}
 output: lines
 """
 
@@ -507,7 +519,7 @@ async def test_two_calls_do_not_wait_for_the_same_answer(tmp_path: Path, out: Pa
 
 
 async def test_an_answer_is_bounded_and_no_link(tmp_path: Path, out: Path) -> None:
-    text = op(ASK.replace("settled: 50ms", "settled: 50ms, most: 10"))
+    text = op(ASK.replace("settled: 300ms", "settled: 100ms, most: 10"))
     async with opened(text, tmp_path) as call:
         first = asyncio.create_task(call("/op", name="a", question="x"))
         await eventually(lambda: names(out) == ["a.ask"])

@@ -627,14 +627,14 @@ async def test_a_connection_whose_talk_did_not_end_cleanly_is_never_used_again(
         return b"OK " + line
 
     text = op(
-        "args: {a: {}}\neffects: reads\ntcp:\n  connect: PLACE\n  within: 200ms\n"
+        "args: {a: {}}\neffects: reads\ntcp:\n  connect: PLACE\n  within: 1s\n"
         "  talk: [{send: 'DO {a}'}, {expect: 'OK (?P<rest>.*)'}]"
     )
     async with (
         recorded(answer) as (recorder, place),
         opened(text.replace("PLACE", place), tmp_path) as call,
     ):
-        with pytest.raises(CallError, match=r"no answer within 0\.2 s") as caught:
+        with pytest.raises(CallError, match=r"no answer within 1 s") as caught:
             await call("/op", a="slow")
         assert caught.value.reason == "failed"
         late.set()

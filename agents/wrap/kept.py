@@ -110,8 +110,9 @@ class Running:
         except BaseException:
             os.close(ours)
             raise
+        os.set_blocking(ours, False)
         self._ours = open(ours, "wb", buffering=0)  # noqa: SIM115 - closed with its transport
-        #: Another one, to see what of its input it has not read when it has ended.
+        #: The same pipe, to see what of its input it has not read when it has ended.
         self._peek = os.dup(ours)
         self._input: asyncio.WriteTransport | None = None
         self._pipe = _Pipe()
@@ -192,9 +193,8 @@ class Running:
         self._told = take
         # ASCII: no value can bring a line end of any sort.
         line = json.dumps({"id": id, **request}, ensure_ascii=True).encode() + b"\n"
-        assert self._input is not None
-        self._input.write(line)
         try:
+            self._send(line)
             await asyncio.wait([answer, broken], return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._told = None
@@ -207,6 +207,24 @@ class Running:
         if isinstance(error, Died) and self._unread() == len(line):
             raise Unread(str(error)) from error
         raise error
+
+    def _send(self, line: bytes) -> None:
+        """Write a request.
+
+        Not by the transport, as far as there is room in the pipe: that does not tell whether the
+        other end was gone by then.
+        """
+        assert self._input is not None
+        written = 0
+        if self._input.get_write_buffer_size() == 0:
+            try:
+                written = os.write(self._peek, line)
+            except BlockingIOError:
+                pass
+            except BrokenPipeError as exc:
+                raise Unread("it closed its input") from exc
+        if written < len(line):
+            self._input.write(line[written:])
 
     async def end(self, polite: bool = False) -> None:
         """See its group end: at once asked to, or first with the end of its input."""

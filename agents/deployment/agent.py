@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, TypeVar
 
 from msgspec import Meta
 
+from spinal.bus.jsontext import dumps
 from spinal.protocols import Json
+from spinal.protocols.values import escape
 
 from ..agent import Agent
-from ..errors import Refused
 from ..job import Job
-from . import config, logs
+from . import config
 from .deployment import Deployment
 from .kinds import Tell
 from .spec import Spec
+
+T = TypeVar("T")
 
 #: Most lines of a log that are told at once, and the bytes of them that fit into an answer.
 MAX_LINES: Final = 1000
@@ -45,6 +49,7 @@ def agent_of(found: config.Config) -> Agent:
         place=found.place,
         tags=found.tags,
         slots=found.slots,
+        load=deployment.load,
         lifespan=deployment.live,
     )
     offer(agent, deployment)
@@ -141,9 +146,15 @@ def offer(agent: Agent, deployment: Deployment) -> None:
             return found.row()
 
     @agent.op("/deployment/list", timeout="10s", effects="reads")
-    async def services() -> list[dict[str, Json]]:
-        """List the services of this machine, and how each goes."""
-        return [service.row() for service in deployment.all()]
+    async def services(offset: Annotated[int, Meta(ge=0)] = 0) -> dict[str, Json]:
+        """List the services of this machine, and how each goes, in pages.
+
+        Args:
+            offset: How many to leave out; while there are `more`, ask on.
+        """
+        rows = [service.row() for service in deployment.all()]
+        fit = _first(rows[offset:])
+        return {"items": [*fit], "more": offset + len(fit) < len(rows), "total": len(rows)}
 
     @agent.op("/deployment/show", timeout="10s", effects="reads")
     async def show(service: Name) -> dict[str, Json]:
@@ -168,24 +179,28 @@ def offer(agent: Agent, deployment: Deployment) -> None:
         Args:
             service: Its name.
             lines: How many.
-            follow: Send them, and then new ones as they come, as data, until cancelled.
+            follow: Send them, and then new ones as they come, as data, until cancelled or the
+                agent ends.
             release: Of which release; by default the present one.
         """
         file = deployment.find(service).log_of(release)
         if not follow:
-            found = await asyncio.to_thread(logs.tail, file.path, lines) if lines else []
-            fit = _fitting(found)
+            found = await asyncio.to_thread(file.tail, lines)
+            fit = _last(found)
             return {"service": service, "lines": fit, "cut": len(fit) < len(found)}
         news = file.follow()
         try:
-            for part in _parts(await asyncio.to_thread(logs.tail, file.path, lines)):
+            for part in _parts(await asyncio.to_thread(file.tail, lines)):
                 await job.data(part)
             async for more in news:
                 for part in _parts(more):
                     await job.data(part)
+                if deployment.draining:
+                    # Else the agent would wait for whoever follows before it ends.
+                    break
         finally:
             await news.aclose()
-        raise Refused("the log has ended")
+        return {"service": service, "lines": [], "cut": False}
 
 
 def _tell(job: Job) -> Tell:
@@ -202,25 +217,26 @@ def _tell(job: Job) -> Tell:
     return tell
 
 
-def _fitting(lines: list[str]) -> list[str]:
+def _last(lines: Sequence[str]) -> list[str]:
     """Give the last lines that fit into one answer."""
-    room = ROOM
-    for count, line in enumerate(reversed(lines)):
-        room -= len(line.encode()) + 8
-        if room < 0:
-            return lines[len(lines) - count :]
-    return lines
+    return _first(lines[::-1])[::-1]
 
 
-def _parts(lines: list[str]) -> list[list[str]]:
-    """Divide lines into parts that each fit into one piece of data."""
-    parts: list[list[str]] = [[]]
-    room = ROOM
-    for line in lines:
-        size = len(line.encode()) + 8
+def _first(items: Sequence[T]) -> list[T]:
+    """Give the first items that fit into one answer."""
+    parts = _parts(items)
+    return parts[0] if parts else []
+
+
+def _parts(items: Sequence[T]) -> list[list[T]]:
+    """Divide items into parts that each fit into one answer, or piece of data."""
+    parts: list[list[T]] = []
+    room = 0
+    for item in items:
+        size = len(escape(dumps(item))) + 1
         if size > room:
             parts.append([])
             room = ROOM
-        parts[-1].append(line)
+        parts[-1].append(item)
         room -= size
-    return [part for part in parts if part]
+    return parts

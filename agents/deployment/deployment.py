@@ -52,6 +52,22 @@ class Deployment:
         self._services: dict[str, Service] = {}
         self._users: Counter[str] = Counter()
         self._means: Means | None = None
+        self._life: Life | None = None
+
+    @property
+    def draining(self) -> bool:
+        """Whether the agent takes nothing new, and is to end soon."""
+        return self._life is not None and self._life.state == "draining"
+
+    def load(self) -> float:
+        """Give how full this machine is: of services, or of changes that are under way.
+
+        By changes alone all machines would look alike most of the time, and all services would
+        go to one of them.
+        """
+        wanted = sum(service.wanted for service in self._services.values())
+        changes = 0.0 if self._life is None else self._life.slots.load
+        return round(max(changes, wanted / self._config.limits.services), 3)
 
     @asynccontextmanager
     async def live(self, life: Life) -> AsyncGenerator[None]:
@@ -64,8 +80,12 @@ class Deployment:
         async def ask() -> Rows:
             return await elsewhere.ask(life, elsewhere.WITHIN)
 
-        async with self.run(life.guard, lambda: life.address, ask):
-            yield
+        self._life = life
+        try:
+            async with self.run(life.guard, lambda: life.address, ask):
+                yield
+        finally:
+            self._life = None
 
     @asynccontextmanager
     async def run(
@@ -150,19 +170,22 @@ class Deployment:
         rows: Rows = {}
         if any(service.wanted and service.generation for service in self._services.values()):
             rows = await ask()
-        for name, service in list(self._services.items()):
-            row = rows.get(name)
-            if service.wanted and row is not None:
-                why = elsewhere.superseded(row, service.generation, address())
+        async with asyncio.TaskGroup() as group:
+            for name, service in list(self._services.items()):
+                row = rows.get(name) if service.wanted else None
+                why = elsewhere.superseded(row, service.generation, address()) if row else ""
                 if why:
                     service.hold("superseded", why)
                     log.warning("service_superseded", service=name, why=why)
-                    continue
-            try:
-                await service.resume()
-            except (OSError, SpinalError) as exc:
-                service.hold("failed", one_line(str(exc), 300))
-                log.error("service_not_resumed", service=name, exc_info=exc)
+                else:
+                    group.create_task(self._resume_one(service))
+
+    async def _resume_one(self, service: Service) -> None:
+        try:
+            await service.resume()
+        except (OSError, SpinalError) as exc:
+            service.hold("failed", one_line(str(exc), 300))
+            log.error("service_not_resumed", service=service.name, exc_info=exc)
 
     @contextmanager
     def at(self, name: str) -> Generator[Service]:

@@ -21,7 +21,7 @@ import structlog
 
 from spinal.protocols import SpinalError, duration
 
-from ..errors import one_line
+from ..errors import describe, one_line
 from ..process import Process
 from . import backoff, health
 from .command import Launcher
@@ -92,7 +92,7 @@ class Instance:
         self._kind = kind
         self._launcher = launcher
         self.log = log_file
-        #: ``stopped``, ``starting``, ``running`` or ``backing off``.
+        #: ``stopped``, ``starting``, ``running`` or ``backing off``; ``failed`` by our own mistake.
         self.state = "stopped"
         #: Why it is not well; empty while it is.
         self.ailment = ""
@@ -152,6 +152,7 @@ class Instance:
         """Watch over it from now on; start it first if it does not run."""
         assert self._keeper is None, "it is kept already"
         self._keeper = asyncio.create_task(self._keep(), name="keeps a service")
+        self._keeper.add_done_callback(self._left_alone)
 
     async def stop(self) -> None:
         """End it: SIGTERM, after 5 seconds SIGKILL, the whole group.
@@ -165,11 +166,16 @@ class Instance:
         if keeper is not None:
             keeper.cancel()
             await asyncio.wait([keeper])
-            if not keeper.cancelled() and (error := keeper.exception()) is not None:
-                log.error("keeper_died", service=self.spec.service, exc_info=error)
         await self._end()
         self.state = "stopped"
         self._settled.set()
+
+    def _left_alone(self, keeper: asyncio.Task[None]) -> None:
+        """Say so if nobody keeps it any more, which is a mistake of ours."""
+        if not keeper.cancelled() and (error := keeper.exception()) is not None:
+            log.error("keeper_died", service=self.spec.service, exc_info=error)
+            self.state, self.ailment = "failed", describe(error)
+            self._settled.set()
 
     # -- one run
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections import deque
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Final
 
@@ -13,6 +15,8 @@ from typing import IO, Final
 MAX_TAIL: Final = 1024 * 1024
 #: Most lines that wait for one reader; what comes beyond is left out, and counted.
 MAX_WAITING: Final = 1000
+#: Seconds without a line after which one who follows is given none.
+QUIET: Final = 1.0
 #: Longest line that is told.
 MAX_LINE: Final = 4000
 
@@ -32,6 +36,8 @@ class LogFile:
         self._size = 0
         self._rest = b""
         self._readers: set[_Reader] = set()
+        #: The two files are not turned while somebody reads them.
+        self._turning = threading.Lock()
 
     def append(self, data: bytes) -> None:
         """Write; blocks, so call it in a thread.
@@ -39,11 +45,34 @@ class LogFile:
         Raises:
             OSError: the disk is full, or the like.
         """
-        if self._file is None or self._size + len(data) > self._limit:
-            self._turn()
-        assert self._file is not None, "opened above"
-        self._file.write(data)
-        self._size += len(data)
+        with self._turning:
+            if self._file is None or self._size + len(data) > self._limit:
+                self._turn()
+            assert self._file is not None, "opened above"
+            self._file.write(data)
+            self._size += len(data)
+
+    def tail(self, count: int) -> list[str]:
+        """Give the last lines, at most those of its last :data:`MAX_TAIL` bytes; blocks.
+
+        The last one may be one that is being written.
+        """
+        if count < 1:
+            return []
+        data = b""
+        with self._turning:
+            for one in (self.path, older(self.path)):
+                try:
+                    with one.open("rb") as file:
+                        size = os.fstat(file.fileno()).st_size
+                        file.seek(max(0, size - (MAX_TAIL - len(data))))
+                        data = file.read(MAX_TAIL) + data
+                except FileNotFoundError:
+                    continue
+                if len(data) >= MAX_TAIL or data.count(b"\n") > count:
+                    break
+        lines = data.removesuffix(b"\n").split(b"\n") if data else []
+        return [_text(line) for line in lines[-count:]]
 
     def _turn(self) -> None:
         if self._file is not None:
@@ -77,13 +106,16 @@ class LogFile:
             self._file.close()
             self._file = None
 
-    async def follow(self) -> AsyncGenerator[list[str]]:
-        """Give new lines as they come, until cancelled."""
+    async def follow(self, quiet: float = QUIET) -> AsyncGenerator[list[str]]:
+        """Give new lines as they come, and no lines when none came for ``quiet`` seconds."""
         reader = _Reader()
         self._readers.add(reader)
         try:
             while True:
-                yield await reader.lines()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(quiet):
+                        await reader.more.wait()
+                yield reader.lines()
         finally:
             self._readers.discard(reader)
 
@@ -94,18 +126,18 @@ class _Reader:
     def __init__(self) -> None:
         self._waiting: deque[bytes] = deque()
         self._left_out = 0
-        self._more = asyncio.Event()
+        #: There are some.
+        self.more = asyncio.Event()
 
     def take(self, lines: list[bytes]) -> None:
         room = MAX_WAITING - len(self._waiting)
         self._waiting.extend(lines[:room])
         self._left_out += len(lines[room:])
         if lines:
-            self._more.set()
+            self.more.set()
 
-    async def lines(self) -> list[str]:
-        await self._more.wait()
-        self._more.clear()
+    def lines(self) -> list[str]:
+        self.more.clear()
         found = [_text(line) for line in self._waiting]
         self._waiting.clear()
         if self._left_out:
@@ -117,22 +149,6 @@ class _Reader:
 def older(path: Path) -> Path:
     """Give where the older part of a log is."""
     return path.with_name(f"{path.name}.1")
-
-
-def tail(path: Path, count: int) -> list[str]:
-    """Give the last lines of a log, at most those of its last :data:`MAX_TAIL` bytes."""
-    data = b""
-    for one in (path, older(path)):
-        try:
-            with one.open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                file.seek(max(0, size - (MAX_TAIL - len(data))))
-                data = file.read(MAX_TAIL) + data
-        except FileNotFoundError:
-            continue
-        if len(data) >= MAX_TAIL or data.count(b"\n") > count:
-            break
-    return [_text(line) for line in data.removesuffix(b"\n").split(b"\n")[-count:]] if data else []
 
 
 def _text(line: bytes) -> str:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+from contextlib import suppress
+from typing import Final
 
 from ..errors import Retry
+
+#: Seconds between two looks at a port that is to become free.
+LOOK: Final = 0.1
 
 
 class Ports:
@@ -37,6 +43,13 @@ class Ports:
                 self._next = self._range.index(port) + 1
                 return port
         raise Retry(f"all ports from {self._range[0]} to {self._range[-1]} are taken here")
+
+    async def wait(self, port: int | None, within: float) -> None:
+        """Wait until a port is free, for at most so many seconds."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                while port is not None and not is_free(port):
+                    await asyncio.sleep(LOOK)
 
     def give_back(self, port: int | None) -> None:
         """Let others have it; nothing if it was not taken here."""

@@ -15,12 +15,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Final
 
 import structlog
 
 from spinal.protocols import Json
 
-from ..errors import Refused
+from ..errors import Refused, one_line
 from ..secret import Secret
 from . import layout, state, unpack
 from .command import Launcher
@@ -36,6 +37,9 @@ from .spec import Spec
 from .state import Deployed, State
 
 log = structlog.get_logger()
+
+#: Seconds that whoever has the port of a service, such as its last life, may take to leave it.
+PORT_WITHIN: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +104,8 @@ class Service:
             spec = self._spec(self._known.current)
             port = spec.port
             if port == "auto":
+                # Whoever asked a dispatcher was told this one.
+                await self._means.ports.wait(self._known.port, PORT_WITHIN)
                 port = self._means.ports.take(self._known.port)
                 if port != self._known.port:
                     await asyncio.to_thread(self._save, replace(self._known, port=port))
@@ -163,6 +169,8 @@ class Service:
                 if changed:
                     await self._start_again(tell)
                 return changed
+            # Before anything is stopped for a release that could not be started.
+            await asyncio.to_thread(self._env, spec)
             await asyncio.to_thread(self._make_folder)
             number = self._known.number + 1
             # Given once, even if it comes to nothing.
@@ -412,14 +420,18 @@ class Service:
 
     def _site(self, release: str, spec: Spec, port: int | None) -> Site:
         """Give where a release runs, with its secrets; reads files."""
+        # Without links: what was begun in a folder stays in it.
+        folder = self.folder.path.resolve()
+        return Site(
+            spec, release, folder / "releases" / release, folder / "data", port, self._env(spec)
+        )
+
+    def _env(self, spec: Spec) -> dict[str, str]:
         secrets = self._means.config.secrets
-        env = {
+        return {
             name: secrets.read(value) if isinstance(value, Secret) else value
             for name, value in spec.env
         }
-        # Without links: what was begun in a folder stays in it.
-        folder = self.folder.path.resolve()
-        return Site(spec, release, folder / "releases" / release, folder / "data", port, env)
 
     # -- what is told
 
@@ -447,7 +459,7 @@ class Service:
         releases: list[Json] = [
             {
                 "release": name,
-                "url": deployed.arguments["release"]["url"],
+                "url": one_line(deployed.arguments["release"]["url"], 200),
                 "deployed": deployed.at,
                 "current": name == known.current,
             }

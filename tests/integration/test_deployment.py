@@ -112,7 +112,7 @@ async def test_a_service_lives_through_upgrades_failures_and_a_rollback(site: Si
             break
     await site.call("undeploy", service="shop", purge=True)
     assert running_under(site.root) == []
-    assert await site.call("list") == []
+    assert (await site.call("list"))["items"] == []
 
 
 async def test_a_killed_agent_takes_its_services_with_it_and_its_next_life_starts_them(

@@ -7,8 +7,10 @@ import bz2
 import gzip
 import hashlib
 import io
+import itertools
 import lzma
 import os
+import ssl
 import tarfile
 import zipfile
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
@@ -128,16 +130,17 @@ class Shelf:
 
 
 @asynccontextmanager
-async def serving() -> AsyncGenerator[Shelf]:
-    """Serve files on loopback."""
+async def serving(trust: ssl.SSLContext | None = None) -> AsyncGenerator[Shelf]:
+    """Serve files on loopback, over TLS if told with what."""
     found = Shelf()
     app = web.Application()
     app.router.add_get("/{tail:.*}", found.answer)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
+    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=trust)
     await site.start()
-    found.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    scheme = "http" if trust is None else "https"
+    found.url = f"{scheme}://127.0.0.1:{runner.addresses[0][1]}"
     try:
         yield found
     finally:
@@ -165,7 +168,7 @@ class Machine:
         self.rows: list[dict[str, Any]] | None = []
         self._bus = MemoryBus()
         self._stack = AsyncExitStack()
-        self._life: Life | None = None
+        self.life: Life | None = None
         self._caller: Session | None = None
 
     @asynccontextmanager
@@ -187,7 +190,7 @@ class Machine:
         """Begin a life."""
         connection = self._bus.connection(AGENT)
         agent = agent_of(self.config)
-        self._life = await self._stack.enter_async_context(
+        self.life = await self._stack.enter_async_context(
             Life(agent, connection, dispatchers=[DISPATCHER])
         )
 
@@ -239,15 +242,15 @@ class Machine:
 def some_ports() -> range:
     """Give a range of ports of this worker's own, where nothing listens."""
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    for first in range(21_000 + worker * 1000, 22_000 + worker * 1000, 20):
-        found = range(first, first + 20)
-        if first not in _given and all(map(is_free, found)):
-            _given.add(first)
-            return found
+    for _ in range(50):
+        # In turn, so that what lingers of one test is out of the way of the next.
+        first = 21_000 + worker * 1000 + next(_turns) % 50 * 20
+        if all(map(is_free, range(first, first + 20))):
+            return range(first, first + 20)
     raise AssertionError("no free ports")
 
 
-_given: set[int] = set()
+_turns = itertools.count()
 
 
 @pytest_asyncio.fixture

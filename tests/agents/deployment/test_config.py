@@ -129,6 +129,18 @@ async def test_a_service_gets_its_secret_and_nothing_shows_it(
         assert "xyzzy" not in text
 
 
+async def test_a_secret_that_is_missing_stops_nothing(machine: Machine, tmp_path: Path) -> None:
+    await machine.stop()
+    machine.config = replace(machine.config, secrets=Secrets(files=(tmp_path,)))
+    await machine.start()
+    port = machine.config.ports[1]
+    first = await machine.call("deploy", **machine.spec("one", port=port))
+    env = {"TOKEN": {"file": str(tmp_path / "token")}}
+    with pytest.raises(CallError, match="cannot be read"):
+        await machine.call("deploy", **machine.spec("two", port=port, env=env))
+    assert (await machine.call("show", service="shop"))["pid"] == first["pid"]
+
+
 async def test_a_service_runs_as_its_user_within_its_limits(
     machine: Machine, tmp_path: Path
 ) -> None:

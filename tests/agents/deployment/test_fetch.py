@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import ssl
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from spinal.agents.deployment.errors import DeployFailed
 from spinal.agents.deployment.fetch import Fetcher
 from spinal.agents.deployment.urls import Allowed
 from spinal.agents.errors import Refused
+from spinal.bus.server import certificates
 from spinal.testing import eventually
 
-from .conftest import Shelf
+from .conftest import Shelf, serving
 
 DATA = bytes(range(256)) * 8192  # 2 MiB
 SHA = hashlib.sha256(DATA).hexdigest()
@@ -291,3 +293,21 @@ async def test_a_file_of_this_machine_is_copied_if_allowed(
 async def test_a_server_that_is_not_there_is_named(fetcher: Callable[..., Fetcher]) -> None:
     with pytest.raises(DeployFailed, match=r"cannot fetch http://127\.0\.0\.1:1/"):
         await fetcher().fetch("http://127.0.0.1:1/a.zip", SHA, nothing)
+
+
+async def test_over_tls_the_server_must_be_who_it_says_it_is(
+    fetcher: Callable[..., Fetcher], tmp_path: Path
+) -> None:
+    ours = certificates.ensure(tmp_path / "ours", "localhost")
+    others = certificates.ensure(tmp_path / "others", "localhost")
+    trust = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    trust.load_cert_chain(ours.certificate, ours.key)
+    async with serving(trust) as shelf:
+        release = shelf.put("a.zip", DATA)
+        allowed = ["https://127.0.0.1"]
+        for ca in (None, others.ca):
+            with pytest.raises(DeployFailed, match=r"(?i)certificate"):
+                await fetcher(urls=allowed, ca=ca).fetch(release["url"], SHA, nothing)
+        assert shelf.asked == []
+        path = await fetcher(urls=allowed, ca=ours.ca).fetch(release["url"], SHA, nothing)
+        assert path.read_bytes() == DATA

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from spinal.agents.deployment.logs import MAX_WAITING, LogFile, older, tail
+from spinal.agents.deployment.logs import MAX_WAITING, LogFile, older
 
 
 def write(log: LogFile, *lines: str) -> None:
@@ -21,7 +21,7 @@ def test_a_log_never_takes_more_than_twice_its_limit(tmp_path: Path) -> None:
     log.close()
     sizes = [one.stat().st_size for one in tmp_path.iterdir()]
     assert len(sizes) == 2 and max(sizes) <= 1000
-    assert tail(log.path, 3) == ["line 997", "line 998", "line 999"]
+    assert log.tail(3) == ["line 997", "line 998", "line 999"]
 
 
 def test_the_last_lines_may_lie_in_the_older_file(tmp_path: Path) -> None:
@@ -30,7 +30,8 @@ def test_the_last_lines_may_lie_in_the_older_file(tmp_path: Path) -> None:
     write(log, "third")
     log.close()
     assert older(log.path).exists()
-    assert tail(log.path, 2) == ["second", "third"]
+    assert log.tail(2) == ["second", "third"]
+    assert log.tail(0) == []
 
 
 def test_a_log_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -39,18 +40,18 @@ def test_a_log_goes_on_where_it_was(tmp_path: Path) -> None:
         write(log, word)
         log.close()
         log.close()
-    assert tail(tmp_path / "log", 10) == ["one", "two"]
+    assert LogFile(tmp_path / "log", 1000).tail(10) == ["one", "two"]
 
 
 def test_no_log_has_no_lines(tmp_path: Path) -> None:
-    assert tail(tmp_path / "log", 10) == []
+    assert LogFile(tmp_path / "log", 1000).tail(10) == []
 
 
 def test_lines_are_text_and_bounded(tmp_path: Path) -> None:
     log = LogFile(tmp_path / "log", 100_000)
     log.append(b"\xff\xfe" + b"y" * 10_000 + b"\r\n")
     log.close()
-    (line,) = tail(log.path, 1)
+    (line,) = log.tail(1)
     assert line.startswith("\ufffd\ufffdyyy") and len(line) == 4000
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import re
 from pathlib import Path
+from typing import Any
 
 from spinal.agents.deployment import config, spec
 
@@ -32,7 +33,6 @@ def test_every_key_of_both_files_is_shown() -> None:
     service, agent = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL)
     for key in (*spec.ARGUMENTS, *spec.WANT):
         assert re.search(rf"^{key}:", service, re.MULTILINE), key
-    properties = config.SCHEMA["properties"]
-    assert isinstance(properties, dict)
+    properties: dict[str, Any] = config.SCHEMA["properties"]
     for key in properties:
         assert re.search(rf"^{key}:", agent, re.MULTILINE), key

@@ -8,6 +8,8 @@ import os
 import re
 import signal
 import socket
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -15,11 +17,12 @@ import pytest
 from aiohttp import web
 
 from spinal.agents.deployment import elsewhere
+from spinal.agents.deployment.config import Limits
 from spinal.bus.errors import CallError
-from spinal.protocols import Log, Progress
+from spinal.protocols import Data, Log, Progress
 from spinal.testing import eventually
 
-from .conftest import Machine, running_under, tar_of
+from .conftest import DISPATCHER, Machine, running_under, tar_of
 
 
 async def problem_of(work: Any) -> tuple[str, str]:
@@ -39,7 +42,7 @@ async def test_a_service_is_deployed_and_answers(machine: Machine) -> None:
     assert (found["state"], found["generation"], found["changed"]) == ("running", 1, True)
     assert psutil.Process(found["pid"]).is_running()
     assert (machine.folder / "current" / "README").read_text() == "read"
-    assert [row["service"] for row in await machine.call("list")] == ["shop"]
+    assert [row["service"] for row in (await machine.call("list"))["items"]] == ["shop"]
 
 
 async def test_the_same_again_does_nothing_and_takes_a_newer_generation(machine: Machine) -> None:
@@ -124,7 +127,7 @@ async def test_a_failed_upgrade_leaves_the_old_one(
 async def test_a_first_deploy_that_fails_leaves_nothing(machine: Machine) -> None:
     bad = machine.spec("one", env={"MODE": "dies"})
     await problem_of(machine.call("deploy", **bad))
-    assert await machine.call("list") == []
+    assert (await machine.call("list"))["items"] == []
     assert not machine.folder.exists()
     assert running_under(machine.config.root) == []
 
@@ -166,7 +169,7 @@ async def test_undeploying_ends_it_and_keeps_its_data_unless_told_otherwise(
     done = await machine.call("undeploy", service="shop")
     assert done["undeployed"]
     assert running_under(machine.config.root) == []
-    assert await machine.call("list") == []
+    assert (await machine.call("list"))["items"] == []
     assert (machine.folder / "data" / "orders").read_text() == "17"
     assert not (machine.folder / "releases").exists()
     await machine.call("deploy", **machine.spec("two"))
@@ -365,8 +368,37 @@ async def test_services_do_not_wait_for_one_another(machine: Machine) -> None:
     specs = [{**machine.spec(name), "service": name} for name in names]
     ends = await asyncio.gather(*(machine.call("deploy", **spec) for spec in specs))
     assert len({end["port"] for end in ends}) == 4
-    assert [row["service"] for row in await machine.call("list")] == names
+    assert [row["service"] for row in (await machine.call("list"))["items"]] == names
     assert [await machine.get(end["port"]) for end in ends] == names
+
+
+@pytest.mark.parametrize("port", ["auto", "fixed"])
+async def test_a_switch_that_the_disk_does_not_take_is_taken_back(
+    machine: Machine, port: str
+) -> None:
+    how = {"port": "auto" if port == "auto" else machine.config.ports[1]}
+    first = await machine.call("deploy", **machine.spec("one", **how), generation=1)
+    current = machine.folder / "current"
+    current.unlink()
+    # A folder is in the way of the link.
+    (current / "x").mkdir(parents=True)
+    reason, text = await problem_of(
+        machine.call("deploy", **machine.spec("two", **how), generation=2)
+    )
+    assert reason == "failed" and "cannot switch" in text
+
+    async def answers() -> bool:
+        return await machine.word() == "one"
+
+    await eventually(answers)
+    state = json.loads((machine.folder / "state.json").read_text())
+    assert (state["current"], state["generation"]) == (first["release"], 1)
+    assert os.listdir(machine.folder / "releases") == [first["release"]]
+    assert len(running_under(machine.folder)) == 1
+    (current / "x").rmdir()
+    current.rmdir()
+    await machine.call("deploy", **machine.spec("three", **how), generation=3)
+    assert await machine.word() == "three"
 
 
 # -- lives
@@ -380,7 +412,7 @@ async def test_the_next_life_goes_on(machine: Machine) -> None:
     await machine.start()
 
     async def runs() -> Any:
-        (row,) = await machine.call("list")
+        (row,) = (await machine.call("list"))["items"]
         return row if row["state"] == "running" else None
 
     row = await eventually(runs)
@@ -398,13 +430,13 @@ async def test_what_a_dispatcher_has_placed_elsewhere_stays_down(machine: Machin
     await machine.start()
 
     async def told() -> Any:
-        (row,) = await machine.call("list")
+        (row,) = (await machine.call("list"))["items"]
         return row if row["state"] == "superseded" else None
 
     row = await eventually(told)
     assert row["why"] == "generation 8 runs at b@x/agent" and row["pid"] is None
     await machine.call("undeploy", service="shop", below=8)
-    assert await machine.call("list") == []
+    assert (await machine.call("list"))["items"] == []
 
 
 async def test_without_a_dispatcher_it_is_started_all_the_same(
@@ -429,7 +461,7 @@ async def test_a_port_that_was_taken_meanwhile_is_replaced_by_another(machine: M
         await machine.start()
 
         async def answers() -> Any:
-            (row,) = await machine.call("list")
+            (row,) = (await machine.call("list"))["items"]
             return row if row["state"] == "running" else None
 
         row = await eventually(answers)
@@ -472,9 +504,9 @@ async def test_a_broken_state_does_not_keep_other_services_down(machine: Machine
     await machine.start()
 
     async def other() -> bool:
-        return [(row["service"], row["state"]) for row in await machine.call("list")] == [
-            ("other", "running")
-        ]
+        return [
+            (row["service"], row["state"]) for row in (await machine.call("list"))["items"]
+        ] == [("other", "running")]
 
     await eventually(other)
     second = await machine.call("deploy", **machine.spec("three"))
@@ -508,7 +540,7 @@ async def test_hostile_arguments_are_refused_by_name(
 ) -> None:
     reason, text = await problem_of(machine.call("deploy", **machine.spec("one", **more)))
     assert reason == "refused" and says in text, text
-    assert await machine.call("list") == []
+    assert (await machine.call("list"))["items"] == []
     assert os.listdir(machine.config.root / "services") == []
 
 
@@ -597,3 +629,93 @@ async def test_a_log_is_followed_as_data(machine: Machine) -> None:
         if "asked for /new" in lines:
             break
     assert "asked for /new" in lines
+
+
+async def test_a_service_that_floods_its_log_holds_nobody_up(machine: Machine) -> None:
+    await machine.stop()
+    machine.config = replace(machine.config, limits=Limits(log=200_000))
+    await machine.start()
+    spec = machine.spec("one", start=["yes", "<&" * 100], port=None, health=None)
+    await machine.call("deploy", **spec)
+    loop = asyncio.get_running_loop()
+    slowest = 0.0
+    for _ in range(50):
+        began = loop.time()
+        found = await machine.call("log", service="shop", lines=1000)
+        slowest = max(slowest, loop.time() - began)
+        assert found["cut"] and set(found["lines"][1:-1]) == {"<&" * 100}
+    assert slowest < 2
+    sizes = [one.stat().st_size for one in (machine.folder / "logs").iterdir()]
+    assert len(sizes) == 2 and max(sizes) <= 200_000
+    call = machine.ask("log", service="shop", follow=True)
+    pieces = 0
+    async for item in call:
+        pieces += isinstance(item, Data)
+        if pieces == 20:
+            break
+    await machine.call("undeploy", service="shop")
+
+
+async def test_who_follows_does_not_keep_the_agent_from_ending(machine: Machine) -> None:
+    await machine.call("deploy", **machine.spec("one"))
+    call = machine.ask("log", service="shop", follow=True)
+    life = machine.life
+    assert life is not None
+    # The result is awaited at once, which reads what comes.
+    ending = asyncio.ensure_future(call.result())
+    await eventually(lambda: life.slots.busy == 1)
+    assert await life.drain(grace=10)
+    assert (await ending)["lines"] == []
+
+
+async def test_a_machine_is_the_fuller_the_more_services_it_has(machine: Machine) -> None:
+    assert machine.life is not None
+    await machine.call("deploy", **machine.spec("one"))
+    await eventually(lambda: machine.life and machine.life.advertisement(DISPATCHER).load == 0.01)
+
+
+async def test_many_services_are_listed_in_pages(machine: Machine) -> None:
+    program = "import time; time.sleep(99)"
+    names = [f"a-rather-long-name-of-a-service-that-is-here-{n:02}" for n in range(8)]
+    for name in names:
+        spec = machine.spec("one", start=["python3", "-c", program], port=None, health=None)
+        await machine.call("deploy", **{**spec, "service": name})
+    found: list[str] = []
+    page: dict[str, Any] = {"more": True}
+    while page["more"]:
+        page = await machine.call("list", offset=len(found))
+        found += [row["service"] for row in page["items"]]
+    assert found == names and page["total"] == 8
+    assert (await machine.call("list", offset=100))["items"] == []
+
+
+NASTY = [
+    "; touch /tmp/spinal-was-here", "$(touch /tmp/spinal-was-here)", "`id`", "| id", "&& id", "> /tmp/x",
+    "'", '"', "'; id; '", '"; id; "', "\\", "\n", "\r\n", "\t", " ", "", "-", "--", "-rf", "--help",
+    "-c", "*", "?", "~", "$HOME", "${PATH}", "%s", "{}", "{0}", "{{port}}", "{ port }", "\x7f", "\x1b[2J",
+    "é", "☃", "\U0001f4a9", "\u202e", "../../etc/passwd", "/etc/passwd", "a=b", "@file", "#", "!", "^",
+    "x" * 4000,
+]  # fmt: skip
+
+
+async def test_a_thousand_hostile_arguments_and_variables_are_passed_as_they_are(
+    machine: Machine,
+) -> None:
+    program = (
+        "import json,os,sys,time\n"
+        "with open(sys.argv[1], 'w') as f: json.dump([sys.argv[2:], dict(os.environ)], f)\n"
+        "time.sleep(99)"
+    )
+    # Each one before, after and between others.
+    words = [*NASTY, *(f"{one[:100]}{two[:100]}" for one in NASTY for two in NASTY)][:1000]
+    assert len(words) == 1000
+    for first in range(0, 1000, 200):
+        given = [one.replace("{", "<") if "{port}" in one else one for one in words[first:][:200]]
+        env = {f"V{number}": word for number, word in enumerate(given)}
+        start = ["python3", "-c", program, "{data}/seen", *given]
+        spec = machine.spec("one", start=start, port=None, health=None, env=env)
+        await machine.call("deploy", **spec)
+        seen, environ = json.loads((machine.folder / "data/seen").read_text())
+        assert seen == given
+        assert {name: environ[name] for name in env} == env
+    assert not Path("/tmp/spinal-was-here").exists()

@@ -62,8 +62,8 @@ for line in sys.stdin:
             folder = request["folder"]
             with open(request["files"]["document"]["path"], "rb") as file:
                 data = file.read()
-            with open(os.path.join(folder, "out.bin"), "wb") as file:
-                file.write(data[::-1])
+            with open(os.path.join(folder, "out.bin"), "wb") as out:
+                out.write(data[::-1])
             os.symlink("/etc/passwd", os.path.join(folder, "link"))
             say(id=id, file=args.get("name") or "out.bin", media="application/x-reversed")
         case "/long":

@@ -9,7 +9,7 @@ from typing import Any, Final, NoReturn
 from spinal.bus.errors import CallError
 from spinal.protocols import Json, Problem
 
-from ..errors import Refused, one_line
+from ..errors import Refused, Retry, one_line
 
 _WORDS: Final = ("done", "refused", "retry", "error")
 
@@ -55,12 +55,14 @@ class Outcome:
             after: seconds before which another try is useless, if that is known.
 
         Raises:
-            Refused, CallError: as the word says.
+            Refused, Retry, CallError: as the word says.
         """
         text = one_line(self.text or words)
         match self.word:
             case "refused":
                 raise Refused(text)
+            case "retry" if after is None:
+                raise Retry(text)
             case "retry":
                 raise CallError.of(Problem("busy", text, after=after))
             case _:

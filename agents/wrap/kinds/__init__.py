@@ -7,6 +7,14 @@ from typing import Final
 
 from ..kind import Kind
 from .command import Command
+from .files import Files
+from .program import Program
+from .tcp import Tcp
 
 #: Key in the manifest -> its kind.
-KINDS: Final[Mapping[str, type[Kind]]] = {"command": Command}
+KINDS: Final[Mapping[str, type[Kind]]] = {
+    "command": Command,
+    "files": Files,
+    "program": Program,
+    "tcp": Tcp,
+}

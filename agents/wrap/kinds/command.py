@@ -25,9 +25,11 @@ from spinal.protocols import Json, Problem
 
 from ... import process, secret
 from ...document import DURATION, SIZE, members, seconds, size
-from ...errors import AgentError, Refused, Retry, one_line
+from ...errors import AgentError, one_line
 from ...process import Completed
+from .. import outcome
 from ..kind import Call, Kind, Site
+from ..outcome import Outcome
 from ..output import Output
 from ..template import Template
 
@@ -64,23 +66,6 @@ _INTERPRETERS: Final[Mapping[str, str]] = {
 #: Variable that each program has from us, to know by it what has left its group when it is to end.
 MARK: Final = "SPINAL_CALL"
 
-_OUTCOMES: Final = ("done", "refused", "retry", "error")
-_OUTCOME: Final[Mapping[str, Json]] = {
-    "anyOf": [
-        {"type": "string", "enum": list(_OUTCOMES)},
-        {
-            "type": "object",
-            "properties": {word: {"type": "string", "minLength": 1} for word in _OUTCOMES[1:]},
-            "minProperties": 1,
-            "maxProperties": 1,
-            "additionalProperties": False,
-        },
-    ],
-    "errorMessage": "write done, refused, retry or error, or one of the last three with words for "
-    'the caller, as in {refused: "no such invoice"}',
-    "examples": ["refused"],
-}
-
 _ARGUMENT: Final[Mapping[str, Json]] = {"type": ["string", "number"]}
 
 
@@ -96,15 +81,6 @@ class _Group:
         if self.condition is not None:
             return values.get(self.condition) == "true"
         return all(name in values for item in self.items for name in item.names)
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What an exit code means."""
-
-    word: str
-    #: For the caller; without it, the last words of the program.
-    text: str = ""
 
 
 class Command(Kind):
@@ -142,8 +118,10 @@ class Command(Kind):
         },
         "exit": {
             "type": "object",
-            "patternProperties": {"^([0-9]|[1-9][0-9]|1[0-9][0-9]|2[0-4][0-9]|25[0-5])$": _OUTCOME},
-            "properties": {"other": _OUTCOME},
+            "patternProperties": {
+                "^([0-9]|[1-9][0-9]|1[0-9][0-9]|2[0-4][0-9]|25[0-5])$": outcome.SCHEMA
+            },
+            "properties": {"other": outcome.SCHEMA},
             "additionalProperties": False,
             "description": "What each exit code means; 0 is done and any other error if not said.",
             "examples": [{"0": "done", "1": "refused"}],
@@ -229,7 +207,7 @@ class Command(Kind):
         limits = limits or {}
         default = BLOB_OUTPUT if output.form == "blob" else OUTPUT
         self._most = size(limits["output"]) if "output" in limits else default
-        self._limiter = _limiter(limits)
+        self._limiter = limiter(limits)
         templates = [stdin, file, folder, *self._env.values()]
         self._names = list(
             dict.fromkeys(
@@ -271,7 +249,7 @@ class Command(Kind):
             stdin=stdin,
             file=file,
             exits={
-                None if code == "other" else int(code): _outcome(said)
+                None if code == "other" else int(code): Outcome.of(said)
                 for code, said in op.get("exit", {}).items()
             },
             stderr=op.get("stderr", "ignore"),
@@ -371,7 +349,7 @@ class Command(Kind):
         return self._stdin.fill({name: values.get(name, "") for name in self._stdin.names})
 
     def _environment(self, call: Call, values: Mapping[str, str]) -> dict[str, str]:
-        found = {name: value for name, value in os.environ.items() if INHERITED.fullmatch(name)}
+        found = inherited()
         for name, value in self._env.items():
             if isinstance(value, secret.Secret):
                 found[name] = value.read()
@@ -401,20 +379,13 @@ class Command(Kind):
         return tell
 
     async def _ended(self, ended: Completed, values: Mapping[str, str]) -> Any:
-        outcome = self._exits.get(ended.code, self._exits[None])
+        ending = self._exits.get(ended.code, self._exits[None])
         if ended.code < 0:
-            outcome = Outcome("error", _KILLED.get(-ended.code, ""))
-        elif outcome.word == "done" and self._stderr != "ignore" and ended.stderr.strip():
-            outcome = Outcome(self._stderr)
-        if outcome.word != "done":
-            text = outcome.text or _last_words(ended)
-            match outcome.word:
-                case "refused":
-                    raise Refused(text)
-                case "retry":
-                    raise Retry(text)
-                case _:
-                    raise CallError.of(Problem("failed", text))
+            ending = Outcome("error", _KILLED.get(-ended.code, ""))
+        elif ending.word == "done" and self._stderr != "ignore" and ended.stderr.strip():
+            ending = Outcome(self._stderr)
+        if ending.word != "done":
+            ending.tell(_last_words(ended))
         if self._file is not None:
             return await asyncio.to_thread(self._written, values)
         if ended.stdout_cut:
@@ -534,11 +505,9 @@ def _pattern(site: Site, said: str) -> re.Pattern[str] | None:
         return None
 
 
-def _outcome(said: Any) -> Outcome:
-    if isinstance(said, str):
-        return Outcome(said)
-    ((word, text),) = said.items()
-    return Outcome(word, text)
+def inherited() -> dict[str, str]:
+    """Give the part of our environment that a program gets."""
+    return {name: value for name, value in os.environ.items() if INHERITED.fullmatch(name)}
 
 
 def _number(text: str | None) -> float | None:
@@ -564,7 +533,7 @@ _KILLED: Final[Mapping[int, str]] = {
 }
 
 
-def _limiter(limits: Mapping[str, Any]) -> list[str]:
+def limiter(limits: Mapping[str, Any]) -> list[str]:
     """Give the words that bound a program: prlimit(1) sets the limits and becomes the program.
 
     To set them in the child before exec is not safe with threads, and from outside comes late.

@@ -5,7 +5,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -681,7 +681,7 @@ async def test_a_lifespan_is_entered_before_the_log_in_and_left_after_the_log_ou
     story: list[str] = []
 
     @contextlib.asynccontextmanager
-    async def lifespan(life: Life) -> AsyncIterator[None]:
+    async def lifespan(life: Life) -> AsyncGenerator[None]:
         story.append(f"entered, {life.session.connected}")
         try:
             yield

@@ -43,6 +43,8 @@ class Agent:
             that run or wait, by slots.  Called on the event loop, so it must be quick.
         lifespan: makes a context manager of each life, for what is to be there as long as the agent
             is on the bus.  Entered before it logs in, left after it has logged out.
+        role: role of its account in the home: ``agent``, or ``gateway`` for one that asks the
+            dispatcher on behalf of others.
 
     Raises:
         ValueError: the place is no path, or the slots are less than one.
@@ -58,6 +60,7 @@ class Agent:
         slots: int | None = None,
         load: Callable[[], float] | None = None,
         lifespan: Lifespan | None = None,
+        role: str = "agent",
     ) -> None:
         if isinstance(tags, str):
             raise TypeError(f"tags are a list of words: write [{tags!r}]")
@@ -76,6 +79,7 @@ class Agent:
         self.slots = slots
         self.load = load
         self.lifespan = lifespan
+        self.role = role
         self._operations: dict[str, Operation] = {}
         self._capabilities: Capabilities | None = None
 

@@ -33,8 +33,10 @@ import structlog
 
 from spinal import protocols
 from spinal.bus.blob import Blob, Store
+from spinal.bus.client import Client
 from spinal.bus.connection import Connection
 from spinal.bus.errors import BlobError, CallError
+from spinal.bus.line import Line
 from spinal.bus.requests import Request
 from spinal.bus.session import Session
 from spinal.bus.tasks import Tasks
@@ -129,6 +131,9 @@ class Life:
             operation=self._public,
             hash=lambda: agent.capabilities.hash,
         )
+        self._line = Line(self.session, store, sorted(dispatchers))
+        #: The bus as the agent itself uses it, in its own name: to call, and to submit jobs.
+        self.bus = Client.over(self._line)
         self._connection = connection
         #: The dispatchers that our credentials name, and those that one of them named last.
         self._named = frozenset(dispatchers)
@@ -145,6 +150,8 @@ class Life:
         #: The agent's lifespan, while it is entered.
         self._stack = contextlib.AsyncExitStack()
         self._change = asyncio.Event()
+        #: Whether the dispatchers were told that it drains.
+        self._announced = asyncio.Event()
         self._mirrors: dict[str, float] = {}
         self._failed: asyncio.Future[Exception] | None = None
         #: Where files of calls are, once there were any plain ones.
@@ -216,8 +223,10 @@ class Life:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._line.closed = True
         try:
             await self._tasks.close()
+            await self._line.tasks.close()
         finally:
             try:
                 await self.session.close()
@@ -269,6 +278,8 @@ class Life:
         taken = await self.session.acknowledged(take_within)
         if not taken:
             log.warning("results_not_taken", agent=self.agent.name, kept=self.session.kept)
+        # Who is gone without having said so is taken for dead.
+        await self._announced.wait()
         return taken
 
     async def _watch(self) -> None:
@@ -291,6 +302,8 @@ class Life:
             self._drop_dispatchers()
             for dispatcher in sorted(self.session.dispatchers):
                 self._advertise_to(dispatcher)
+            if self._draining:
+                self._announced.set()
             await asyncio.sleep(self._pause)
             beat = self._heartbeat * random.uniform(1 - JITTER, 1 + JITTER) - self._pause
             with contextlib.suppress(TimeoutError):
@@ -341,6 +354,7 @@ class Life:
         return capabilities.text if hash == capabilities.hash else None
 
     def _presence(self, address: str, available: bool, events: Sequence[Event]) -> None:
+        self._line.heard(address, available, events)
         if address not in self.session.dispatchers:
             return
         for event in events:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +32,7 @@ PROPERTIES: Final[Mapping[str, Mapping[str, Json]]] = {
         "type": "string",
         "pattern": "^https?://",
         "patternErrorMessage": "is no URL of http or https",
-        "description": "A URL that answers with 200 to 299 while all is well.",
+        "description": "A URL that answers with less than 400 while all is well.",
         "examples": ["http://127.0.0.1:8080/health"],
     },
     "tcp": {
@@ -103,24 +104,41 @@ async def _run(probe: Probe, guard: Guard | None) -> str:
 
 
 async def _http(probe: Probe, guard: Guard | None) -> str:
-    import aiohttp
-
-    try:
-        async with aiohttp.ClientSession() as session, session.get(probe.what) as answer:
-            await answer.read()
-    except (aiohttp.ClientError, OSError) as exc:
-        return f"{probe.what}: {exc or type(exc).__name__}"
-    return "" if answer.status < 300 else f"{probe.what} answers {answer.status} {answer.reason}"
+    return await http(probe.what)
 
 
 async def _tcp(probe: Probe, guard: Guard | None) -> str:
     host, _, port = probe.what.rpartition(":")
+    return await tcp(host.strip("[]"), int(port))
+
+
+async def http(url: str) -> str:
+    """Give why a URL is not well; empty if it answers with less than 400.  Follows no redirects."""
+    import aiohttp
+
+    options: dict[str, Any] = {"trust_env": False, "cookie_jar": aiohttp.DummyCookieJar()}
     try:
-        _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
-        writer.close()
-        await writer.wait_closed()
+        async with (
+            aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(force_close=True), **options
+            ) as session,
+            session.get(url, allow_redirects=False) as answer,
+        ):
+            return "" if answer.status < 400 else f"{url} answers {answer.status} {answer.reason}"
+    except (aiohttp.ClientError, OSError, ValueError) as exc:
+        return one_line(f"{url}: {exc or type(exc).__name__}", 300)
+
+
+async def tcp(host: str, port: int) -> str:
+    """Give why a port is not well; empty if it takes a connection."""
+    try:
+        _, writer = await asyncio.open_connection(host, port)
     except OSError as exc:
-        return f"{probe.what}: {exc.strerror or exc}"
+        return f"{host}:{port} takes no connection: {exc.strerror or exc}"
+    writer.close()
+    with contextlib.suppress(OSError):
+        # It took the connection; how it ends it does not matter.
+        await writer.wait_closed()
     return ""
 
 

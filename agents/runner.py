@@ -77,9 +77,11 @@ async def log_in(
             agent.name = addresses.local(credentials.address)
         else:
             found = Home.find(home, environ)
-            agent.name = stack.enter_context(found.claim_agent_name(agent.declared, name))
+            agent.name = stack.enter_context(
+                found.claim_agent_name(agent.declared, name, agent.role)
+            )
             if found.managed and agent.name not in found.accounts():
-                found.add_account(agent.name, "agent")
+                found.add_account(agent.name, agent.role)
                 await tell_server(found, agent.name)
             credentials = found.credentials(agent.name, RESOURCE)
         connection = connect(credentials)

@@ -13,6 +13,7 @@ from .errors import AgentError
 #: Name -> its package here, and what it is for.  Each package has a function ``make`` that takes
 #: the path of a YAML file, or none, and gives the agent.
 SHIPPED: Final[Mapping[str, tuple[str, str]]] = {
+    "chat": ("spinal.agents.chat", "Talks with people in their chat clients."),
     "deployment": (
         "spinal.agents.deployment",
         "Deploys services by URL and hash on its machine, and keeps them running.",

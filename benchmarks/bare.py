@@ -13,7 +13,7 @@ from xml.etree.ElementTree import Element
 from spinal.bus import Credentials
 from spinal.bus.connection import ID_PREFIX, Connection
 from spinal.bus.transports.slixmpp import ClientConnection
-from spinal.protocols import Codec, Op, Stanza
+from spinal.protocols import Codec, Message, Op, Stanza
 from spinal.protocols import address as addresses
 
 from . import rounds
@@ -68,6 +68,9 @@ class Asking:
         """Understand nothing."""
         return False
 
+    def said(self, message: Message) -> None:
+        """Nobody talks here."""
+
     async def trip(self) -> None:
         """Ask once."""
         self._number += 1
@@ -100,6 +103,9 @@ class Answering:
     def asked(self, kind: str, sender: str, id: str, payload: Element) -> bool:
         """Understand nothing."""
         return False
+
+    def said(self, message: Message) -> None:
+        """Nobody talks here."""
 
 
 async def main() -> None:

@@ -30,7 +30,7 @@ from benchmarks.ours import serving
 from spinal.bus.blobs import UPLOAD
 from spinal.bus.connection import Connection
 from spinal.bus.transports.slixmpp import ClientConnection
-from spinal.protocols import Stanza
+from spinal.protocols import Message, Stanza
 from spinal.testing import Platform, platform
 
 MB = 1024 * 1024
@@ -51,6 +51,9 @@ class Deaf:
     def asked(self, kind: str, sender: str, id: str, payload: Element) -> bool:
         """Understand nothing."""
         return False
+
+    def said(self, message: Message) -> None:
+        """Nobody talks here."""
 
 
 async def slot(connection: Connection, service: str, size: int) -> tuple[str, str]:

@@ -83,6 +83,13 @@ class Client:
         self._shared = _Shared()
         self._asked: Asking | None = None
 
+    @classmethod
+    def over(cls, line: Line) -> Client:
+        """Give a client over a line that somebody else opens and closes, such as an agent's."""
+        made = cls()
+        made._shared.line = line
+        return made
+
     # -- life
 
     async def __aenter__(self) -> Self:
@@ -99,6 +106,7 @@ class Client:
         async with AsyncExitStack() as stack:
             session = Session(connection, dispatchers=dispatchers, batching=self._batching)
             line = Line(session, blobs, dispatchers)
+            session.on_presence = line.heard
             stack.push_async_callback(line.tasks.close)
             await stack.enter_async_context(session)
             if blobs is not None:

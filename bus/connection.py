@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Protocol
 from xml.etree.ElementTree import Element
 
-from spinal.protocols import Problem, Stanza, elements
+from spinal.protocols import Message, Problem, Stanza, elements
 
 #: What the ids of our IQs begin with, so that a transport knows an answer to us at sight.  No
 #: library's own ids do: they are hexadecimal.
@@ -54,6 +54,15 @@ class Listener(Protocol):
             sender: as stamped by the server, which may leave its own address out.
             id: of the IQ; any text.
             payload: the child of the IQ.
+        """
+        ...
+
+    def said(self, message: Message) -> None:
+        """Something was said to us in words: a message of type ``chat`` or ``normal`` with a body.
+
+        Not told are errors, which nobody may answer, headlines, what is said in rooms, and copies of
+        what was said elsewhere (XEP-0280).  A message that carries our element as well is told
+        to :meth:`received` alone.
         """
         ...
 

@@ -42,7 +42,7 @@ from .server.ports import free_ports, reachable
 VERSION: Final = 1
 
 #: What an account may be.
-ROLES: Final = ("caller", "agent", "dispatcher", "owner")
+ROLES: Final = ("caller", "agent", "dispatcher", "owner", "gateway")
 
 #: Servers that Spinal starts by itself; anything else is the address of one that runs elsewhere.
 MANAGED: Final = ("embedded", "prosody", "ejabberd")
@@ -625,8 +625,10 @@ class Home:
     # Locks.
 
     @contextmanager
-    def claim_agent_name(self, stem: str, explicit: str | None = None) -> Generator[str]:
-        """Hold a name that no other running agent has.
+    def claim_agent_name(
+        self, stem: str, explicit: str | None = None, role: str = "agent"
+    ) -> Generator[str]:
+        """Hold a name that no other running agent has, and no account of another role than this.
 
         Without ``explicit`` it is made of ``stem`` (a file's name) with the lowest free number:
         ``worker``, ``worker-2``, ...  The name is free again when the block or the process ends.
@@ -637,13 +639,13 @@ class Home:
         with _told():
             (self.path / "agents").mkdir(exist_ok=True, mode=0o700)
         for name in _numbered(stem) if explicit is None else (check_name(explicit),):
-            role = self.accounts().get(name)
-            if role not in (None, "agent"):
+            known = self.accounts().get(name)
+            if known not in (None, role):
                 if explicit is None:
                     continue
                 raise HomeError(
-                    f"account {name!r} is there with the role {role}, and agents need the role "
-                    f"agent: choose another --name"
+                    f"account {name!r} is there with the role {known}, and this agent needs the "
+                    f"role {role}: choose another --name"
                 )
             lock = self.path / "agents" / f"{name}.lock"
             descriptor = _try_lock(lock)

@@ -21,7 +21,7 @@ from spinal.protocols import (
 )
 from spinal.protocols import address as addresses
 
-from .blob import Blob, blobs_in, put
+from .blob import Blob, Store, blobs_in, put
 from .blobs import Blobs
 from .call import Call
 from .errors import BusError, CallError
@@ -55,9 +55,12 @@ NOT_SAID = NOT_TAKEN | {
 
 
 class Line:
-    """What the clients over one open connection share."""
+    """What the clients over one open connection share.
 
-    def __init__(self, session: Session, blobs: Blobs | None, dispatchers: Sequence[str]) -> None:
+    Whoever owns the session passes presences on to :meth:`heard`.
+    """
+
+    def __init__(self, session: Session, blobs: Store | None, dispatchers: Sequence[str]) -> None:
         self.session = session
         self.blobs = blobs
         #: The client is being closed: what fails now is not tried again.
@@ -65,7 +68,6 @@ class Line:
         self._dispatchers = list(dispatchers)
         #: What sees groups of calls through.
         self.tasks = Tasks("groups")
-        session.on_presence = self._heard
 
     # -- dispatchers
 
@@ -108,8 +110,11 @@ class Line:
         if self._dispatchers[0] == dispatcher:
             self._dispatchers.append(self._dispatchers.pop(0))
 
-    def _heard(self, address: str, available: bool, events: Sequence[Event]) -> None:
-        """A dispatcher names all dispatchers of its home, also those that were added later."""
+    def heard(self, address: str, available: bool, events: Sequence[Event]) -> None:
+        """Take note of a presence: a dispatcher names all dispatchers of its home.
+
+        Those that were added later are among them.
+        """
         for event in events:
             if isinstance(event, Hello) and address in self._dispatchers:
                 self._dispatchers += [d for d in event.dispatchers if d not in self._dispatchers]

@@ -57,6 +57,7 @@ from spinal.protocols import (
     Hello,
     Json,
     Log,
+    Message,
     Op,
     Problem,
     Progress,
@@ -144,6 +145,11 @@ class Session:
         self.describe: Callable[[str], str | None] = _no_description
         #: Told of events that belong to no call (mirror, seen, advertisement), with the sender.
         self.on_event: Callable[[str, Event], None] = _ignore
+        #: Told of what is said to us in words, by whoever may ask us for anything.
+        self.on_message: Callable[[Message], None] = _ignore
+        #: Told who wants to see our presence (RFC 6121, 3.1): a bare address that may ask us for
+        #: anything; :meth:`allow` says yes.
+        self.on_subscribe: Callable[[str], None] = _ignore
         #: Told of gets and sets of other namespaces, if whoever asks may ask us for anything; gives
         #: whether it understands them (:meth:`Listener.asked`).
         self.on_asked: Callable[[str, str, str, Element], bool] = _not_understood
@@ -308,7 +314,7 @@ class Session:
             attempt: number of the try.
             epoch: life of the agent that it is meant for.
             key: idempotency key.
-            caller: on whose behalf (dispatchers only).
+            caller: on whose behalf; believed from dispatchers, and by them from gateways.
             trace: W3C ``traceparent``.
             window: pieces of data that may be unread; 0 takes no stream.
             want: what the dispatcher shall heed when it chooses.
@@ -406,6 +412,21 @@ class Session:
     def send_presence(self, to: str = "", *events: Event, type: str = "") -> None:
         """Send presence, directed or to everybody; nothing while disconnected."""
         self._link.send_presence(to, *events, type=type)
+
+    def write(self, message: Message) -> bool:
+        """Say something in words to a person; false while disconnected, and nothing is kept.
+
+        To a bare address it goes to wherever that account reads, and servers keep it for an account
+        that is away (XEP-0160), as far as they do.
+        """
+        if self.connected:
+            self.connection.send(message.stanza())
+        return self.connected
+
+    def allow(self, address: str) -> None:
+        """Let an account see our presence from now on; nothing while disconnected."""
+        if self.connected:
+            self.connection.send(Stanza("presence", "subscribed", addresses.bare(address)))
 
     async def drain(self) -> None:
         """Wait while too much is buffered for the network."""
@@ -510,6 +531,12 @@ class Session:
             log.warning("stanza_refused", sender=stanza.sender, problem=str(exc))
             if asked:
                 self._link.reply(stanza.sender, stanza.id, problem=exc.problem)
+
+    def said(self, message: Message) -> None:
+        """Hand on what is said by whom we trust, but not what another one of our own account says."""
+        sender = message.sender
+        if addresses.bare(sender) != addresses.bare(self.address) and self._trust(sender):
+            self.on_message(message)
 
     def asked(self, kind: str, sender: str, id: str, payload: Element) -> bool:
         """Answer pings; hand on what else comes from whom we trust, or from our server."""
@@ -621,6 +648,8 @@ class Session:
             if events and self._trust(sender):
                 self._present(sender, events)
             self.on_presence(sender, True, events)
+        elif stanza.type == "subscribe" and self._trust(sender):
+            self.on_subscribe(addresses.bare(sender))
 
     def _present(self, sender: str, events: Sequence[Event]) -> None:
         peer = self._link.peer(sender)

@@ -208,6 +208,10 @@ class KnownAgent:
         """Give our attempts that are in flight, oldest first."""
         return iter(tuple(self._flying))
 
+    def running(self) -> Iterator[tuple[str, str]]:
+        """Give id and operation of our attempts that are in flight, oldest first."""
+        return iter([(id, op) for (id, _), (_, op) in self._flying.items()])
+
     def started(self, key: AttemptKey, op: str, now: float) -> None:
         """Count an attempt that is being sent to it."""
         self._flying[key] = (now, op)

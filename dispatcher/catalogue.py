@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from spinal.bus.errors import CallError
 from spinal.bus.requests import Request
 from spinal.protocols import POLICIES, Json, Want, readers
+from spinal.protocols.address import MAX_ADDRESS, bare
 from spinal.protocols.readers import Reader
 
 from .broker import Broker
@@ -16,8 +17,9 @@ from .own import Arguments, Own, needed
 from .refusal import no_agent
 from .registry import Registry
 from .resolver import Demand, resolve
-from .roles import Right
+from .roles import Right, RoleTable
 from .tap import Taps
+from .watch import Watches
 
 #: Seconds between two looks whether somebody has come who offers an operation.
 PAUSE = 0.05
@@ -26,16 +28,43 @@ PAUSE = 0.05
 class Catalogue:
     """Answers them."""
 
-    def __init__(self, registry: Registry, broker: Broker, taps: Taps) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        broker: Broker,
+        taps: Taps,
+        watches: Watches,
+        roles: RoleTable,
+        accounts: Callable[[], Mapping[str, str]],
+    ) -> None:
         self._registry = registry
         self._broker = broker
         self._taps = taps
+        self._watches = watches
+        self._roles = roles
+        self._accounts = accounts
 
     async def agents(self, request: Request, args: Arguments) -> Json:
         """List the agents, by address."""
         now = self._broker.context().now
         agents = sorted(self._registry, key=lambda agent: agent.address)
         return page(agents, *_bounds(args), lambda agent: agent_row(agent, now))
+
+    async def watch(self, request: Request, args: Arguments) -> Json:
+        """Stream which agents are gone, and which are here again."""
+        return await self._watches.serve(request)
+
+    async def accounts(self, request: Request, args: Arguments) -> Json:
+        """List the accounts and their roles, by address."""
+        if "account" in args:
+            account = bare(args["account"])
+            role = self._roles.role(account)
+            found = {} if role is None else {account: role}
+        else:
+            found = {**self._roles.shared, **self._accounts()}
+        wanted = args.get("role")
+        rows = sorted(item for item in found.items() if wanted in (None, item[1]))
+        return page(rows, *_bounds(args), lambda row: {"account": row[0], "role": row[1]})
 
     async def ops(self, request: Request, args: Arguments) -> Json:
         """List the operations that are offered, by path."""
@@ -90,11 +119,17 @@ _WANT: Mapping[str, Reader] = {
     "sticky": readers.text(256),
     "rerun": readers.flag,
 }
+_ACCOUNTS: Mapping[str, Reader] = {
+    "account": readers.text(MAX_ADDRESS),
+    "role": readers.text(64),
+}
 _OP: Mapping[str, Reader] = {"op": readers.operation}
 
 #: Path -> what it needs and does.  Everything else is brokered.
 OWN: Mapping[str, Own[Catalogue]] = {
     "/spinal/agents": Own(Right.CALL, _PAGE, Catalogue.agents),
+    "/spinal/agents/watch": Own(Right.RELAY, {}, Catalogue.watch),
+    "/spinal/accounts": Own(Right.RELAY, {**_ACCOUNTS, **_PAGE}, Catalogue.accounts),
     "/spinal/ops": Own(Right.CALL, _PAGE, Catalogue.ops),
     "/spinal/op": Own(Right.CALL, _OP, Catalogue.op),
     "/spinal/resolve": Own(Right.CALL, {**_OP, **_WANT, **_PAGE}, Catalogue.resolve),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from spinal.bus.jsontext import dumps
-from spinal.protocols import Json, Operation
+from spinal.protocols import EFFECTS, Json, Operation
 from spinal.protocols.values import escape
 
 from .agent import KnownAgent
@@ -87,10 +87,17 @@ def _fitting(ops: list[str]) -> tuple[list[str], int]:
 def op_row(registry: Registry, op: str) -> dict[str, Json]:
     """Describe an operation, by the description that has been known longest.
 
-    Schemas that are too large for a page are left out.
+    Its effects are the gravest that any description tells, because any agent may get it.  Schemas
+    that are too large for a page are left out.
     """
-    operation: Operation = registry.offers(op)[0]
-    row: dict[str, Json] = {"op": op, **operation.to_json(), "agents": registry.count(op)}
+    offers = registry.offers(op)
+    operation: Operation = offers[0]
+    row: dict[str, Json] = {
+        "op": op,
+        **operation.to_json(),
+        "effects": max((each.effects for each in offers), key=EFFECTS.index),
+        "agents": registry.count(op),
+    }
     if len(escape(dumps(row))) > ROOM:
         row |= {"args": {}, "result": {}, "left_out": ["args", "result"]}
     return row

@@ -15,6 +15,8 @@ class Right(Enum):
     ADVERTISE = "advertise"
     DISPATCH = "dispatch"
     WATCH = "watch"
+    #: Ask for others: the account that an op names as its ``caller`` counts as the one that asks.
+    RELAY = "relay"
 
 
 #: Role -> rights.  What is not listed is denied.
@@ -22,6 +24,7 @@ RIGHTS: Mapping[str, Sequence[Right]] = {
     "owner": tuple(Right),
     "caller": (Right.CALL,),
     "agent": (Right.CALL, Right.ADVERTISE),
+    "gateway": (Right.CALL, Right.ADVERTISE, Right.RELAY),
     "dispatcher": (Right.DISPATCH,),
 }
 

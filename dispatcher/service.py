@@ -39,6 +39,7 @@ from spinal.protocols import (
     Stanza,
 )
 
+from .agent import SUSPECT_AFTER
 from .broker import Broker
 from .catalogue import OWN, Catalogue
 from .errors import RegistryFull
@@ -56,6 +57,7 @@ from .retry import Loss
 from .roles import Right, Roles, RoleTable
 from .store.contract import LifeOver, Peers, Store, StoreError
 from .tap import Taps
+from .watch import Watches
 
 log = structlog.get_logger()
 
@@ -161,7 +163,10 @@ class Dispatcher:
             lambda: [a.address for a in self.registry if "mirror" in a.advertisement.features],
             self._watched,
         )
-        self._catalogue = Catalogue(self.registry, self.broker, self._taps)
+        self._watches = Watches(self.registry)
+        self._catalogue = Catalogue(
+            self.registry, self.broker, self._taps, self._watches, self._roles, accounts
+        )
         self.visible = Visible(
             self.session,
             "automation",
@@ -331,6 +336,7 @@ class Dispatcher:
             agent = self.registry.unavailable(address, self._now())
             if agent is not None:
                 log.info("agent_left", agent=address, epoch=agent.epoch, in_flight=agent.in_flight)
+                self._watches.gone(agent, "its stream is gone")
                 self.broker.changed(agent)
                 if self.keeper is not None:
                     self.keeper.heard(address, silent=True)
@@ -363,6 +369,8 @@ class Dispatcher:
             self._refuse(address, exc.problem)
             return
         agent = news.agent
+        if silent or news.arrival is not Arrival.RENEWED:
+            self._watches.here(agent)
         if silent:
             self._suspects.discard(address)
             if keeper is not None:
@@ -483,6 +491,7 @@ class Dispatcher:
                 if self.keeper is not None:
                     self.keeper.heard(agent.address, silent=True)
                 log.info("agent_suspected", agent=agent.address, in_flight=agent.in_flight)
+                self._watches.gone(agent, f"silent for {SUSPECT_AFTER:g} s")
                 self.broker.changed(agent)
         if (self._suspects or self._deaf) and not self._listening and self.session.connected:
             self._listening = True
@@ -535,8 +544,12 @@ class Dispatcher:
         op = request.op
         own, answers = self._own.get(op.op, (None, None))
         right = Right.CALL if own is None else own.right
-        if not self._roles.may(request.sender, right):
-            role = self._roles.role(request.sender) or "none"
+        asking = request.sender
+        if op.caller is not None and self._roles.may(asking, Right.RELAY):
+            # From here on it is theirs: rights, jobs, their turn, and what agents are told.
+            asking = request.caller = op.caller
+        if not self._roles.may(asking, right):
+            role = self._roles.role(asking) or "none"
             raise CallError.of(
                 Problem("not-allowed", f"an account with role {role} may not call {op.op} here")
             )

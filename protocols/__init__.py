@@ -42,6 +42,7 @@ from .events import (
     Want,
 )
 from .exchange import TRANSITIONS, Exchange, Speaker, State
+from .message import Message
 from .namespaces import ELEMENT, NS, TAG, VERSION
 from .retry import RetryPolicy
 from .values import LIMITS, MAX_INTEGER, Dumps, Json, Limits, Loads
@@ -87,6 +88,7 @@ __all__ = [
     "LocalProtocolError",
     "Log",
     "Meaning",
+    "Message",
     "Mirror",
     "Op",
     "Operation",

@@ -9,7 +9,7 @@ from xml.etree.ElementTree import Element, SubElement
 
 from spinal.bus.connection import Connection
 from spinal.bus.transports.memory import MemoryBus
-from spinal.protocols import Stanza
+from spinal.protocols import Message, Stanza
 
 INFO = "http://jabber.org/protocol/disco#info"
 ITEMS = "http://jabber.org/protocol/disco#items"
@@ -32,6 +32,8 @@ class Tool:
 
     def asked(self, kind: str, sender: str, id: str, payload: Element) -> bool:
         return False
+
+    def said(self, message: Message) -> None: ...
 
     async def ask(self, namespace: str, node: str = "") -> Element:
         """Ask for information or items; gives the query of the answer."""

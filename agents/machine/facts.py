@@ -24,7 +24,7 @@ from spinal.agents.process import run
 from .cloud import Cloud, hardware
 from .config import FactsConfig
 from .files import when
-from .probe import Probe
+from .glance import Glance
 from .texts import fitting, readable
 
 #: Bytes that the disks and the networks may take each.
@@ -215,14 +215,14 @@ async def virtualisation() -> str:
 
 def offer(agent: Agent, config: FactsConfig) -> None:
     """Offer the look around."""
-    probe = Probe(look, "looks around")
+    glance = Glance(look, "looks around")
     cloud = Cloud(config)
 
     @agent.op("/machine/facts", effects="reads", slots=4)
     async def facts() -> Facts:
         """Tell what the machine is: processors, memory, disks, networks, system and cloud."""
         try:
-            here = await probe.ask()
+            here = await glance.ask()
         except TimeoutError as exc:
             raise Retry("a disk of this machine does not answer: ask again later") from exc
         virtual, words, said = await asyncio.gather(

@@ -24,7 +24,7 @@ from spinal.agents.life import Life
 from spinal.agents.load import cpu_count
 
 from .config import HealthConfig, Limit
-from .probe import WITHIN, Probe
+from .glance import WITHIN, Glance
 from .texts import readable
 
 log = structlog.get_logger()
@@ -76,7 +76,7 @@ class Health:
     def __init__(self, config: HealthConfig, within: float = WITHIN) -> None:
         self._every = config.every
         self._within = within
-        self._looks: list[tuple[str, str, Limit, Probe[float]]] = []
+        self._looks: list[tuple[str, str, Limit, Glance[float]]] = []
         for folder in config.folders:
             self._add(f"disk {folder}", "%", config.disk, _Disk(folder))
         self._add("memory", "%", config.memory, lambda: psutil.virtual_memory().percent)
@@ -89,16 +89,16 @@ class Health:
     def _add(self, name: str, unit: str, limit: Limit | None, look: Callable[[], float]) -> None:
         if limit is not None:
             name = readable(name, 200)
-            self._looks.append((name, unit, limit, Probe(look, f"looks at {name}", self._within)))
+            self._looks.append((name, unit, limit, Glance(look, f"looks at {name}", self._within)))
 
     async def checks(self) -> list[Check]:
         """Look at everything, now."""
         return await asyncio.gather(*(self._check(*look) for look in self._looks))
 
-    async def _check(self, name: str, unit: str, limit: Limit, probe: Probe[float]) -> Check:
+    async def _check(self, name: str, unit: str, limit: Limit, glance: Glance[float]) -> Check:
         value: float | None = None
         try:
-            value = round(await probe.ask(), 3)
+            value = round(await glance.ask(), 3)
         except TimeoutError:
             pass  # It hangs: the check says so.
         except (OSError, psutil.Error) as exc:

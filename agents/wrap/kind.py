@@ -12,10 +12,11 @@ import contextlib
 import mimetypes
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from spinal.bus.blob import Blob
 from spinal.bus.errors import CallError
@@ -26,6 +27,8 @@ from ..job import Job
 from ..process import Guard
 from .argument import Argument, text
 from .template import Template
+
+T = TypeVar("T")
 
 
 class Site:
@@ -164,8 +167,22 @@ class Call:
 class Bus(Protocol):
     """What a kind may do on the bus beside answering calls."""
 
-    async def submit(self, op: str, args: Mapping[str, Any], key: str) -> str:
-        """Submit a job, once per key, and give its id once a dispatcher has accepted it."""
+    async def upload(self, source: Path, media_type: str) -> Blob:
+        """Upload a file, and give the blob for an argument.
+
+        Raises:
+            BlobError: it cannot be read, or the transfer failed.
+        """
+        ...
+
+    async def submit(
+        self, op: str, args: Mapping[str, Any], key: str, labels: Sequence[str] = ()
+    ) -> str:
+        """Submit a job, once per key, and give its id once a dispatcher has accepted it.
+
+        Raises:
+            CallError, BusError: it was refused, or nobody answered; the same key may be tried again.
+        """
         ...
 
 
@@ -176,6 +193,26 @@ class Host:
     guard: Guard
     #: None in a test without a bus.
     bus: Bus | None = None
+    #: What operations that say the same have together, by what they say.
+    shared: dict[object, Any] = field(default_factory=dict[object, Any])
+
+    @contextlib.asynccontextmanager
+    async def share(
+        self, key: object, make: Callable[[], AbstractAsyncContextManager[T]]
+    ) -> AsyncGenerator[T]:
+        """Have for a block what was made for the first who asked with that key.
+
+        Kinds are closed in the opposite order, so the first one has it longest.
+        """
+        if key in self.shared:
+            yield self.shared[key]
+            return
+        async with make() as made:
+            self.shared[key] = made
+            try:
+                yield made
+            finally:
+                del self.shared[key]
 
 
 class Kind(ABC):

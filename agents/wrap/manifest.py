@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from spinal.bus.blob import Blob
 from spinal.bus.errors import CallError
 from spinal.protocols import REASONS, Json, LocalProtocolError
 from spinal.protocols import path as paths
@@ -94,11 +95,27 @@ class Manifest:
     @contextlib.asynccontextmanager
     async def _life(self, life: Life) -> AsyncGenerator[None]:
         async with contextlib.AsyncExitStack() as stack:
-            await stack.enter_async_context(self.open(Host(life.guard)))
+            await stack.enter_async_context(self.open(Host(life.guard, _Bus(life))))
             for part in (self.health, self.load):
                 if part is not None:
                     await stack.enter_async_context(part.watch(life))
             yield
+
+
+@dataclass(frozen=True)
+class _Bus:
+    """The bus in the name of the agent itself."""
+
+    life: Life
+
+    async def upload(self, source: Path, media_type: str) -> Blob:
+        return await self.life.bus.upload(source, media_type)
+
+    async def submit(
+        self, op: str, args: Mapping[str, Any], key: str, labels: Sequence[str] = ()
+    ) -> str:
+        bus = self.life.bus.options(key=key, labels=labels or None)
+        return (await bus.submit(op, **args)).id
 
 
 def load(path: Path | str) -> Manifest:

@@ -251,7 +251,11 @@ def configuration(config: ServerConfig, base: str) -> dict[str, Any]:
         "cache_size": 100_000,
         # No traffic shaper on the bus; and one account may run many agents.
         "shaper": {},
-        "shaper_rules": {"max_user_sessions": 20_000},
+        "shaper_rules": {
+            "max_user_sessions": 20_000,
+            # Messages that are kept for one account while it is away.
+            "max_user_offline_messages": 1000,
+        },
         "registration_timeout": "infinity",
         "acme": {"auto": False},
         "modules": modules,

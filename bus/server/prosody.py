@@ -176,6 +176,8 @@ def configuration(config: ServerConfig, base: str) -> str:
         "allow_unencrypted_plain_auth": False,
         "allow_registration": False,
         "storage": "internal",
+        # Messages that are kept for one account while it is away; as shipped, 10,000.
+        "storage_archive_item_limit": 1000,
         # No traffic shaper on the bus.
         "limits": {},
         # The default of ten minutes hides a dead worker for as long.

@@ -12,7 +12,7 @@ from xml.etree.ElementTree import Element, fromstring
 
 import structlog
 
-from spinal.protocols import Codec, Problem, Stanza
+from spinal.protocols import Codec, Message, Problem, Stanza
 
 from ..connection import ID_PREFIX, Connection, Listener, answer_other
 from ..errors import BusError, NotConnected
@@ -164,3 +164,5 @@ class AttachedConnection(Connection):
             answer_other(
                 self, self._listener, Element("iq", attributes) if element is None else element
             )
+        elif element is not None and (message := Message.read(element)) is not None:
+            self._listener.said(message)

@@ -2,7 +2,8 @@
 
 It keeps the promises of an XMPP server that the session relies on (the contract suite runs over
 it as over the real ones): stanzas of one pair stay in order, an IQ to nobody bounces, directed
-presence is taken back when a stream breaks.  Every stanza goes through the codec to bytes and
+presence is taken back when a stream breaks.  A message or presence to a bare address goes to all
+who are connected under it, and is kept for nobody.  Every stanza goes through the codec to bytes and
 through an XML parser back, so nothing passes here that would not pass on a wire.
 """
 
@@ -16,7 +17,7 @@ from xml.etree.ElementTree import Element, fromstring
 
 import structlog
 
-from spinal.protocols import Codec, Problem, Stanza
+from spinal.protocols import Codec, Message, Problem, Stanza
 from spinal.protocols import address as addresses
 
 from ..connection import Connection, Listener, answer_other
@@ -154,6 +155,11 @@ class MemoryBus:
         if found is not None:
             found.deliver(element)
             return
+        if element.tag != "iq" and not addresses.resource(element.get("to", "")):
+            for address, each in list(self._here.items()):
+                if addresses.bare(address) == element.get("to"):
+                    each.deliver(element)
+            return
         stanza = Codec.decode(element)
         if bounces and stanza.kind == "iq" and stanza.type in ("get", "set"):
             # RFC 6121, 8.5.3.2.3
@@ -268,6 +274,9 @@ class MemoryConnection(Connection):
         stanza = Codec.decode(element)
         if stanza.kind == "iq" and stanza.type in ("get", "set") and stanza.body is None:
             answer_other(self, listener, element)
+        elif stanza.kind == "message" and stanza.body is None:
+            if (message := Message.read(element)) is not None:
+                listener.said(message)
         elif stanza.kind != "iq" or not self._questions.answered(element):
             listener.received(stanza)
 

@@ -16,7 +16,7 @@ from xml.etree.ElementTree import Element
 
 import structlog
 
-from spinal.protocols import TAG, Codec, Stanza
+from spinal.protocols import TAG, Codec, Message, Stanza
 from spinal.protocols import address as addresses
 
 from ..connection import ID_PREFIX, Connection, Listener, answer_other
@@ -307,7 +307,10 @@ class StreamConnection(Connection):
                 return True
         elif kind == "message":
             if xml.find(TAG) is None:
-                return False
+                message = Message.read(xml)
+                if message is not None:
+                    self._listener.said(message)
+                return message is not None
         elif kind != "presence":
             return False
         self._listener.received(Codec.decode(xml))

@@ -5,7 +5,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from spinal.agents.files import load_file
 from spinal.agents.life import MAX_HOLDS, Life
 from spinal.agents.load import WAITING
 from spinal.bus.call import Call
-from spinal.bus.errors import CallError
+from spinal.bus.errors import CallError, NotConnected
 from spinal.bus.session import Session
 from spinal.bus.transports.memory import MemoryBus
 from spinal.protocols import (
@@ -137,6 +137,21 @@ async def problem_of(call: Call) -> tuple[str, str]:
 async def test_an_operation_is_answered(world: World) -> None:
     assert await world.call("/add", {"a": 2}).result() == 3
     assert await world.call("/who").result() == [CALLER, "/who", 1]
+
+
+async def test_an_agent_asks_others_over_its_own_connection(world: World, shelf: Shelf) -> None:
+    asker = Agent("asker")
+    connection = world.bus.connection("asker@memory.test/agent")
+    life = asker.start(connection, dispatchers=[DISPATCHER], store=shelf)
+    with pytest.raises(NotConnected):
+        await life.bus.options(to=AGENT).call("/add", a=1)
+    async with life:
+        assert life.bus.address == "asker@memory.test/agent"
+        assert await life.bus.options(to=AGENT).call("/add", a=41) == 42
+        blob = await life.bus.upload(b"bytes")
+        assert blob.ref is not None and await blob.read() == b"bytes"
+    with pytest.raises(NotConnected):
+        await life.bus.options(to=AGENT).call("/add", a=1)
 
 
 async def test_a_caller_that_a_dispatcher_names_is_believed(world: World) -> None:
@@ -666,7 +681,7 @@ async def test_a_lifespan_is_entered_before_the_log_in_and_left_after_the_log_ou
     story: list[str] = []
 
     @contextlib.asynccontextmanager
-    async def lifespan(life: Life) -> AsyncIterator[None]:
+    async def lifespan(life: Life) -> AsyncGenerator[None]:
         story.append(f"entered, {life.session.connected}")
         try:
             yield

@@ -180,3 +180,20 @@ async def test_without_home_and_environment_it_says_what_to_do(tmp_path: Path) -
     with pytest.raises(HomeError, match="spinal up"):
         async with log_in(Agent("x"), environ={"SPINAL_HOME": str(tmp_path / "none")}):
             pass
+
+
+async def test_the_account_of_an_agent_gets_its_role(tmp_path: Path) -> None:
+    home = Home.create(tmp_path / "home")
+    assert home.ca is not None
+    home.ca.parent.mkdir(exist_ok=True)
+    home.ca.touch()  # As if it had been up.
+    for declared, role in (("gate", "gateway"), ("worker", "agent")):
+        async with log_in(Agent(declared, role=role), home.path):
+            assert home.accounts()[declared] == role
+    # One of another role is somebody else's.
+    with pytest.raises(HomeError, match="with the role agent, and this agent needs the role gatew"):
+        async with log_in(Agent("worker", role="gateway"), home.path, name="worker"):
+            pass
+    agent = Agent("gate", role="agent")
+    async with log_in(agent, home.path):
+        assert agent.name == "gate-2" and home.accounts()["gate-2"] == "agent"

@@ -19,7 +19,7 @@ from spinal.bus.server import ServerConfig, free_ports
 from spinal.bus.server.certificates import ensure
 from spinal.bus.server.embedded.server import EmbeddedServer
 from spinal.bus.transports.slixmpp import ClientConnection
-from spinal.protocols import BlobRef, Stanza
+from spinal.protocols import BlobRef, Message, Stanza
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -33,6 +33,8 @@ class Ear:
     def received(self, stanza: Stanza) -> None: ...
     def asked(self, kind: str, sender: str, id: str, payload: Element) -> bool:
         return False
+
+    def said(self, message: Message) -> None: ...
 
 
 @dataclass

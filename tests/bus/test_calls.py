@@ -13,7 +13,7 @@ import pytest
 from spinal.bus.call import Call
 from spinal.bus.errors import CallError, OperationFailed
 from spinal.bus.session import Handler, Request, Session
-from spinal.protocols import Error, Final, Json, Problem, Ran, Stanza
+from spinal.protocols import Error, Final, Json, Message, Problem, Ran, Stanza
 from spinal.testing import Faults, ManualClock, MemoryBus, eventually, virtual_time
 
 ANN, THUMBS = "ann@memory.test/desk", "thumbs@memory.test/agent"
@@ -470,6 +470,8 @@ async def test_nonsense_in_an_answer_ends_the_calls_of_its_stanza() -> None:
 
             def asked(self, kind: str, sender: str, id: str, payload: Element) -> bool:
                 return False
+
+            def said(self, message: Message) -> None: ...
 
         liar = bus.connection(THUMBS)
         await liar.open(Liar())

@@ -13,7 +13,7 @@ import pytest
 from spinal.bus.errors import BusError, LoginRefused
 from spinal.bus.transports import streams
 from spinal.bus.transports.slixmpp import ClientConnection
-from spinal.protocols import Stanza
+from spinal.protocols import Message, Stanza
 
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
 
@@ -26,6 +26,8 @@ class Nobody:
     def received(self, stanza: Stanza) -> None: ...
     def asked(self, kind: str, sender: str, id: str, payload: Element) -> bool:
         return False
+
+    def said(self, message: Message) -> None: ...
 
 
 @asynccontextmanager

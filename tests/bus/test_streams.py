@@ -10,7 +10,7 @@ import pytest
 
 from spinal.bus.errors import AddressTaken, BusError, CertificateRefused, LoginRefused
 from spinal.bus.transports.streams import StreamConnection
-from spinal.protocols import Stanza
+from spinal.protocols import Message, Stanza
 from spinal.testing import ManualClock
 
 
@@ -22,6 +22,8 @@ class Nobody:
     def received(self, stanza: Stanza) -> None: ...
     def asked(self, kind: str, sender: str, id: str, payload: Element) -> bool:
         return False
+
+    def said(self, message: Message) -> None: ...
 
 
 class Scripted(StreamConnection):

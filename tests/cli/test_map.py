@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from spinal.bus import Blob
-from spinal.cli.arguments import ArgumentError, Given, parse
+from spinal.bus.arguments import ArgumentError, Given, parse
 from spinal.cli.map import matches, names, suffix
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import pytest
 
 from spinal.bus import Retry
-from spinal.cli.arguments import ArgumentError
+from spinal.bus.arguments import ArgumentError
 from spinal.cli.submission import (
     asked,
     read_file,

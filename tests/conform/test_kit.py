@@ -11,7 +11,7 @@ import pytest
 
 from spinal.conform import CHECKS, Ops, Report, Seat, Trial, Verdict, run
 from spinal.conform.report import junit, row, summary
-from spinal.protocols import Stanza
+from spinal.protocols import Message, Stanza
 from spinal.testing import MemoryBus, MemoryConnection, virtual_time
 
 from .stage import Lie, judged, of, stage, write
@@ -36,6 +36,8 @@ class Stranger:
 
     def asked(self, kind: str, sender: str, id: str, payload: Element) -> bool:
         return False
+
+    def said(self, message: Message) -> None: ...
 
     def received(self, stanza: Stanza) -> None:
         if stanza.kind == "iq" and stanza.type == "set":

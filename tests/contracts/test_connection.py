@@ -42,7 +42,7 @@ from spinal.bus.transports import client_connection
 from spinal.bus.transports.attached import AttachedConnection
 from spinal.bus.transports.memory import MemoryBus
 from spinal.bus.transports.slixmpp import ClientConnection, ComponentConnection
-from spinal.protocols import Ack, Codec, Event, Hello, Log, Problem, Ran, Stanza
+from spinal.protocols import Ack, Codec, Event, Hello, Log, Message, Problem, Ran, Stanza
 from spinal.testing import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -128,6 +128,8 @@ class Ear:
         #: What somebody else's namespaces asked: kind, sender, id and payload.
         self.questions: list[tuple[str, str, str, Element]] = []
         self.understands: Callable[[str, str, str, Element], bool] = nothing
+        #: What was said in words.
+        self.words: list[Message] = []
 
     def opened(self) -> None:
         self.story.append("opened")
@@ -145,6 +147,9 @@ class Ear:
     def asked(self, kind: str, sender: str, id: str, payload: Element) -> bool:
         self.questions.append((kind, sender, id, payload))
         return self.understands(kind, sender, id, payload)
+
+    def said(self, message: Message) -> None:
+        self.words.append(message)
 
     def has(self, kind: str, number: int) -> bool:
         return len(self.of(kind)) >= number
@@ -374,6 +379,76 @@ async def test_what_is_not_ours_is_not_told(bus: Bus) -> None:
         with pytest.raises(CallError):
             await two.ask("set", one.address, Element("{urn:nobody:knows}this"), timeout=SOON)
         assert not ear.of("iq")
+
+
+@pytest.mark.parametrize("type", ["chat", "normal"])
+async def test_words_go_both_ways_as_they_were_said(bus: Bus, type: str) -> None:
+    said = "äöü 𝄞 <b> & ]]> ' \" \\\nsecond line\tend"
+    async with both(bus) as (one, ear, two, other):
+        for sender, receiver, heard in ((one, two, other), (two, one, ear)):
+            sender.send(Message(said, receiver.address, type=type, id="m1", thread="t<1>").stanza())
+            await eventually(partial(len, heard.words), SOON)
+            assert heard.words == [
+                Message(said, receiver.address, sender.address, type, "m1", "t<1>")
+            ]
+        assert not ear.of("message") and not other.of("message")
+
+
+async def test_words_to_an_account_reach_it_wherever_it_is(bus: Bus) -> None:
+    async with both(bus) as (one, _, two, other):
+        one.send(Message("hello", two.address.partition("/")[0]).stanza())
+        await eventually(lambda: other.words, SOON)
+        assert [(m.text, m.sender, m.delayed) for m in other.words] == [
+            ("hello", one.address, False)
+        ]
+
+
+async def test_of_messages_without_words_for_us_nothing_is_told(bus: Bus) -> None:
+    carbon = (
+        b"<body>copied</body><received xmlns='urn:xmpp:carbons:2'><forwarded xmlns="
+        b"'urn:xmpp:forward:0'><message xmlns='jabber:client'><body>x</body></message>"
+        b"</forwarded></received>"
+    )
+    async with both(bus) as (one, ear, two, _):
+        to = one.address
+        for type, inner in (
+            ("error", b"<body>an error</body><error type='cancel'/>"),
+            ("headline", b"<body>news</body>"),
+            ("chat", b"<active xmlns='http://jabber.org/protocol/chatstates'/>"),
+            ("chat", carbon),
+        ):
+            two.send(Stanza("message", type, to, id="m", other=inner))
+        late = b"<body>old</body><delay xmlns='urn:xmpp:delay' stamp='2026-01-01T00:00:00Z'/>"
+        two.send(Stanza("message", "chat", to, id="late", other=late))
+        await eventually(lambda: ear.words, SOON)
+        assert [(m.text, m.id, m.delayed) for m in ear.words] == [("old", "late", True)]
+
+
+async def test_a_message_with_our_element_is_no_words(bus: Bus) -> None:
+    async with both(bus) as (one, ear, two, _):
+        two.send(Stanza("message", "chat", one.address, body=b"[]", other=b"<body>both</body>"))
+        two.send(Message("end", one.address).stanza())
+        await eventually(lambda: ear.words, SOON)
+        assert [m.text for m in ear.words] == ["end"]
+        assert [s.body for s in ear.of("message")] == [b"[]"]
+
+
+@over(ACCOUNTS)
+async def test_who_asks_to_see_us_is_told(bus: Bus) -> None:
+    async with both(bus) as (one, ear, two, other):
+        me, asker = (each.address.partition("/")[0] for each in (one, two))
+        if bus.transport != "memory":
+            for each, account in ((one, me), (two, asker)):
+                # Who asks for the roster is told of answers (RFC 6121, 2.1.6).
+                await each.ask("get", account, Element("{jabber:iq:roster}query"))
+        two.send(Stanza("presence", "subscribe", me))
+        await eventually(lambda: ear.of("presence", "subscribe"), SOON)
+        assert ear.of("presence", "subscribe")[0].sender.partition("/")[0] == asker
+        one.send(Stanza("presence", "subscribed", asker))
+        await eventually(lambda: other.of("presence", "subscribed"), SOON)
+        # So that the next test finds them strangers.
+        two.send(Stanza("presence", "unsubscribe", me))
+        await eventually(lambda: ear.of("presence", "unsubscribe"), SOON)
 
 
 @pytest.mark.parametrize("ours", [True, False])

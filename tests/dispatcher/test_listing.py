@@ -65,3 +65,15 @@ def test_a_schema_that_does_not_fit_into_a_page_is_left_out() -> None:
 
     assert found["left_out"] == ["args", "result"]
     assert len(dumps(found)) < ROOM
+
+
+def test_an_operation_has_the_gravest_effects_that_anybody_tells() -> None:
+    registry = Registry()
+    for number, effects in enumerate(("reads", "deletes", "writes")):
+        described = Capabilities.of([Operation("/a", str(number), effects=effects)], dumps)
+        registry.advertised(f"w@x/{number}", Advertisement(hash=described.hash, epoch=1), 0.0)
+        registry.described(described)
+
+    shown = op_row(registry, "/a")
+
+    assert (shown["summary"], shown["effects"], shown["agents"]) == ("0", "deletes", 3)

@@ -5,7 +5,14 @@ import pytest
 from spinal.dispatcher.roles import Right, RoleTable
 from spinal.protocols.address import bare
 
-ROLES = {"o@x": "owner", "c@x": "caller", "a@x": "agent", "d@x": "dispatcher", "n@x": "nonsense"}
+ROLES = {
+    "o@x": "owner",
+    "c@x": "caller",
+    "a@x": "agent",
+    "d@x": "dispatcher",
+    "n@x": "nonsense",
+    "g@x": "gateway",
+}
 
 
 def test_what_others_say_counts_where_we_know_nothing() -> None:
@@ -22,6 +29,7 @@ def test_what_others_say_counts_where_we_know_nothing() -> None:
         ("o@x", set(Right)),
         ("c@x", {Right.CALL}),
         ("a@x", {Right.CALL, Right.ADVERTISE}),
+        ("g@x", {Right.CALL, Right.ADVERTISE, Right.RELAY}),
         ("d@x", {Right.DISPATCH}),
         ("n@x", set[Right]()),
         ("stranger@x", set[Right]()),

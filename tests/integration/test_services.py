@@ -257,7 +257,7 @@ async def test_a_service_answers_from_another_machine_when_its_own_dies(
     await eventually(lambda: back.services() == [], 30)
 
     async def is_forgotten() -> bool:
-        return json.loads(await site.spinal("service", "list", "--json")) == {"items": []}
+        return bool(json.loads(await site.spinal("service", "list", "--json")) == {"items": []})
 
     await eventually(is_forgotten, 30)
 

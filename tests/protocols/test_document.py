@@ -579,7 +579,7 @@ async def test_what_a_dispatcher_answers_has_the_members_that_the_page_names() -
         return 3
 
     async with (
-        Dispatcher(bus.connection(address), roles=roles) as dispatcher,
+        Dispatcher(bus.connection(address), roles=roles, accounts=lambda: roles) as dispatcher,
         Life(agent, bus.connection("thumbs@example.org/1"), dispatchers=[address]),
         Client(connection=bus.connection("ann@example.org/desk"), dispatchers=[address]) as ann,
     ):
@@ -590,6 +590,7 @@ async def test_what_a_dispatcher_answers_has_the_members_that_the_page_names() -
         far = await ann.ask_dispatcher("/spinal/resolve", op="/count", place={"site": "/us"})
         near = await ann.ask_dispatcher("/spinal/resolve", op="/count")
         status = await ann.ask_dispatcher("/spinal/status")
+        accounts = await ann.ask_dispatcher("/spinal/accounts")
 
     for path, page in (("/spinal/agents", agents), ("/spinal/ops", ops)):
         assert sorted(page) == ["items", "more", "total"]
@@ -599,6 +600,8 @@ async def test_what_a_dispatcher_answers_has_the_members_that_the_page_names() -
         '{"items", "more", "total"}',
         "ops_left_out",
     }
+    assert sorted(accounts) == ["items", "more", "total"]
+    assert shown["/spinal/accounts"] == {*accounts["items"][0], '{"items", "more", "total"}'}
     assert ops["items"] == [op]
     assert shown["/spinal/op"] == {*op, "left_out"}
     assert shown["/spinal/resolve"] == {*near, *near["candidates"][0], *far["rejected"][0]}
@@ -638,7 +641,7 @@ def test_the_numbers_of_a_dispatcher_are_those_of_the_code() -> None:
 
 
 def test_the_rights_of_the_roles_are_those_of_the_code() -> None:
-    rights = (Right.CALL, Right.ADVERTISE, Right.WATCH, Right.WATCH)
+    rights = (Right.CALL, Right.ADVERTISE, Right.WATCH, Right.WATCH, Right.RELAY)
 
     assert _shown("16.6", "Role") == {
         role: ["yes" if right in has else "no" for right in rights] for role, has in RIGHTS.items()

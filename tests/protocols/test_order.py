@@ -25,6 +25,7 @@ from spinal.protocols import (
     Exchange,
     Json,
     LocalProtocolError,
+    Message,
     Problem,
     RemoteProtocolError,
     Speaker,
@@ -71,6 +72,8 @@ class Peer:
 
     def asked(self, kind: str, sender: str, id: str, payload: Element) -> bool:
         return False
+
+    def said(self, message: Message) -> None: ...
 
     def received(self, stanza: Stanza) -> None:
         if stanza.kind != "presence":

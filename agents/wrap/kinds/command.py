@@ -207,7 +207,7 @@ class Command(Kind):
         limits = limits or {}
         default = BLOB_OUTPUT if output.form == "blob" else OUTPUT
         self._most = size(limits["output"]) if "output" in limits else default
-        self._limiter = _limiter(limits)
+        self._limiter = limiter(limits)
         templates = [stdin, file, folder, *self._env.values()]
         self._names = list(
             dict.fromkeys(
@@ -349,7 +349,7 @@ class Command(Kind):
         return self._stdin.fill({name: values.get(name, "") for name in self._stdin.names})
 
     def _environment(self, call: Call, values: Mapping[str, str]) -> dict[str, str]:
-        found = {name: value for name, value in os.environ.items() if INHERITED.fullmatch(name)}
+        found = inherited()
         for name, value in self._env.items():
             if isinstance(value, secret.Secret):
                 found[name] = value.read()
@@ -505,6 +505,11 @@ def _pattern(site: Site, said: str) -> re.Pattern[str] | None:
         return None
 
 
+def inherited() -> dict[str, str]:
+    """Give the part of our environment that a program gets."""
+    return {name: value for name, value in os.environ.items() if INHERITED.fullmatch(name)}
+
+
 def _number(text: str | None) -> float | None:
     try:
         return None if text is None else float(text)
@@ -528,7 +533,7 @@ _KILLED: Final[Mapping[int, str]] = {
 }
 
 
-def _limiter(limits: Mapping[str, Any]) -> list[str]:
+def limiter(limits: Mapping[str, Any]) -> list[str]:
     """Give the words that bound a program: prlimit(1) sets the limits and becomes the program.
 
     To set them in the child before exec is not safe with threads, and from outside comes late.

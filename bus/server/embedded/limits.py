@@ -48,6 +48,9 @@ class Limits:
     directed: int = 16_384
     #: Entries of one roster, requests of strangers included.
     roster: int = 2_000
+    #: Messages that are kept for one account while it is away, and bytes of them.
+    offline: int = 100
+    offline_bytes: int = 256 * 1024
 
     #: Upload slots of one account that are not used yet, and how long they are good for.
     slots: int = 200

@@ -66,6 +66,9 @@ class Presences:
         client.last = (attributes, inner)
         for to in self._audience(client.bare):
             self._router.route("presence", {**attributes, "to": to}, inner)
+        if client.priority >= 0:
+            for message in self._router.offline.take(client.name):
+                client.send(message)
         if not first:
             return
         for address, contact in self._rosters.of(client.name).contacts.items():

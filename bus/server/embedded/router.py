@@ -12,6 +12,7 @@ from .addresses import Address, BadAddress, parse
 
 if TYPE_CHECKING:
     from .client import ClientStream
+    from .offline import Offline
     from .presence import Presences
     from .services import Services
 
@@ -40,6 +41,7 @@ class Router:
 
     presences: Presences
     services: Services
+    offline: Offline
 
     def __init__(self, domain: str, components: Collection[str], accounts: Accounts) -> None:
         self.domain = domain
@@ -147,7 +149,8 @@ class Router:
         if type != "groupchat" and (not address.resource or type == "chat"):
             there = [each for each in self.available(address.bare) if each.priority >= 0]
         if not there:
-            self.bounce("message", attributes, "service-unavailable")
+            if not self._keep(address, type, attributes, inner):
+                self.bounce("message", attributes, "service-unavailable")
             return
         if type == "error":
             return
@@ -157,6 +160,15 @@ class Router:
         data = stanzas.encode("message", attributes, inner)
         for each in there:
             each.send(data)
+
+    def _keep(self, address: Address, type: str, attributes: dict[str, str], inner: bytes) -> bool:
+        """Keep a message for an account that is away (RFC 6121, 8.5.2.2; XEP-0160), if it is one
+        that is kept; what was said to a resource that is gone (8.5.3.2.1), only if it is chat.
+        """
+        if type in ("error", "groupchat", "headline") or (address.resource and type != "chat"):
+            return False
+        name = address.local
+        return self.accounts.exists(name) and self.offline.keep(name, attributes, inner)
 
     def bounce(
         self, kind: str, attributes: dict[str, str], condition: str, text: str = "", type: str = ""

@@ -23,6 +23,7 @@ from .client import ClientStream, Site
 from .component import ComponentStream, Dock, within
 from .limits import Limits
 from .lobby import Lobby
+from .offline import Offline
 from .presence import Presences
 from .roster import Rosters
 from .router import Receive, Router
@@ -117,6 +118,7 @@ class EmbeddedServer:
         files = self.certificates = ensure(config.folder, config.domain, names)
         router = self._router = Router(config.domain, config.components, self.accounts)
         presences = router.presences = Presences(router, self._rosters, limits)
+        router.offline = Offline(place(config) / "offline", config.domain, limits)
         router.services = Services(router, presences, self._rosters)
         router.domains[config.domain] = router.services.receive
         site = Site(
@@ -251,6 +253,7 @@ class EmbeddedServer:
         self._stamp = stamp
         self._rosters.forget_all_but(self.accounts.exists)
         router = self.router
+        router.offline.forget_all_but(self.accounts.exists)
         for bare in list(router.resources):
             name = parse(bare).local
             if not self.accounts.exists(name):

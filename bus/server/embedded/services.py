@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from . import stanzas
 from .addresses import Address, BadAddress, parse
+from .offline import FEATURE as OFFLINE
 from .roster import ROSTER, Rosters
 from .stanzas import escape
 from .xmlstream import CLIENT
@@ -149,7 +150,9 @@ class Services:
 
     def _server_info(self, attributes: dict[str, str], query: ET.Element) -> bytes:
         no_node(query)
-        return info("server", "im", "Spinal", (INFO, ITEMS, PING, VERSION, ROSTER, COMMANDS))
+        return info(
+            "server", "im", "Spinal", (INFO, ITEMS, PING, VERSION, ROSTER, COMMANDS, OFFLINE)
+        )
 
     def _server_items(self, attributes: dict[str, str], query: ET.Element) -> bytes:
         if query.get("node") == COMMANDS:

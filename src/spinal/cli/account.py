@@ -26,8 +26,8 @@ def account() -> None:
 @click.option(
     "--role",
     required=True,
-    type=click.Choice(["caller", "agent", "dispatcher", "owner"]),
-    help="What it may do: call; offer operations; dispatch; everything.",
+    type=click.Choice(["caller", "agent", "dispatcher", "owner", "gateway"]),
+    help="What it may do: call; offer operations; dispatch; everything; ask for others.",
 )
 @click.option(
     "--password-file",

@@ -155,6 +155,7 @@ def serve(
                     }
                 )
             else:
-                say(f"{life.address} serves {' '.join(ops)} ({life.slots.size} slots)")
+                serves = f" serves {' '.join(ops)}" if ops else " is there"
+                say(f"{life.address}{serves} ({life.slots.size} slots)")
 
     run(runner.serve(found, log_in=log_in, ready=ready))

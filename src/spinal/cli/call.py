@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from spinal.bus.arguments import convert, parse
 from spinal.protocols import Data, Json, Log, path
 from spinal.protocols import Progress as ProgressEvent
 
-from .arguments import convert, parse
 from .common import (
     CONTEXT,
     client,

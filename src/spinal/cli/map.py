@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from spinal.bus.arguments import ArgumentError, Given, convert, parse
 from spinal.protocols import Json, path
 
-from .arguments import ArgumentError, Given, convert, parse
 from .call import describe, patience, save
 from .common import (
     CONTEXT,

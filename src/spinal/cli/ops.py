@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from . import arguments
+from spinal.bus import arguments
+
 from .common import CONTEXT, client, json_option, print_json, run, show_home, table
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
+from spinal.bus.arguments import parse
 from spinal.protocols import path
 
-from .arguments import parse
 from .common import (
     CONTEXT,
     Listing,

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from spinal.bus.arguments import ArgumentError, is_blob
 from spinal.protocols import duration, path
 
-from .arguments import ArgumentError, is_blob
 from .common import place_option, places, policy_option, tag_option
 
 if TYPE_CHECKING:

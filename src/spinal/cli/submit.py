@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from spinal.bus.arguments import Given, convert, parse
 from spinal.protocols import path
 
-from .arguments import Given, convert, parse
 from .call import check_folder, describe, give, out_option, show_news
 from .common import CONTEXT, client, json_option, plain, print_json, run, say, show_home
 from .jobview import FINAL, Row, clock, note, utc_now

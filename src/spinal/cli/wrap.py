@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from spinal.bus.arguments import convert, parse, usages
 from spinal.protocols import Json
 
 from .agent import run_options, serve
-from .arguments import convert, parse, usages
 from .call import check_folder, give, out_option
 from .common import (
     CONTEXT,

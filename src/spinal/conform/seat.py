@@ -21,7 +21,7 @@ from xml.etree.ElementTree import Element
 
 from spinal.bus.connection import ID_PREFIX, Connection
 from spinal.bus.errors import CallError
-from spinal.protocols import Codec, Json, ProtocolError, Stanza
+from spinal.protocols import Codec, Json, Message, ProtocolError, Stanza
 
 from .verdict import Flooded, Wrong
 
@@ -264,6 +264,9 @@ class Seat:
     def asked(self, kind: str, sender: str, id: str, payload: Element) -> bool:
         """Understand nothing of other namespaces."""
         return False
+
+    def said(self, message: Message) -> None:
+        """Nobody here talks with people."""
 
     def received(self, stanza: Stanza) -> None:
         """Write down what came, and answer what has to be answered."""

@@ -41,7 +41,7 @@ async def test_a_service_that_is_well_is_seen_to_be(
 @pytest.mark.parametrize(
     ("health", "says"),
     [
-        ({"tcp": 1}, "port 1 takes no connection"),
+        ({"tcp": 1}, ":1 takes no connection"),
         ({"http": "http://127.0.0.1:1/"}, "http://127.0.0.1:1/: "),
         ({"run": ["sh", "-c", "echo not yet >&2; exit 4"]}, "ends with code 4: not yet"),
         ({"run": ["no-such-check"]}, "ends with code 127: cannot run 'no-such-check'"),

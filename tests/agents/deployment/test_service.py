@@ -95,7 +95,10 @@ async def test_with_a_port_of_its_own_the_old_one_is_stopped_first(machine: Mach
     ("mode", "says"),
     [
         ("dies", "it ended at once: exit code 3; its last words: .*cannot find the config"),
-        ("sick", "it was not well within 1s: .* answers 500; its last words: .*starts two sick"),
+        (
+            "sick",
+            "it was not well within 1s: .* answers 500 Internal Server Error; its last words: .*starts two sick",
+        ),
     ],
 )
 async def test_a_failed_upgrade_leaves_the_old_one(

@@ -12,9 +12,9 @@ import pytest
 
 from spinal.agents import Agent
 from spinal.agents.machine.config import HealthConfig, Limit
+from spinal.agents.machine.glance import Glance
 from spinal.agents.machine.health import Health, clock_error
 from spinal.agents.machine.load import Load
-from spinal.agents.machine.probe import Probe
 from spinal.testing import eventually
 
 from .conftest import Start
@@ -135,7 +135,7 @@ class TestLoad:
         assert agent.load is not None
 
 
-class TestProbe:
+class TestGlance:
     async def test_what_is_seen_is_given_to_all_who_ask(self) -> None:
         looks = 0
         go = threading.Event()
@@ -146,24 +146,24 @@ class TestProbe:
             looks += 1
             return looks
 
-        probe = Probe(look, "test")
-        asked = [asyncio.ensure_future(probe.ask()) for _ in range(5)]
+        glance = Glance(look, "test")
+        asked = [asyncio.ensure_future(glance.ask()) for _ in range(5)]
         await asyncio.wait(asked, timeout=0.05)
         go.set()
         assert [await one for one in asked] == [1] * 5
-        assert await probe.ask() == 2
+        assert await glance.ask() == 2
 
     async def test_what_it_raises_is_raised(self) -> None:
         def look() -> None:
             raise OSError("no disk")
 
         with pytest.raises(OSError, match="no disk"):
-            await Probe(look, "test").ask()
+            await Glance(look, "test").ask()
 
     async def test_nobody_waits_for_ever(self) -> None:
         go = threading.Event()
-        probe = Probe(lambda: go.wait(20), "test", 0.05)
+        glance = Glance(lambda: go.wait(20), "test", 0.05)
         with pytest.raises(TimeoutError):
-            await probe.ask()
+            await glance.ask()
         go.set()
-        assert await eventually(probe.ask)
+        assert await eventually(glance.ask)

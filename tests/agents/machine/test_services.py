@@ -76,6 +76,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.fixture(autouse=True)
+def no_daemon_is_left(tmp_path: Path) -> Iterator[None]:
+    """A daemon is nobody's child, so a test that fails must not leave it behind."""
+    yield
+    for file in tmp_path.glob("*.pid"):
+        for word in file.read_text().split():
+            with suppress(ProcessLookupError):
+                os.kill(int(word), signal.SIGKILL)
+
+
 @pytest.fixture
 def etc(tmp_path: Path) -> Iterator[Path]:
     """A folder like /etc, with scripts that work; what they started ends with it."""

@@ -65,7 +65,8 @@ async def test_the_manifest_as_it_ships_has_no_mistakes() -> None:
     said = await wrap("check", str(EXAMPLES / "powerdns/powerdns.yaml"), environ={"PDNS_KEY": ""})
     assert said.code == 2
     assert (
-        "powerdns.yaml:10: ops./dns/zones.http.headers.X-API-Key: the secret {env: PDNS_KEY}" in said.err
+        "powerdns.yaml:10: ops./dns/zones.http.headers.X-API-Key: the secret {env: PDNS_KEY}"
+        in said.err
     )
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
-from tests.bus.server.embedded.conftest import World
+from tests.bus.server.embedded.conftest import Start, World
+
+from spinal.bus.server.embedded import Limits
 
 BODY = "<body>hi &amp; <![CDATA[<bye>]]></body>"
 
@@ -172,6 +176,89 @@ async def test_chat_to_a_resource_that_is_gone_finds_another_one(world: World) -
     await a.say("<message to='b@bus.test/gone' type='chat'><body>one</body></message>")
     await b.until("<body>one</body>")
     await a.ask("<message to='b@bus.test/gone' type='normal'/>", "<service-unavailable")
+
+
+# Messages to accounts that are away (RFC 6121, 8.5.2.2; XEP-0160)
+
+
+def hello(text: str, to: str = "b@bus.test", type: str = "chat", more: str = "") -> str:
+    return f"<message to='{to}' type='{type}'><body>{text}</body>{more}</message>"
+
+
+async def test_what_is_said_to_an_account_that_is_away_is_kept_until_it_comes(
+    world: World,
+) -> None:
+    world.account("b")
+    a = await world.login("a")
+    await a.say(hello("one &amp; only") + hello("two", "b@bus.test/gone"))
+    await a.say(hello("three", type="normal"))
+    assert await a.nothing_but() == ""
+    # Not for who takes no messages.
+    never = await world.login("b", "never", presence(-1))
+    assert "<body>" not in await never.nothing_but()
+    b = await world.login("b", "here")
+    assert "<body>" not in await b.nothing_but()
+    await b.say("<presence/>")
+    text = await b.until("three</body>.*?</message>")
+    assert re.findall("<body>(.*?)</body>", text) == ["one &amp; only", "two", "three"]
+    stamps = re.findall(
+        r"<delay xmlns='urn:xmpp:delay' from='bus.test' stamp='(\d{4}-\d\d-\d\dT[0-9:]{8}Z)'/>",
+        text,
+    )
+    assert len(stamps) == 3 and text.count("from='a@bus.test/r'") == 3
+    # Once.
+    await b.say("<presence/>")
+    again = await world.login("b", "again", "<presence/>")
+    assert "<body>" not in await b.nothing_but() + await again.nothing_but()
+
+
+async def test_what_is_kept_survives_a_restart_and_goes_with_the_account(world: World) -> None:
+    world.account("b", "c")
+    a = await world.login("a")
+    await a.say(hello("kept") + hello("lost", "c@bus.test"))
+    await a.nothing_but()
+    await world.restart()
+    await world.server.remove_account("c")
+    world.account("c")
+    b = await world.login("b", presence="<presence/>")
+    await b.until("<body>kept</body>.*?</message>")
+    c = await world.login("c", presence="<presence/>")
+    assert "<body>" not in await c.nothing_but()
+
+
+@pytest.mark.parametrize(
+    "stanza",
+    [
+        hello("x", "nobody@bus.test"),
+        hello("x", "b@bus.test/gone", "normal"),
+        hello("x", type="groupchat"),
+        hello("x", more="<no-store xmlns='urn:xmpp:hints'/>"),
+        "<message to='b@bus.test' type='chat'><composing xmlns='urn:x'/></message>",
+    ],
+)
+async def test_what_is_not_kept_comes_back(world: World, stanza: str) -> None:
+    world.account("b")
+    a = await world.login("a")
+    await a.ask(stanza, "<service-unavailable")
+    b = await world.login("b", presence="<presence/>")
+    assert "<message" not in await b.nothing_but()
+
+
+async def test_what_is_kept_for_one_account_is_bounded(start: Start) -> None:
+    world = await start(Limits(offline=3, offline_bytes=2000))
+    world.account("b", "c")
+    a = await world.login("a")
+    for number in range(3):
+        await a.say(hello(str(number)))
+    await a.ask(hello("too many"), "<service-unavailable.*?</message>")
+    await a.ask(hello("x" * 2000, "c@bus.test"), "<service-unavailable.*?</message>")
+    b = await world.login("b", presence="<presence/>")
+    assert len(re.findall("<body>", await b.until("<body>2</body>.*?</message>"))) == 3
+    # There is room again.
+    await b.say("<presence type='unavailable'/>")
+    await b.nothing_but()
+    await a.say(hello("later"))
+    assert await a.nothing_but() == ""
 
 
 async def test_a_message_without_an_addressee_is_for_oneself(world: World) -> None:

@@ -14,7 +14,7 @@ T = TypeVar("T")
 WITHIN: Final = 5.0
 
 
-class Probe(Generic[T]):
+class Glance(Generic[T]):
     """A blocking function in a thread of its own, one look at a time.
 
     Not :func:`asyncio.to_thread`: its threads are few and shared, so one disk that hangs would

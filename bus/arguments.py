@@ -1,7 +1,7 @@
-"""From the words of a command line to the arguments of an operation, by its schema.
+"""From words, as a person types them, to the arguments of an operation, by its schema.
 
-Pure but for ``key@=file``, which reads the file.  Every mistake is found here, before anything is
-sent, and its text names the argument.
+Pure but for ``key@=file``, which reads the file, unless there are none.  Every mistake is found
+here, before anything is sent, and its text names the argument.
 """
 
 from __future__ import annotations
@@ -42,6 +42,33 @@ class Given:
     text: str
 
 
+#: Finds the file that an argument names; raises :class:`ArgumentError`.
+Files = Callable[[Given], Path]
+
+
+def on_disk(given: Given) -> Path:
+    """Give the file on this machine that an argument names.
+
+    Raises:
+        ArgumentError: it cannot be read.
+    """
+    if given.text.startswith(("http://", "https://")):
+        raise ArgumentError(
+            f"{given.name} takes a file: save {given.text[:60]} first, or give a blob's reference "
+            f"as {given.name}:='{{\"blob\": ...}}'",
+            given.name,
+        )
+    path = Path(given.text).expanduser()
+    try:
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise ArgumentError(
+            f"{given.name}: {given.text[:200]} cannot be read: {error.strerror}", given.name
+        ) from error
+    return path
+
+
 def parse(words: Iterable[str]) -> list[Given]:
     """Take ``key=value`` words apart.
 
@@ -60,10 +87,15 @@ def parse(words: Iterable[str]) -> list[Given]:
     return list(found.values())
 
 
-def convert(given: Sequence[Given], schema: Schema) -> dict[str, Any]:
+def convert(given: Sequence[Given], schema: Schema, files: Files = on_disk) -> dict[str, Any]:
     """Give the arguments that were typed as values of an operation's argument schema.
 
     A blob comes out as the :class:`~pathlib.Path` of a file that can be read.
+
+    Args:
+        given: what was typed.
+        schema: what the operation takes.
+        files: finds files; by default on this machine.
 
     Raises:
         ArgumentError: one is unknown, missing, or not what the schema asks for.
@@ -74,7 +106,7 @@ def convert(given: Sequence[Given], schema: Schema) -> dict[str, Any]:
     for one in given:
         if one.name not in properties and not open_ended:
             raise ArgumentError(f"no argument {one.name}: {accepted(schema)}", one.name)
-        result[one.name] = value(one, properties.get(one.name, {}))
+        result[one.name] = value(one, properties.get(one.name, {}), files)
     missing = [name for name in schema.get("required", ()) if name not in result]
     if missing:
         raise ArgumentError(f"{missing[0]} is missing: {accepted(schema)}", missing[0])
@@ -135,7 +167,7 @@ def is_blob(schema: Schema) -> bool:
     return schema.get("format") == "blob"
 
 
-def value(given: Given, schema: Schema) -> Any:
+def value(given: Given, schema: Schema, files: Files = on_disk) -> Any:
     """Convert one argument.
 
     Raises:
@@ -147,9 +179,9 @@ def value(given: Given, schema: Schema) -> Any:
     elif "blob" in kinds and (given.form == "@" or not kinds - {"blob", "null"}):
         if given.form == "" and given.text == "null" and "null" in kinds:
             return None
-        return _file(given)
+        return files(given)
     else:
-        text = given.text if given.form == "" else _text(given)
+        text = given.text if given.form == "" else _text(given, files(given))
         found = _scalar(given.name, text, kinds)
     choices = [found] if not _enum(schema) else _enum(schema)
     if not any(_same(found, choice) for choice in choices):
@@ -238,33 +270,14 @@ def _json(given: Given) -> Json:
         found = values.loads(given.text.encode())
     except ValueError as error:
         raise ArgumentError(
-            f"{given.name}: not JSON ({error}): quote it for the shell, {given.name}:='...'",
+            f"{given.name}: not JSON ({error}): quote it, {given.name}:='...'",
             given.name,
         ) from error
     values.check(found, at=given.name)
     return found
 
 
-def _file(given: Given) -> Path:
-    if given.text.startswith(("http://", "https://")):
-        raise ArgumentError(
-            f"{given.name} takes a file: save {given.text[:60]} first, or give a blob's reference "
-            f"as {given.name}:='{{\"blob\": ...}}'",
-            given.name,
-        )
-    path = Path(given.text).expanduser()
-    try:
-        with path.open("rb"):
-            pass
-    except OSError as error:
-        raise ArgumentError(
-            f"{given.name}: {given.text[:200]} cannot be read: {error.strerror}", given.name
-        ) from error
-    return path
-
-
-def _text(given: Given) -> str:
-    path = _file(given)
+def _text(given: Given, path: Path) -> str:
     with path.open("rb") as file:
         content = file.read(LIMITS.inline + 1)
     if len(content) > LIMITS.inline:

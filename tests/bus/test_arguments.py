@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spinal.cli.arguments import ArgumentError, Given, accepted, convert, parse
+from spinal.bus.arguments import ArgumentError, Given, accepted, convert, parse
 
 BLOB = {"type": "object", "format": "blob"}
 RESIZE: dict[str, Any] = {

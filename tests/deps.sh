@@ -4,7 +4,7 @@
 # No service is started, and a second run is quick and changes nothing.
 set -eu
 
-packages="prosody ejabberd profanity go-sendxmpp libstrophe-dev libjansson-dev gcc libc6-dev pkg-config tmux postgresql strace units bc imagemagick memcached systemd perl redis-server"
+packages="prosody ejabberd profanity go-sendxmpp libstrophe-dev libjansson-dev gcc libc6-dev pkg-config tmux postgresql strace units bc imagemagick memcached systemd perl redis-server pdns-server pdns-backend-sqlite3 sqlite3 mariadb-server"
 command -v node >/dev/null 2>&1 || packages="$packages nodejs npm"
 command -v docker >/dev/null 2>&1 || packages="$packages docker.io"
 [ $# -eq 0 ] || packages="$*"
@@ -56,8 +56,10 @@ $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-
     -o Dpkg::Use-Pty=0 $missing
 
 # Only what was just installed: a daemon that was there before is somebody's.
-for daemon in prosody ejabberd postgresql redis-server nats-server memcached; do
+for daemon in prosody ejabberd postgresql redis-server nats-server memcached pdns-server mariadb-server; do
     case " $missing " in *" $daemon "*) ;; *) continue ;; esac
+    # These two are services of a shorter name.
+    case $daemon in pdns-server | mariadb-server) daemon=${daemon%-server} ;; esac
     if [ -d /run/systemd/system ]; then
         $as_root systemctl disable --quiet --now "$daemon" 2>/dev/null || :
     elif [ -x "/etc/init.d/$daemon" ]; then

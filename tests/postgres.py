@@ -9,7 +9,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -83,7 +83,9 @@ class Postgres:
     def thaw(self) -> None:
         """Let it go on."""
         for process in self._processes():
-            process.resume()
+            # One whose client has gone ends as soon as it can.
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
 
     def _processes(self) -> list[psutil.Process]:
         try:

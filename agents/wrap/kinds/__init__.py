@@ -8,13 +8,17 @@ from typing import Final
 from ..kind import Kind
 from .command import Command
 from .files import Files
+from .http import Http
 from .program import Program
+from .sql import Sql
 from .tcp import Tcp
 
 #: Key in the manifest -> its kind.
 KINDS: Final[Mapping[str, type[Kind]]] = {
     "command": Command,
+    "http": Http,
+    "tcp": Tcp,
+    "sql": Sql,
     "files": Files,
     "program": Program,
-    "tcp": Tcp,
 }

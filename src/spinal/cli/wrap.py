@@ -24,6 +24,7 @@ from .common import (
     show_home,
     start_logging,
 )
+from .init import init
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ def wrap() -> None:
     A manifest names the operations and says how each is done: by a program that is run or kept
     running, an HTTP service, a line protocol, SQL, or files in a folder.
     """
+
+
+wrap.add_command(init)
 
 
 def _load(file: Path, *, here: bool = True) -> Manifest:

@@ -141,7 +141,7 @@ def read(text: str, words: Sequence[str]) -> Help:
             re.search(
                 r"show this (help )?message and exit\.?$|^\s*-h, --help\s+Print help",
                 text,
-                re.I | re.M,
+                re.IGNORECASE | re.MULTILINE,
             )
         ),
         bool(singles),
@@ -274,10 +274,9 @@ class _Usage:
         if maybe:
             self._at += 1
             value = follows[2:-1] or "VALUE"
-        elif equals and not value and not re.match(r"[\[\]()|]|\.\.\.|-", follows):
-            self._at += 1
-            value = follows
-        elif not equals and depth and not re.match(r"[\[\]()|]|\.\.\.|-", follows):
+        elif (equals and not value and not re.match(r"[\[\]()|]|\.\.\.|-", follows)) or (
+            not equals and depth and not re.match(r"[\[\]()|]|\.\.\.|-", follows)
+        ):
             self._at += 1
             value = follows
         if re.fullmatch(r"-[A-Za-z0-9]|--[A-Za-z0-9][\w-]*", name):
@@ -364,9 +363,9 @@ def _row(text: str) -> Option | None:
             break
         at = between.end()
     rest = text[at:]
-    if rest and not rest.startswith("  ") and not (value and joined and rest.startswith(" ")):
-        if not (value.startswith("<") and rest.startswith(" ")) and not rest.startswith(":"):
-            return None
+    told = value and (joined or value.startswith("<"))
+    if rest and not rest.startswith(("  ", ":")) and not (told and rest.startswith(" ")):
+        return None
     return Option(
         tuple(names), value.strip("<>") or value, joined, maybe, rest.lstrip(": ").strip()
     )
@@ -396,12 +395,11 @@ def _commands(lines: Sequence[str]) -> dict[str, str]:
 
 
 def _summary(lines: Sequence[str], first: int, after: int, words: Sequence[str]) -> str:
-    before = lines[:first] if first > 0 else []
-    for part in (before, lines[after:]):
+    for part in (lines[: max(first, 0)], lines[after:]):
         for paragraph in _paragraphs(part[:60]):
             if re.match(rf"{re.escape(words[0])} .*[\[<]", paragraph):
                 continue
-            text = re.sub(rf"^{re.escape(words[0])}\s+(?:-+|–)\s+", "", paragraph)
+            text = re.sub(rf"^{re.escape(words[0])}\s+-+\s+", "", paragraph)
             text = re.sub(r"\s*[\[(](?:version|v?[0-9])[^\])]*[\])]", "", text)
             if _ROW.fullmatch(paragraph) or re.search(
                 r"(?i)^(usage|or|version|copyright|license|report bugs|try|run|features|delegates|aliases"

@@ -15,7 +15,7 @@ from typing import Any, Final
 from spinal.protocols import Json
 
 from .help import Help, Option, Positional, choices
-from .write import Op
+from .write import Op, short
 
 #: Most options that a draft takes over.
 MAX_OPTIONS: Final = 40
@@ -32,7 +32,7 @@ _ABOUT_ITSELF: Final = re.compile(
 )
 _SAYS_SO: Final = re.compile(
     r"(?:show|print|display|output|give|get)s?\b.{0,24}\b(?:help|version|usage|licen[sc]e)\b.*",
-    re.I,
+    re.IGNORECASE,
 )
 _TERMINAL: Final = re.compile(
     r"interactive|prompt|paginate|pager|daemon(?:ize)?|tty|edit(?:or)?|browser"
@@ -57,10 +57,11 @@ _TYPES: Final[Sequence[tuple[str, re.Pattern[str]]]] = (
 )
 _FILE: Final = re.compile(
     r"(?:.*[-_ ])?(?:(?:in|input|data|source|src)?[-_]?files?(?:name)?|infile|document|image)s?",
-    re.I,
+    re.IGNORECASE,
 )
 _OUTPUT: Final = re.compile(
-    r"(?:.*[-_ ])?(?:out(?:put)?(?:[-_ ]?file(?:name)?)?|dest(?:ination)?|target|result)", re.I
+    r"(?:.*[-_ ])?(?:out(?:put)?(?:[-_ ]?file(?:name)?)?|dest(?:ination)?|target|result)",
+    re.IGNORECASE,
 )
 
 _RUNS: Final = "it would run what the caller gives"
@@ -69,8 +70,10 @@ _RUNS: Final = "it would run what the caller gives"
 _REASONS: Final[Sequence[tuple[str, str, str]]] = (
     (
         _RUNS,
-        r"command(?:line)?|cmd|exec|execute|shell|rsh|program(?:file)?|prog|script(?:[-.].*)?|to-command"
-        r"|compress-program|hook|eval|module|plugin|preload|require|import|loader|expression|code|upload-pack",
+        (
+            r"command(?:line)?|cmd|exec|execute|shell|rsh|program(?:file)?|prog|script(?:[-.].*)?|to-command"
+            r"|compress-program|hook|eval|module|plugin|preload|require|import|loader|expression|code|upload-pack"
+        ),
         r"\b(?:run|execute|invoke|pipe|filter)s?\b.*\b(?:command|program|script|module)|\|pipe",
     ),
     (
@@ -91,11 +94,13 @@ _REASONS: Final[Sequence[tuple[str, str, str]]] = (
 )
 _WRITES: Final = re.compile(
     r"\b(?:out|output|write|save|log|dump|record|trace|backup|create|pid|sock|socket|append|store)",
-    re.I,
+    re.IGNORECASE,
 )
-_PATH: Final = re.compile(r"(?:.*[-_ ])?(?:path|pathspec|socket|file|filename)s?|.*file", re.I)
+_PATH: Final = re.compile(
+    r"(?:.*[-_ ])?(?:path|pathspec|socket|file|filename)s?|.*file", re.IGNORECASE
+)
 _TAKES_VALUE: Final = re.compile(
-    r"\bspecif(?:y|ies|ied)\b|^set (?:the )?\w+ to\b|\bto specified\b", re.I
+    r"\bspecif(?:y|ies|ied)\b|^set (?:the )?\w+ to\b|\bto specified\b", re.IGNORECASE
 )
 
 #: Programs of which the first argument is a script, and those that hand what they get to a shell
@@ -107,9 +112,9 @@ _INTERPRETERS: Final = re.compile(
     r"|env|nice|timeout|sudo|nohup|xargs|doas|setsid|stdbuf|chroot|watch|strace|ltrace|gdb|exec|busybox"
 )
 _HOST: Final = re.compile(
-    r"(?:.*[-_ ])?(?:urls?|uri|repo(?:sitory)?|host(?:name)?|address|addr|server)", re.I
+    r"(?:.*[-_ ])?(?:urls?|uri|repo(?:sitory)?|host(?:name)?|address|addr|server)", re.IGNORECASE
 )
-_WRITES_ITSELF: Final = re.compile(r"\bwrite\w* .*\bfile\b", re.I)
+_WRITES_ITSELF: Final = re.compile(r"\bwrite\w* .*\bfile\b", re.IGNORECASE)
 
 #: What sub-commands do, where their name leaves no doubt.
 _EFFECTS: Final[Mapping[str, Sequence[str]]] = {
@@ -372,7 +377,8 @@ def _reason(name: str, value: str, about: str, *, positional: bool = False) -> s
     if not path:
         return ""
     if not positional and (
-        _WRITES.search(name) or re.search(r"\b(?:write|save|log|output)\w*\b.*", about, re.I)
+        _WRITES.search(name)
+        or re.search(r"\b(?:write|save|log|output)\w*\b.*", about, re.IGNORECASE)
     ):
         return "it names a file of this machine that is written"
     if not _FILE.fullmatch(word):
@@ -399,10 +405,7 @@ def _typed(name: str, value: str, option: Option | None) -> dict[str, Any]:
 
 
 def _about(said: dict[str, Any], about: str) -> dict[str, Any]:
-    text = re.split(r"(?<=[a-z)])[.;] ", re.sub(r"\s+", " ", about).strip())[0]
-    if len(text) > ABOUT:
-        text = text[:ABOUT].rpartition(" ")[0]
-    text = re.sub(r"\s*\([^)]*$", "", text).rstrip(" ;,.:")
+    text = short(about, ABOUT)
     return {**said, "summary": text} if text else said
 
 

@@ -62,6 +62,16 @@ def agent_name(said: str) -> str:
     return found or "agent"
 
 
+def short(text: str, most: int) -> str:
+    """Give the first sentence of a text in one line, cut between words, without its full stop."""
+    line = one_line(re.sub(r"<[^<>]{1,80}>", "", text), 8 * most)
+    line = re.split(r"(?<=[a-z)])[.;]\s", line)[0]
+    if len(line) > most:
+        line = line[: most + 1].rpartition(" ")[0]
+    # A bracket that is opened and not closed was cut, too.
+    return re.sub(r"\s*\([^()]*$", "", line).rstrip(" ;,.:")
+
+
 def write(draft: Draft) -> str:
     """Give the text of a manifest."""
     lines = [MODELINE, f"# A draft, made from {one_line(draft.origin, 200)}."]
@@ -96,11 +106,11 @@ def _entry(
         return
     yield head + comment
     if isinstance(value, dict):
-        members: dict[str, Any] = value
+        members: dict[str, Any] = value  # pyright: ignore[reportUnknownVariableType] - of Any
         for name, inner in members.items():
             yield from _entry(_key(name), inner, indent + 2, (*steps, name), notes)
     else:
-        items: list[Any] = value
+        items: list[Any] = value  # pyright: ignore[reportUnknownVariableType] - of Any
         for place, inner in enumerate(items):
             yield from _entry("-", inner, indent + 2, (*steps, place), notes)
 
@@ -108,10 +118,10 @@ def _entry(
 def flow(value: Json) -> str:
     """Write a value in one line."""
     if isinstance(value, Mapping):
-        members: Mapping[str, Any] = value
+        members: Mapping[str, Any] = value  # pyright: ignore[reportUnknownVariableType] - of Any
         return "{" + ", ".join(f"{_key(k)}: {flow(v)}" for k, v in members.items()) + "}"
     if isinstance(value, Sequence) and not isinstance(value, str):
-        items: Sequence[Any] = value
+        items: Sequence[Any] = value  # pyright: ignore[reportUnknownVariableType] - of Any
         return f"[{', '.join(map(flow, items))}]"
     return scalar(value)
 

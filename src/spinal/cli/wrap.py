@@ -25,6 +25,7 @@ from .common import (
     start_logging,
 )
 from .init import init
+from .install import install
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def wrap() -> None:
 
 
 wrap.add_command(init)
+wrap.add_command(install)
 
 
 def _load(file: Path, *, here: bool = True) -> Manifest:

@@ -270,8 +270,8 @@ def _operations(source: _Source, only: Sequence[str]) -> Iterator[_Operation]:
             continue
         item = source.at(item)
         for method in _METHODS:
-            said = item.get(method)
-            if not _mapping(said):
+            said = _mapping(item.get(method))
+            if not said:
                 continue
             if wanted and not any(path == p and m in ("", method) for m, p in wanted):
                 continue
@@ -393,8 +393,263 @@ class _Maker:
             self._http["status"] = status
         keys = self._op.keys
         about = str(said.get("summary") or said.get("description") or "")
-        about = short(about, ABOUT)
+        about = short(about, 4 * ABOUT)
+        keys["summary"] = f"{about}." if about else f"{self._one.method.upper()} {self._one.path}."
+        if said.get("deprecated") is True:
+            keys["summary"] = f"{keys['summary']} Deprecated."
+        if self._args:
+            keys["args"] = {name: dict(one) for name, one in self._args.items()}
+        keys["http"] = self._http
+        keys["output"] = self._output()
+        keys["timeout"] = "30s"
+        keys["effects"] = _METHODS[self._one.method]
+        if self._one.method == "post":
+            self._op.notes["effects",] = "reads, if it only asks; spends, if it costs"
+        return self._op
 
+    def _parameters(self) -> Iterator[Node]:
+        found: dict[tuple[str, str], Node] = {}
+        for said in (
+            *_list(self._one.item.get("parameters")),
+            *_list(self._one.said.get("parameters")),
+        ):
+            one = self._source.at(said)
+            found[str(one.get("name")), str(one.get("in"))] = one
+        # Paths first, as they have to be given.
+        yield from sorted(found.values(), key=lambda one: one.get("in") != "path")
+
+    def _argument(self, name: str, schema: Node, required: bool, about: str = "") -> str:
+        """Add an argument and give its name."""
+        found = re.sub(r"[^A-Za-z0-9_]+", "_", name).strip("_")[:60] or "value"
+        if not re.match(NAME, found):
+            found = f"a_{found}"
+        unique, number = found, 2
+        while unique in self._args or unique == "tmp":
+            unique, number = f"{found}_{number}", number + 1
+        self._args[unique] = _said(
+            unique, schema, required, about or str(schema.get("description") or "")
+        )
+        return unique
+
+    def _parameter(self, said: Node) -> None:
+        where, name = str(said.get("in")), str(said.get("name", ""))
+        about = str(said.get("description") or "")
+        required = said.get("required") is True or where == "path"
+        if where == "body":
+            self._json(said.get("schema"), required)
+            return
+        if where == "cookie" or (
+            where == "header" and name.lower() in ("accept", "content-type", "authorization")
+        ):
+            return
+        content = next(iter(_mapping(said.get("content")).values()), None)
+        raw: Any = said.get("schema") or _mapping(content).get("schema")
+        if raw is None and self._source.swagger:
+            raw = said
+        schema = self._source.schema(raw)
+        several = schema.get("type") == "array"
+        if several:
+            schema = self._source.schema(schema.get("items"))
+        if schema.get("type") == "object" or (several and schema.get("type") == "array"):
+            self._op.left.append(f"{name}: a list or mapping in a {where} is no single value")
+            return
+        if where in ("formData", "form") and schema.get("type") == "file":
+            self._op.left.append(f"{name}: a file in a form")
+            return
+        made = self._argument(name, schema, required, about)
+        filled = "{" + made + "}"
+        if several:
+            self._op.notes["args", made] = "one of several that it takes"
+        if where == "path":
+            self._url = self._url.replace("{" + name + "}", filled)
+        elif where in ("query", "header", "formData"):
+            key = {"query": "query", "header": "headers", "formData": "form"}[where]
+            part: dict[str, Json] = self._http.setdefault(key, {})
+            part[name] = filled
+
+    def _body(self, said: Node) -> None:
+        content = _mapping(said.get("content"))
+        if not content:
+            return
+        required = said.get("required") is True
+        for media, one in content.items():
+            if re.match(r"application/(?:.+\+)?json\b", media):
+                self._json(_mapping(one).get("schema"), required)
+                return
+        for media, one in content.items():
+            schema = self._source.schema(_mapping(one).get("schema"))
+            if media.startswith("application/x-www-form-urlencoded"):
+                self._form(schema)
+                return
+            if media.startswith("multipart/"):
+                self._op.left.append(f"the body, which is {media}")
+                continue
+            if media.startswith("text/"):
+                self._http["text"] = (
+                    "{" + self._argument("body", {"type": "string"}, required) + "}"
+                )
+            else:
+                self._http["file"] = "{" + self._argument("body", {"type": "file"}, required) + "}"
+                headers: dict[str, Json] = self._http.setdefault("headers", {})
+                if "*" not in media:
+                    headers["Content-Type"] = media
+            return
+
+    def _form(self, schema: Node) -> None:
+        required = _list(schema.get("required"))
+        form: dict[str, Json] = self._http.setdefault("form", {})
+        for name, said in list(_mapping(schema.get("properties")).items())[:MAX_PROPERTIES]:
+            one = self._source.schema(said)
+            if one.get("type") in ("array", "object"):
+                self._op.left.append(f"{name}: a list or mapping in a form is no single value")
+                continue
+            form[name] = "{" + self._argument(name, one, name in required) + "}"
+
+    def _json(self, said: Any, required: bool) -> None:
+        schema = self._source.schema(said)
+        properties = _mapping(schema.get("properties"))
+        needed = _list(schema.get("required"))
+        wanted = {
+            name: self._source.schema(one)
+            for name, one in properties.items()
+            if self._source.schema(one).get("readOnly") is not True
+        }
+        if not wanted or len(wanted) > MAX_PROPERTIES or schema.get("type") not in ("object", None):
+            kind = schema if schema.get("type") in _TYPES else {"type": "object"}
+            self._http["json"] = "{" + self._argument("body", kind, required) + "}"
+            return
+        body: dict[str, Json] = {}
+        for name, one in wanted.items():
+            body[name] = "{" + self._argument(name, one, required and name in needed) + "}"
+        self._http["json"] = body
+
+    # -- who asks
+
+    def _security(self) -> None:
+        root = self._source.root
+        said = self._one.said.get("security", root.get("security"))
+        alternatives = [_mapping(one) for one in _list(said)]
+        if not alternatives or any(not one for one in alternatives):
+            return
+        schemes = _mapping(
+            root.get("securityDefinitions")
+            if self._source.swagger
+            else _mapping(root.get("components")).get("securitySchemes")
+        )
+        for name in alternatives[0]:
+            self._scheme(name, self._source.at(schemes.get(name)))
+
+    def _scheme(self, name: str, said: Node) -> None:
+        kind, way = said.get("type"), str(said.get("scheme", "")).lower()
+        if kind == "apiKey" and said.get("in") in ("header", "query"):
+            key = "headers" if said["in"] == "header" else "query"
+            part: dict[str, Json] = self._http.setdefault(key, {})
+            part[str(said.get("name"))] = self._secret("KEY")
+        elif kind == "basic" or (kind == "http" and way == "basic"):
+            self._http["auth"] = {"basic": {"user": "USER", "password": self._secret("PASSWORD")}}
+            self._op.notes["http", "auth"] = "as whom?"
+        elif kind in ("oauth2", "openIdConnect") or (kind == "http" and way == "bearer"):
+            self._http["auth"] = {"bearer": self._secret("TOKEN")}
+        else:
+            self._op.left.append(f"{name}: a way to log in that is not known here")
+
+    def _secret(self, what: str) -> dict[str, Json]:
+        name = re.sub(r"[^A-Z0-9]+", "_", self._source.agent.upper()).strip("_") + f"_{what}"
+        if name[0].isdigit():
+            name = f"API_{name}"
+        self._source.needs[name] = None
+        return {"env": name}
+
+    # -- what comes back
+
+    def _status(self) -> dict[str, Json]:
+        found: dict[str, Json] = {}
+        for code, said in _mapping(self._one.said.get("responses")).items():
+            code = str(code)
+            about = one_line(str(self._source.at(said).get("description") or ""), ABOUT).rstrip(
+                ". "
+            )
+            if code in ("429", "503"):
+                found[code] = "retry"
+            elif re.fullmatch(r"4[0-9][0-9]", code) and code not in ("401", "403", "407", "408"):
+                found[code] = {"refused": about} if about else "refused"
+        return dict(list(found.items())[:8])
+
+    def _output(self) -> Json:
+        responses = _mapping(self._one.said.get("responses"))
+        good = [code for code in map(str, responses) if re.fullmatch(r"2..", code)]
+        said = self._source.at(
+            next(
+                (one for code, one in responses.items() if good and str(code) == good[0]),
+                responses.get("default"),
+            )
+        )
+        if self._one.method == "head" or (good and good[0] in ("204", "205")):
+            return "none"
+        if self._source.swagger:
+            media = [
+                str(one)
+                for one in _list(self._one.said.get("produces", self._source.root.get("produces")))
+            ] or ["application/json"]
+            schema = self._source.schema(said.get("schema"))
+            if not schema:
+                return "text"
+            if schema.get("type") == "file":
+                return "blob"
+        else:
+            media = list(_mapping(said.get("content")))
+            if not media:
+                return "text"
+        if any("json" in one or one == "*/*" for one in media):
+            return "json"
+        if any(one.startswith("text/") or "xml" in one for one in media):
+            return "text"
+        return {"blob": media[0]} if re.fullmatch(r"[a-z]+/[A-Za-z0-9.+-]+", media[0]) else "blob"
+
+
+_TYPES: Final = ("string", "integer", "number", "boolean", "array", "object", "file")
+
+
+def _said(name: str, schema: Node, required: bool, about: str) -> dict[str, Any]:
+    """Say what an argument may be, as far as a manifest can."""
+    kind = schema.get("type")
+    kind = kind if kind in _TYPES else "object" if kind == "object" else "string"
+    if (
+        kind == "string"
+        and schema.get("format") in ("binary", "byte")
+        and schema.get("format") == "binary"
+    ):
+        kind = "file"
+    found: dict[str, Any] = {} if kind == "string" else {"type": kind}
+    choices = schema.get("enum", [schema["const"]] if "const" in schema else None)
+    wanted = int if kind == "integer" else str
+    if isinstance(choices, list) and kind in ("string", "integer"):
+        listed: list[Any] = [one for one in choices if type(one) is wanted]  # pyright: ignore
+        if listed:
+            found["enum"] = list(dict.fromkeys(listed))
+    if "enum" not in found and kind == "string":
+        if isinstance(schema.get("pattern"), str):
+            found["pattern"] = _whole(schema["pattern"])
+        for key, ours in (("minLength", "min_length"), ("maxLength", "max_length")):
+            if type(schema.get(key)) is int and schema[key] > 0:
+                found[ours] = schema[key]
+    if "enum" not in found and kind in ("integer", "number"):
+        for key in ("minimum", "maximum"):
+            if type(schema.get(key)) in (int, float):
+                found[key] = schema[key]
+        if kind == "integer":
+            for key, ours, step in (
+                ("exclusiveMinimum", "minimum", 1),
+                ("exclusiveMaximum", "maximum", -1),
+            ):
+                if type(schema.get(key)) is int:
+                    found[ours] = schema[key] + step
+    default = schema.get("default")
+    if not required and isinstance(default, (str, int, float, bool)) and kind != "file":
+        found["default"] = default
+    elif not required:
+        found["optional"] = True
+    about = short(about, ABOUT)
     if about:
         found["summary"] = about
     return _fitting(name, found, required)

@@ -7,6 +7,7 @@ from typing import Final
 
 from ..kind import Kind
 from .command import Command
+from .http import Http
 
 #: Key in the manifest -> its kind.
-KINDS: Final[Mapping[str, type[Kind]]] = {"command": Command}
+KINDS: Final[Mapping[str, type[Kind]]] = {"command": Command, "http": Http}

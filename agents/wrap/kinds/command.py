@@ -22,9 +22,11 @@ from spinal.protocols import Json, Problem
 
 from ... import secret
 from ...document import DURATION, SIZE, seconds, size
-from ...errors import AgentError, Refused, Retry, one_line
+from ...errors import AgentError, one_line
 from ...process import Completed
+from .. import outcome
 from ..kind import Call, Kind, Site
+from ..outcome import Outcome
 from ..output import Output
 from ..template import Template
 
@@ -58,23 +60,6 @@ _INTERPRETERS: Final[Mapping[str, str]] = {
     "eval": "",
 }
 
-_OUTCOMES: Final = ("done", "refused", "retry", "error")
-_OUTCOME: Final[Mapping[str, Json]] = {
-    "anyOf": [
-        {"type": "string", "enum": list(_OUTCOMES)},
-        {
-            "type": "object",
-            "properties": {word: {"type": "string", "minLength": 1} for word in _OUTCOMES[1:]},
-            "minProperties": 1,
-            "maxProperties": 1,
-            "additionalProperties": False,
-        },
-    ],
-    "errorMessage": "write done, refused, retry or error, or one of the last three with words for "
-    'the caller, as in {refused: "no such invoice"}',
-    "examples": ["refused"],
-}
-
 _ARGUMENT: Final[Mapping[str, Json]] = {"type": ["string", "number"]}
 
 
@@ -90,15 +75,6 @@ class _Group:
         if self.condition is not None:
             return values.get(self.condition) == "true"
         return all(name in values for item in self.items for name in item.names)
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What an exit code means."""
-
-    word: str
-    #: For the caller; without it, the last words of the program.
-    text: str = ""
 
 
 class Command(Kind):
@@ -136,8 +112,10 @@ class Command(Kind):
         },
         "exit": {
             "type": "object",
-            "patternProperties": {"^([0-9]|[1-9][0-9]|1[0-9][0-9]|2[0-4][0-9]|25[0-5])$": _OUTCOME},
-            "properties": {"other": _OUTCOME},
+            "patternProperties": {
+                "^([0-9]|[1-9][0-9]|1[0-9][0-9]|2[0-4][0-9]|25[0-5])$": outcome.SCHEMA
+            },
+            "properties": {"other": outcome.SCHEMA},
             "additionalProperties": False,
             "description": "What each exit code means; 0 is done and any other error if not said.",
             "examples": [{"0": "done", "1": "refused"}],
@@ -251,7 +229,7 @@ class Command(Kind):
             stdin=stdin,
             file=file,
             exits={
-                None if code == "other" else int(code): _outcome(said)
+                None if code == "other" else int(code): Outcome.of(said)
                 for code, said in op.get("exit", {}).items()
             },
             progress=progress,
@@ -370,18 +348,11 @@ class Command(Kind):
         return tell
 
     def _ended(self, ended: Completed, values: Mapping[str, str]) -> Any:
-        outcome = self._exits.get(ended.code, self._exits[None])
+        ending = self._exits.get(ended.code, self._exits[None])
         if ended.code < 0:
-            outcome = Outcome("error")
-        if outcome.word != "done":
-            text = outcome.text or _last_words(ended)
-            match outcome.word:
-                case "refused":
-                    raise Refused(text)
-                case "retry":
-                    raise Retry(text)
-                case _:
-                    raise CallError.of(Problem("failed", text))
+            ending = Outcome("error")
+        if ending.word != "done":
+            ending.tell(_last_words(ended))
         if self._file is not None:
             return self._written(values)
         if ended.stdout_cut:
@@ -499,13 +470,6 @@ def _pattern(site: Site, said: str) -> re.Pattern[str] | None:
     except re.error as exc:
         site.wrong(f"no regular expression: {exc}", "progress", "regex")
         return None
-
-
-def _outcome(said: Any) -> Outcome:
-    if isinstance(said, str):
-        return Outcome(said)
-    ((word, text),) = said.items()
-    return Outcome(word, text)
 
 
 def _number(text: str | None) -> float | None:

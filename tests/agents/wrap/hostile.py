@@ -1,0 +1,592 @@
+"""A thousand arguments that mean harm, the same ones each time, for every kind of the wrap.
+
+What each of them has to come to: passed on literally, or refused by name.  :func:`texts` is for
+arguments that are strings, :func:`binaries` for files and whatever else takes bytes.  A lone
+surrogate is among the texts, although nothing on the bus can bring one: a kind is the last line.
+"""
+
+# What looks like something else is here on purpose.
+# ruff: noqa: RUF001
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator
+from typing import Final
+
+#: How many there are.
+COUNT: Final = 1000
+
+#: What leaves its place for good if it works; tests look for it.
+CANARY: Final = "spinal_canary"
+
+_SHELL: Final = (
+    f"; touch {CANARY}",
+    f"| touch {CANARY}",
+    f"|| touch {CANARY}",
+    f"& touch {CANARY} &",
+    f"&& touch {CANARY}",
+    f"$(touch {CANARY})",
+    f"`touch {CANARY}`",
+    "${IFS}",
+    "$HOME",
+    "$((1+1))",
+    "${x:-y}",
+    f"<(touch {CANARY})",
+    f"> {CANARY}",
+    f">> {CANARY}",
+    "< /etc/passwd",
+    "2>&1",
+    "!!",
+    "!$",
+    "*",
+    "?",
+    "[a-z]*",
+    "~",
+    "~root",
+    "{a,b}",
+    "#",
+    "\\",
+    "\\\\",
+    f"'; touch {CANARY}; '",
+    f'"; touch {CANARY}; "',
+    f"\n touch {CANARY}\n",
+    f"'$(touch {CANARY})'",
+    f'"$(touch {CANARY})"',
+    f"a\\\n; touch {CANARY}",
+    "%PATH%",
+    f"^& touch {CANARY}",
+)
+
+_QUOTES: Final = (
+    "'",
+    '"',
+    "`",
+    "''",
+    '""',
+    "'\"'",
+    "\\'",
+    '\\"',
+    "'''",
+    "´",
+    "‘",
+    "’",
+    "“",
+    "”",
+    "«",
+)
+
+_DASHES: Final = (
+    "-",
+    "--",
+    "---",
+    "-h",
+    "--help",
+    "-x=y",
+    "--output=/tmp/" + CANARY,
+    f"-o{CANARY}",
+    "-e",
+    "-c",
+    f"--exec={CANARY}",
+    "-\n",
+    "-0",
+    "-1",
+    "−1",
+    "–x",
+    " -x",
+    "@/etc/passwd",
+    "+x",
+    "/c",
+    "-rf /",
+    "--config=/etc/passwd",
+    "-@",
+    "--=",
+)
+
+_CONTROLS: Final = (
+    "\0",
+    "a\0b",
+    "\0a",
+    "a\0",
+    "\r",
+    "\n",
+    "\r\n",
+    "a\rb",
+    "a\nb",
+    "a\r\nb",
+    "\r\n\r\n",
+    "\t",
+    "a\tb",
+    "\v",
+    "\f",
+    "\b",
+    "\x1b[2J",
+    "\x1b]0;title\x07",
+    "\x07",
+    "\x7f",
+    "\x85",
+    "\u2028",
+    "\u2029",
+    "\x04",
+    "\x03",
+    "\x1a",
+    "\x01",
+    "\x1f",
+    "\x80",
+    "\x9b31m",
+)
+
+_EMPTY: Final = ("", " ", "  ", " a", "a ", "\u00a0", "\u2003", "\u3000", "\t\t", "\n\n", "\ufeff")
+
+_UNICODE: Final = (
+    "\u202e" + "txt.exe",
+    "\u202dabc\u202c",
+    "\u2066x\u2069",
+    "a\u200bb",
+    "a\u200db",
+    "a\u200cb",
+    "a\u2060b",
+    "\u00ad",
+    "e\u0301",
+    "é",
+    "\u212b",
+    "ſ",
+    "İ",
+    "ß",
+    "ﬀ",
+    "㎏",
+    "Ａ",
+    "＇",
+    "；",
+    "．．／",
+    "／",
+    "\u2215",
+    "日本語",
+    "עברית",
+    "العربية",
+    "🙂",
+    "👩‍👩‍👧",
+    "\U0010ffff",
+    "\ufffe",
+    "\uffff",
+    "\ufffd",
+    "Z" + "\u0335" * 200,
+    "\ud800",
+    "\udfff",
+    "a\ud83db",
+    "\udc80\udcff",
+    "\ud800\udc00",
+    "K",
+    "ı",
+    "\u0130\u0307",
+)
+
+_PATHS: Final = (
+    ".",
+    "..",
+    "../",
+    "./",
+    "/",
+    "//",
+    "///",
+    "../" * 20 + "etc/passwd",
+    "/etc/passwd",
+    "..\\",
+    "..\\..\\windows",
+    "....//",
+    "..;/",
+    "%2e%2e%2f",
+    "%2e",
+    "%2e%2e",
+    "%2E%2E/",
+    ".%2e",
+    "%2f",
+    "%252e%252e%252f",
+    "%c0%ae%c0%ae/",
+    "..%00/",
+    "a/../b",
+    "a/./b",
+    "a//b",
+    "file:///etc/passwd",
+    "/dev/zero",
+    "/dev/stdin",
+    "/proc/self/environ",
+    "C:\\",
+    "\\\\host\\share",
+    "con",
+    "a/",
+    "/a",
+    ".hidden",
+    "...",
+    "....",
+    ". .",
+    ".. ",
+    "..\t",
+    "..\n",
+)
+
+_URLS: Final = (
+    "?",
+    "?a=b",
+    "&a=b",
+    "&",
+    "=",
+    "a=b&c=d",
+    "#",
+    "#fragment",
+    "%",
+    "%%",
+    "%zz",
+    "%0",
+    "%00",
+    "%0d%0a",
+    "%0d%0aX-Canary:%201",
+    "@evil.example",
+    ":80",
+    "://",
+    "http://evil.example/",
+    "//evil.example/",
+    "\\\\evil.example",
+    "@",
+    "user:pass@evil.example",
+    "127.0.0.1:1",
+    "[::1]",
+    "a;b",
+    "a+b",
+    "a%20b",
+    "+",
+    "javascript:alert(1)",
+    "data:text/html,x",
+    "a|b",
+    "a^b",
+    "<>",
+    "a,b",
+    "a:b",
+    "(a)",
+    "a!b",
+    "$a",
+    "*a",
+    "~a",
+)
+
+_HEADERS: Final = (
+    f"a\r\nX-Canary: {CANARY}",
+    f"a\nX-Canary: {CANARY}",
+    f"a\rX-Canary: {CANARY}",
+    f"a\r\n\r\nGET /{CANARY} HTTP/1.1\r\nHost: x\r\n\r\n",
+    f"a\r\n X-Canary: {CANARY}",
+    f"a\u560d\u560aX-Canary: {CANARY}",
+    f"a\x0bX-Canary: {CANARY}",
+    f"a\x85X-Canary: {CANARY}",
+    f"a\u2028X-Canary: {CANARY}",
+    "Content-Length: 0",
+    "chunked",
+    "0\r\n\r\n",
+    "a, b",
+    'a"; b="c',
+    "a; charset=utf-7",
+    "=?utf-8?q?a?=",
+    "\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+)
+
+_SQL: Final = (
+    "' or '1'='1",
+    "' or 1=1 --",
+    "' or 1=1 #",
+    "' or 1=1 /*",
+    '" or "1"="1',
+    "1 or 1=1",
+    "1; drop table canary",
+    "1; drop table canary; --",
+    "'; drop table canary; --",
+    '"; drop table canary; --',
+    "'); drop table canary; --",
+    "')); drop table canary; --",
+    "\\'; drop table canary; --",
+    "'; delete from canary; --",
+    "'; update canary set value = 'x'; --",
+    "'; insert into canary values ('x'); --",
+    "'; truncate canary; --",
+    "' union select value from canary --",
+    "' union all select null, null --",
+    "'; select pg_sleep(600); --",
+    "' || pg_sleep(600) || '",
+    "1 and sleep(600)",
+    "'; waitfor delay '0:10:0' --",
+    "'; copy canary to program 'touch x'; --",
+    "'; attach database 'x' as x; --",
+    "' || (select value from canary) || '",
+    "$$; drop table canary; $$",
+    "$x$; drop table canary; $x$",
+    "E'\\''",
+    "U&'\\0027'",
+    "\ufe0f'; drop table canary; --",
+    "ʼ; drop table canary; --",
+    "%",
+    "_",
+    "%%",
+    "%s",
+    "%(value)s",
+    "?",
+    "$1",
+    ":name",
+    ":value",
+    "::text",
+    "::int",
+    ":1",
+    "@name",
+    "@@version",
+    "#{name}",
+    "/* a",
+    "*/",
+    "-- a",
+    "--\n drop table canary",
+    "/*! drop table canary */",
+    "null",
+    "NULL",
+    "default",
+    "true",
+    "0x27",
+    "char(39)",
+    "chr(39)",
+    "'||'",
+    "a'b",
+    "a''b",
+    'a"b',
+    "a\\'b",
+)
+
+_TEMPLATES: Final = (
+    "{",
+    "}",
+    "{}",
+    "{{",
+    "}}",
+    "{{}}",
+    "{other}",
+    "{value}",
+    "{name}",
+    "{tmp}",
+    "{{other}}",
+    "{0}",
+    "{other!r}",
+    "{other.__class__}",
+    "{other[0]}",
+    "{%s}",
+    "${other}",
+    "#{other}",
+    "%(other)s",
+    "%{other}",
+    "<%= other %>",
+    "{{7*7}}",
+    "{% raw %}",
+    "$other",
+    "[[other]]",
+    "@{other}",
+    "\\g<0>",
+    "\\1",
+    "&amp;",
+    "%n",
+    "%x",
+    "%s%s%s%s",
+)
+
+_DATA: Final = (
+    '"',
+    '","other":"x',
+    '"}',
+    '{"other": "x"}',
+    "[]",
+    "[" * 500,
+    "{" * 500,
+    '{"a":' * 200,
+    "null",
+    "true",
+    "NaN",
+    "Infinity",
+    "1e999",
+    "\\u0000",
+    '\\"',
+    "\\u0022",
+    "a: b",
+    "- a",
+    "&a",
+    "*a",
+    "!!python/object/apply:os.system [touch]",
+    "---",
+    "...",
+    "| a",
+    "? a",
+    "<a>",
+    "</value>",
+    "<![CDATA[x]]>",
+    "]]>",
+    "<!-- a -->",
+    '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]>',
+    "&lt;",
+    "&b;",
+    "<?xml version='1.0'?>",
+    "<script>alert(1)</script>",
+    "__proto__",
+    "constructor",
+    "a,b",
+    "a;b",
+    "=1+1",
+    "@SUM(1)",
+    '"a""b"',
+    "a\tb",
+)
+
+_LINES: Final = (
+    "quit",
+    "a\nquit\n",
+    "a\r\nquit\r\n",
+    "\r\nflush_all\r\n",
+    "a\r\nset canary 0 0 1\r\nx\r\n",
+    "a 0 0 1\r\nx\r\nflush_all",
+    ".\r\n",
+    "\r\n.\r\n",
+    "END\r\n",
+    "ERROR",
+    "\xff\xfb\x01",
+    "a b c d e",
+    '{"id":1}\n{"id":2}',
+    '"}\n{"op":"/other"}',
+)
+
+_NUMBERS: Final = (
+    "0",
+    "-0",
+    "-1",
+    "9" * 400,
+    "-" + "9" * 400,
+    "0." + "0" * 400 + "1",
+    "1e400",
+    "1e-400",
+    "0x7fffffff",
+    "2147483648",
+    "4294967296",
+    "9223372036854775808",
+    "18446744073709551616",
+    "1_000",
+    "1,000",
+    "٣",
+    "１",
+    "0o17",
+    "017",
+    "+1",
+    "1.",
+    ".1",
+    "1d",
+    "inf",
+    "-inf",
+    "nan",
+)
+
+_LONG: Final = (
+    "A" * 1_048_576,
+    "'" * 1_048_576,
+    "é" * 524_288,
+    "../" * 349_525,
+    "a\n" * 524_288,
+    "%" * 65_536,
+    "A" * 131_072,
+    "A" * 65_536,
+    "A" * 8_192,
+    " " * 8_192,
+    "\\" * 8_191,
+    '"' * 8_191,
+    "{" * 8_191,
+    "-" * 8_191,
+    "," * 8_191,
+    "(" * 8_191,
+    "\n" * 8_191,
+    "🙂" * 8_191,
+    "a" * 30_000 + "!",
+    "\u202e" * 1_000,
+)
+
+_FIXED: Final = tuple(
+    dict.fromkeys(
+        (
+            *_EMPTY,
+            *_QUOTES,
+            *_SHELL,
+            *_DASHES,
+            *_CONTROLS,
+            *_UNICODE,
+            *_PATHS,
+            *_URLS,
+            *_HEADERS,
+            *_SQL,
+            *_TEMPLATES,
+            *_DATA,
+            *_LINES,
+            *_NUMBERS,
+            *_LONG,
+        )
+    )
+)
+
+#: Pieces of the mixtures.
+_PIECES: Final = tuple(
+    dict.fromkeys(
+        one
+        for one in (*_QUOTES, *_SHELL, *_DASHES, *_CONTROLS, *_PATHS, *_URLS, *_SQL, *_TEMPLATES)
+        if 0 < len(one) <= 24
+    )
+)
+
+
+def texts(count: int = COUNT) -> list[str]:
+    """Give that many different hostile strings, the same ones each time.
+
+    The first ones are written down above, one of every sort that we know; the others are mixtures
+    of them.
+    """
+    found: dict[str, None] = {}
+    for one in _all():
+        if len(found) == count:
+            break
+        found[one] = None
+    return list(found)
+
+
+def _all() -> Iterator[str]:
+    """Give them without end; some come twice."""
+    yield from _FIXED
+    chance = random.Random(6)
+    while True:
+        yield "".join(chance.choices((*_PIECES, "a", "value", " "), k=chance.randint(2, 5)))
+
+
+def binaries(count: int = COUNT) -> list[bytes]:
+    """Give that many different hostile contents of a file: the texts, and what is no UTF-8."""
+    broken = (
+        b"\xff",
+        b"\xfe\xff",
+        b"\xc0\xaf",
+        b"\xc0\x80",
+        b"\xe0\x80\xaf",
+        b"\xed\xa0\x80",
+        b"\xf4\x90\x80\x80",
+        b"\x80",
+        b"a\xffb",
+        b"\xe2\x82",
+        b"\xff\n\xff",
+        b"\x00\xff\x00",
+        b"\x1f\x8b\x08\x00",
+        b"%PDF-1.4\n\xff",
+        b"\x89PNG\r\n\x1a\n",
+        bytes(range(256)),
+        bytes(range(256)) * 4096,
+        b"\xff" * 1_048_576,
+    )
+    plain = (one.encode("utf-8", "surrogatepass") for one in texts(count))
+    return list(itertools.islice(dict.fromkeys((*broken, *plain)), count))
+
+
+def shown(value: str | bytes) -> str:
+    """Give a short name of one of them, for the words of a failed test."""
+    return ascii(value if len(value) <= 60 else value[:60]) + f" ({len(value)} long)"

@@ -127,8 +127,9 @@ def read(text: str, words: Sequence[str]) -> Help:
     options, about = _table(lines)
     known = {name for option in options for name in option.names}
     options += [one for one in shown_options if not known & set(one.names)]
-    if not options:
-        options = _letters(usage)
+    if not known:
+        # A synopsis that stands alone, as those of BSD do.
+        options += _letters(usage)
     singles = re.findall(
         r"(?:^|[\s\[|])-[A-Za-z][A-Za-z0-9]*-?[A-Za-z0-9]{2,}(?=[\s\]]|$)", "\n".join(lines)
     )
@@ -279,8 +280,21 @@ class _Usage:
         ):
             self._at += 1
             value = follows
+        elif not equals and depth and follows == "[":
+            value = "VALUE"
+            self._skip_group()
+        if value and re.match(r"\[[:=,@/]", "".join(self._tokens[self._at : self._at + 2])):
+            # The rest of the value: host[:port].
+            self._skip_group()
         if re.fullmatch(r"-[A-Za-z0-9]|--[A-Za-z0-9][\w-]*", name):
             self._options.append(Option((name,), value, bool(equals) or maybe, maybe))
+
+    def _skip_group(self) -> None:
+        """Go to the end of the bracket that we are in."""
+        depth = 0
+        while self._at < len(self._tokens) and (depth or self._tokens[self._at] != "]"):
+            depth += {"[": 1, "]": -1}.get(self._tokens[self._at], 0)
+            self._at += 1
 
     def _positional(self, token: str, required: bool, group: int) -> None:
         name = token.removesuffix("...").removesuffix("…").strip("<>{}'\"")
@@ -293,7 +307,7 @@ class _Usage:
 
 def _letters(usage: str) -> list[Option]:
     """Give the flags of a BSD synopsis: ``[-abc]``."""
-    found = re.findall(r"\[-([A-Za-z0-9]{2,20})\]", usage)
+    found = re.findall(r"\[-([A-Za-z0-9]{2,60})\]", usage)
     return [Option((f"-{letter}",)) for letters in found for letter in letters]
 
 
@@ -402,7 +416,7 @@ def _summary(lines: Sequence[str], first: int, after: int, words: Sequence[str])
             text = re.sub(rf"^{re.escape(words[0])}\s+-+\s+", "", paragraph)
             text = re.sub(r"\s*[\[(](?:version|v?[0-9])[^\])]*[\])]", "", text)
             if _ROW.fullmatch(paragraph) or re.search(
-                r"(?i)^(usage|or|version|copyright|license|report bugs|try|run|features|delegates|aliases"
+                r"(?i)multi-call|^(usage|or|mandatory|version|copyright|license|report bugs|try|run|features|delegates|aliases"
                 r"|these are|see|example|error|unknown|for )\b|:$|^\S+ [0-9]+\.[0-9.]+|illegal|unrecogni|invalid option",
                 text,
             ):

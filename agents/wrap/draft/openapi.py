@@ -448,18 +448,23 @@ class _Maker:
             raw = said
         schema = self._source.schema(raw)
         several = schema.get("type") == "array"
-        if several:
+        # A list fills several parameters of one name, and nothing else.
+        multi = where in ("query", "formData") and (
+            said.get("collectionFormat") == "multi"
+            if self._source.swagger
+            else said.get("explode", True) is True and said.get("style", "form") == "form"
+        )
+        if several and not multi:
             schema = self._source.schema(schema.get("items"))
-        if schema.get("type") == "object" or (several and schema.get("type") == "array"):
+            if schema.get("type") not in ("array", "object"):
+                schema = {"type": "string"}
+        if schema.get("type") == "object" or (schema.get("type") == "array" and not multi):
             self._op.left.append(f"{name}: a list or mapping in a {where} is no single value")
-            return
-        if where in ("formData", "form") and schema.get("type") == "file":
-            self._op.left.append(f"{name}: a file in a form")
             return
         made = self._argument(name, schema, required, about)
         filled = "{" + made + "}"
-        if several:
-            self._op.notes["args", made] = "one of several that it takes"
+        if several and not multi:
+            self._op.notes["args", made] = "it takes several, with commas between them"
         if where == "path":
             self._url = self._url.replace("{" + name + "}", filled)
         elif where in ("query", "header", "formData"):
@@ -478,7 +483,7 @@ class _Maker:
                 return
         for media, one in content.items():
             schema = self._source.schema(_mapping(one).get("schema"))
-            if media.startswith("application/x-www-form-urlencoded"):
+            if media.startswith(("application/x-www-form-urlencoded", "multipart/form-data")):
                 self._form(schema)
                 return
             if media.startswith("multipart/"):
@@ -500,8 +505,8 @@ class _Maker:
         form: dict[str, Json] = self._http.setdefault("form", {})
         for name, said in list(_mapping(schema.get("properties")).items())[:MAX_PROPERTIES]:
             one = self._source.schema(said)
-            if one.get("type") in ("array", "object"):
-                self._op.left.append(f"{name}: a list or mapping in a form is no single value")
+            if one.get("type") == "object":
+                self._op.left.append(f"{name}: a mapping in a form is no single value")
                 continue
             form[name] = "{" + self._argument(name, one, name in required) + "}"
 
@@ -613,12 +618,8 @@ _TYPES: Final = ("string", "integer", "number", "boolean", "array", "object", "f
 def _said(name: str, schema: Node, required: bool, about: str) -> dict[str, Any]:
     """Say what an argument may be, as far as a manifest can."""
     kind = schema.get("type")
-    kind = kind if kind in _TYPES else "object" if kind == "object" else "string"
-    if (
-        kind == "string"
-        and schema.get("format") in ("binary", "byte")
-        and schema.get("format") == "binary"
-    ):
+    kind = kind if kind in _TYPES else "string"
+    if kind == "string" and (schema.get("format") == "binary" or "contentMediaType" in schema):
         kind = "file"
     found: dict[str, Any] = {} if kind == "string" else {"type": kind}
     choices = schema.get("enum", [schema["const"]] if "const" in schema else None)

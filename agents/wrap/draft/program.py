@@ -82,6 +82,11 @@ _REASONS: Final[Sequence[tuple[str, str, str]]] = (
         r"\b(?:password|passphrase)\b",
     ),
     (
+        "it names files of this machine",
+        r"files\w*-from|.*-from-files?|from-files?|include-from",
+        r"(?!)",
+    ),
+    (
         "it names a folder of this machine",
         r"dir|dirs|directory|folder|chdir|cwd|root|prefix|.*-(?:dir|directory|folder)|.*[a-z]dir",
         r"(?!)",
@@ -99,9 +104,7 @@ _WRITES: Final = re.compile(
 _PATH: Final = re.compile(
     r"(?:.*[-_ ])?(?:path|pathspec|socket|file|filename)s?|.*file", re.IGNORECASE
 )
-_TAKES_VALUE: Final = re.compile(
-    r"\bspecif(?:y|ies|ied)\b|^set (?:the )?\w+ to\b|\bto specified\b", re.IGNORECASE
-)
+_TAKES_VALUE: Final = re.compile(r"^specify\b|\bto (?:a )?specified\b", re.IGNORECASE)
 
 #: Programs of which the first argument is a script, and those that hand what they get to a shell
 #: elsewhere; for them nothing of a caller may stand there.
@@ -178,7 +181,7 @@ class _Maker:
         if itself:
             op.left.append(f"{', '.join(itself)}: about the program itself")
         op.left += _grouped(self._left)
-        if said.reads_input:
+        if said.reads_input and not self._runs:
             op.left.append(
                 'standard input: put {text: {}} into args, and stdin: "{text}" beside the command'
             )
@@ -214,14 +217,16 @@ class _Maker:
             return "it wants a terminal, or leaves the process"
         if not value:
             return "it writes a file of this machine" if _WRITES_ITSELF.search(option.about) else ""
-        if self._runs and not option.long.startswith("--"):
+        if self._runs:
             return _RUNS
         return _reason(name, value, option.about)
 
     def _guessed_value(self, option: Option) -> str:
         """Give a word for a value that only the sentence tells of."""
-        name = option.long.lstrip("-")
-        return name if _TAKES_VALUE.search(option.about) else ""
+        if any(other.value for other in self._help.options):
+            # Then it would be shown for this one, too.
+            return ""
+        return option.long.lstrip("-") if _TAKES_VALUE.search(option.about) else ""
 
     def _add_option(self, option: Option) -> None:
         value = option.value or self._guessed_value(option)
@@ -344,7 +349,9 @@ class _Maker:
         self._op.notes["command", len(self._command) - 1] = text
 
     def _free(self, said: str) -> str:
-        name = re.sub(r"[^A-Za-z0-9]+", "_", said.strip("-")).strip("_").lower()[:60] or "value"
+        name = re.sub(r"[^A-Za-z0-9]+", "_", said.strip("-")).strip("_")[:60] or "value"
+        # -A is not -a.
+        name = name if len(name) == 1 else name.lower()
         if not name[0].isalpha():
             name = f"opt_{name}"
         if name == "tmp":
@@ -369,8 +376,10 @@ def _reason(name: str, value: str, about: str, *, positional: bool = False) -> s
             return why
     if not positional and (_OUTPUT.fullmatch(word) or _OUTPUT.fullmatch(name)):
         return "it names a file of this machine that is written"
-    path = _PATH.fullmatch(word) or (
-        not positional and re.search(r"\bfile(?:name)?\b", about) and word == name
+    path = (
+        _PATH.fullmatch(word)
+        or _PATH.fullmatch(name)
+        or (not positional and re.search(r"\bfile(?:name)?\b", about) and word == name)
     )
     if not path and positional and re.fullmatch(r"(?:.*[-_ ])?dir(?:ectory)?", word):
         return "it names a folder of this machine"

@@ -26,7 +26,7 @@ Steps = tuple[str | int, ...]
 
 _PLAIN: Final = re.compile(r"[A-Za-z_/][A-Za-z0-9_./-]*(?: [A-Za-z0-9_./(-][A-Za-z0-9_./()'%+-]*)*")
 _WORD: Final = re.compile(r"--?[A-Za-z][A-Za-z0-9_-]*(?:=[A-Za-z0-9_./-]*)?|[0-9]+(?:ms|s|m|h)")
-_OTHER_THAN_TEXT: Final = re.compile(r"(?i:null|true|false|yes|no|on|off|~|y|n)")
+_OTHER_THAN_TEXT: Final = re.compile(r"(?i:null|true|false|yes|no|on|off|~)")
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,8 +81,13 @@ def check(file: Path, as_json: bool) -> None:
         mistakes = list(found.missing())
     except BadDocument as exc:
         mistakes = exc.mistakes
+    # The same secret or program may be missing in many places.
+    places = Counter(one.text for one in mistakes)
     for one in mistakes:
-        say(str(one))
+        others = places.pop(one.text, 0) - 1
+        if others >= 0:
+            more = f" (and in {others} more places)" if others > 1 else " (and in one more)"
+            say(f"{one}{more if others else ''}")
     if as_json:
         print_json(
             {

@@ -286,9 +286,9 @@ class _Maker:
     def _is_option(self, one: Positional) -> bool:
         """Whether it is but another way to give the value of an option."""
         return any(
-            one.name.lower() in (option.long.lstrip("-"), option.value.lower())
+            one.name.lower() == option.long.lstrip("-")
             for option in self._help.options
-            if option.value and option.joined
+            if option.value
         )
 
     def _bad_place(self, one: Positional, place: int) -> str:

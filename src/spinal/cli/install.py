@@ -35,6 +35,9 @@ SECRETS: Final = Path("/etc/spinal")
 #: Where systemd looks for credentials, for those that the manifest names.
 STORE: Final = Path("/etc/credstore")
 
+#: Folders of which a service has its own (PrivateTmp=).
+PRIVATE: Final = ("/tmp", "/var/tmp")
+
 _PASSWORD: Final = "spinal-password"
 _AUTHORITY: Final = "spinal-ca"
 
@@ -215,10 +218,8 @@ class _Planner:
         if user is not None and not self._system and user != _me():
             raise click.UsageError("only root can install a service for another user")
         dynamic = self._system and user is None
-        if self._system and not prints and self._file.parts[1] == "tmp":
-            raise LocalProtocolError(
-                f"{self._file} is in /tmp, and the service has a /tmp of its own: put it into /etc/spinal"
-            )
+        if self._system and not prints:
+            self._check_place()
         if dynamic and not prints and self._root is None:
             self._check_readable(runs_as or "")
         unit = units.Unit(
@@ -268,6 +269,13 @@ class _Planner:
             home.add_account(name, "agent")
             run(tell_server(home, name))
         return dict(home.environment(name))
+
+    def _check_place(self) -> None:
+        if any(self._file.is_relative_to(folder) for folder in PRIVATE):
+            raise LocalProtocolError(
+                f"{self._file} would not be seen, because the service has a /tmp of its own: put it "
+                "into /etc/spinal"
+            )
 
     def _check_readable(self, user: str) -> None:
         """Make sure that a user of its own can read what it is made of."""

@@ -325,7 +325,7 @@ def test_a_document_may_be_a_file_and_only_a_part_of_it_wanted(
 
 
 def test_variables_that_a_draft_needs_are_named(here: Spinal, tmp_path: Path) -> None:
-    said = {
+    said: dict[str, Any] = {
         **DOCUMENT,
         "security": [{"token": []}],
         "components": {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},

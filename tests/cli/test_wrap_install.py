@@ -71,6 +71,10 @@ def as_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("spinal.cli.install.os.geteuid", lambda: 0)
 
 
+def nothing(*_: object) -> None:
+    pass
+
+
 def login(tmp_path: Path) -> dict[str, str]:
     password = tmp_path / "password"
     password.write_text("secret words\n")
@@ -160,7 +164,7 @@ def test_a_service_of_the_system_gets_its_password_from_systemd(
     as_root(monkeypatch)
     # Folders of a test are in /tmp and closed to others.
     for check in ("_check_place", "_check_readable"):
-        monkeypatch.setattr(f"spinal.cli.install._Planner.{check}", lambda *_: None)
+        monkeypatch.setattr(f"spinal.cli.install._Planner.{check}", nothing)
 
     done = here("wrap", "install", str(manifest), "--write", "/srv/a b", **login(tmp_path))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ WantedBy=multi-user.target
 
 
 def unit(**more: Any) -> Unit:
-    return Unit(**{"agent": "units", "command": COMMAND, **more})
+    return replace(Unit("units", COMMAND), **more)
 
 
 def of_its_own() -> Unit:

@@ -101,14 +101,12 @@ def generated() -> dict[str, str]:
 def fresh(page: str) -> str:
     """Give the page with its tables as they should be."""
     for name, text in generated().items():
-        start, end = f"<!-- generated: {name} -->\n", "\n<!-- end -->"
-        head, found, rest = page.partition(start)
-        _, closed, tail = rest.partition(end)
-        assert found and closed, (
-            f"docs/wrap.md has no place for the table '{name}': add a section with {start!r} and "
-            f"{end!r}"
+        marked = re.compile(rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        page, places = marked.subn(lambda match, text=text: f"{match[1]}{text}\n{match[2]}", page)
+        assert places == 1, (
+            f"docs/wrap.md has no place for the table '{name}': write a section with "
+            f"<!-- generated: {name} --> and <!-- end --> on lines of their own"
         )
-        page = head + start + text + end + tail
     return page
 
 

@@ -25,7 +25,7 @@ MODELINE: Final = "# yaml-language-server: $schema=manifest.schema.json"
 Steps = tuple[str | int, ...]
 
 _PLAIN: Final = re.compile(r"[A-Za-z_/][A-Za-z0-9_./-]*(?: [A-Za-z0-9_./(-][A-Za-z0-9_./()'%+-]*)*")
-_WORD: Final = re.compile(r"--?[A-Za-z][A-Za-z0-9_-]*(?:=[A-Za-z0-9_./-]*)?|[0-9]+(?:ms|s|m|h)")
+_WORD: Final = re.compile(r"--?[A-Za-z][A-Za-z0-9_-]*(?:=[A-Za-z0-9_./-]*)?|[0-9]+(?:ms|[smhKMGT])")
 _OTHER_THAN_TEXT: Final = re.compile(r"(?i:null|true|false|yes|no|on|off|~)")
 
 

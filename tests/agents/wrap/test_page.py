@@ -43,8 +43,8 @@ def table(schema: Node, *, leave: tuple[str, ...] = ()) -> str:
     return "\n".join(lines)
 
 
-def rows(schema: Node, above: str) -> Iterator[tuple[str, str, str]]:
-    required: list[str] = schema.get("required", [])
+def rows(schema: Node, above: str, alternative: bool = False) -> Iterator[tuple[str, str, str]]:
+    required: list[str] = [] if alternative else schema.get("required", [])
     for name, part in schema.get("properties", {}).items():
         about = str(part.get("description", ""))
         if name in required:
@@ -52,8 +52,12 @@ def rows(schema: Node, above: str) -> Iterator[tuple[str, str, str]]:
         if part.get("default") not in (None, False):
             about = f"{about} Default {flow(part['default'])}.".strip()
         yield f"{above}{name}", about.replace("|", "\\|"), example(part)
-        for branch in (part, *part.get("anyOf", ())):
-            yield from rows(branch, f"{above}{name}.")
+        # What explains itself where it is wrong, such as a secret, is one thing.
+        if "errorMessage" not in part:
+            yield from rows(part, f"{above}{name}.")
+            for branch in part.get("anyOf", ()):
+                if "errorMessage" not in branch:
+                    yield from rows(branch, f"{above}{name}.", alternative=True)
 
 
 def example(schema: Node) -> str:
@@ -102,7 +106,9 @@ def fresh(page: str) -> str:
     """Give the page with its tables as they should be."""
     for name, text in generated().items():
         marked = re.compile(rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        page, places = marked.subn(lambda match, text=text: f"{match[1]}{text}\n{match[2]}", page)
+        # A table is no template: a backslash in it stays one.
+        escaped = text.replace("\\", r"\\")
+        page, places = marked.subn(rf"\g<1>{escaped}\n\g<2>", page)
         assert places == 1, (
             f"docs/wrap.md has no place for the table '{name}': write a section with "
             f"<!-- generated: {name} --> and <!-- end --> on lines of their own"

@@ -12,7 +12,7 @@ import click
 
 from spinal.protocols import LocalProtocolError
 
-from .common import CONTEXT, json_option, print_json, run, say, show_home
+from .common import CONTEXT, folded, json_option, print_json, run, say, show_home
 
 if TYPE_CHECKING:
     from spinal.agents.wrap.draft.help import Help
@@ -42,7 +42,7 @@ _PLAIN: Final = {
 }
 
 
-@click.command(context_settings=CONTEXT)
+@click.command(context_settings=CONTEXT, short_help="Write a draft of a manifest.")
 @click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
 @click.option(
     "--program",
@@ -89,12 +89,12 @@ def init(
 ) -> None:
     """Write a draft of a manifest to FILE ("-" prints it).
 
-    With --program from what a program's help says: the program is run with --help, with no input, in
-    an empty folder, for at most 10 s. With --openapi from the document of an HTTP service. With
-    neither, a short example to fill in. A draft passes `spinal wrap check`; what to look at is marked
-    with LOOK in it, effects first.
+    With --program from what a program's help says: it is run with --help, with no input, in an empty
+    folder, for at most 10 s. With --openapi from the document of an HTTP service. With neither, a
+    short example to fill in. A draft passes `spinal wrap check`; what to look at first is marked with
+    LOOK in it.
 
-    With --json: {"file", "agent", "ops": [...], "needs": [...]}; the variables that it needs.
+    With --json: {"file", "agent", "ops": [...], "needs": [...]}, which are the variables to be set.
     """
     if program is not None and openapi is not None:
         raise click.UsageError("give --program or --openapi, not both")
@@ -194,7 +194,7 @@ def _of_program(said: str, subs: Sequence[str], help_options: Sequence[str]) -> 
             known = ", ".join(list(help.commands)[:12]) + (
                 " ..." if len(help.commands) > 12 else ""
             )
-            say(f"{last} has commands: {known}: name those that are wanted with --sub")
+            say(folded(f"{last} has commands: {known}: name those that are wanted with --sub", 2))
     told = " ".join(help_options) or "--help"
     return Draft(name, f"what {shlex.join(words)} says of itself ({told})", ops)
 

@@ -52,7 +52,7 @@ class _Plan:
     commands: list[list[str]] = field(default_factory=list[list[str]])
 
 
-@click.command(context_settings=CONTEXT)
+@click.command(context_settings=CONTEXT, short_help="Make a service of systemd of a manifest.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
     "--user", metavar="NAME", help="Run as this user (default: one of its own, made by systemd)."

@@ -17,7 +17,7 @@ from spinal.protocols import Json
 
 from ... import document
 from ...errors import AgentError, one_line
-from ..argument import NAME, Argument
+from ..argument import Argument
 from .write import Draft, Op, agent_name, short
 
 #: Operations that one draft holds, and how many of its properties a body is taken apart into.
@@ -421,7 +421,7 @@ class _Maker:
     def _argument(self, name: str, schema: Node, required: bool, about: str = "") -> str:
         """Add an argument and give its name."""
         found = re.sub(r"[^A-Za-z0-9_]+", "_", name).strip("_")[:60] or "value"
-        if not re.match(NAME, found):
+        if found[0].isdigit():
             found = f"a_{found}"
         unique, number = found, 2
         while unique in self._args or unique == "tmp":

@@ -125,9 +125,10 @@ def show(file: Path, as_json: bool) -> None:
         print_json({path: op.public.to_json() for path, op in agent.operations.items()})
         return
     said: Mapping[str, Any] = found.document.value
-    click.echo(folded(_whole(found), 2))
-    for path, operation in agent.operations.items():
-        click.echo("")
+    say(folded(_whole(found), 2))
+    for place, (path, operation) in enumerate(agent.operations.items()):
+        if place:
+            click.echo("")
         _show(path, operation.public, said["ops"][path].get("rights") or said.get("rights"))
 
 

@@ -130,6 +130,18 @@ def test_a_program_is_asked_for_help_only_as_it_advises(here: Spinal, tmp_path: 
     assert asked.read_text().splitlines() == ["--help", "-h", "mute --help"]
 
 
+def test_a_program_is_found_from_where_we_are(
+    here: Spinal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = script(tmp_path / "tool", 'echo "usage: tool NAME"')
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    drafted(here, tmp_path / "elsewhere/x.yaml", "--program", "./tool")
+
+    assert f"{tool}" in (tmp_path / "elsewhere/x.yaml").read_text()
+
+
 def test_a_program_that_hangs_or_floods_is_ended(
     here: Spinal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

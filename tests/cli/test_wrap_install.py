@@ -166,7 +166,9 @@ def test_a_service_of_the_system_gets_its_password_from_systemd(
     for check in ("_check_place", "_check_readable"):
         monkeypatch.setattr(f"spinal.cli.install._Planner.{check}", nothing)
 
-    done = here("wrap", "install", str(manifest), "--write", "/srv/a b", **login(tmp_path))
+    folder = tmp_path / "a b"
+    folder.mkdir()
+    done = here("wrap", "install", str(manifest), "--write", str(folder), **login(tmp_path))
 
     assert done.code == 0, done.err
     text = (tmp_path / "etc/systemd/system" / UNIT).read_text()
@@ -174,7 +176,7 @@ def test_a_service_of_the_system_gets_its_password_from_systemd(
     assert settings(text, "DynamicUser") == ["yes"]
     assert settings(text, "LoadCredential") == [f"spinal-password:{tmp_path}/password"]
     assert '"SPINAL_PASSWORD_FILE=%d/spinal-password"' in settings(text, "Environment")
-    assert settings(text, "ReadWritePaths") == ['"/srv/a b"']
+    assert settings(text, "ReadWritePaths") == [f'"{folder}"']
     assert settings(text, "RestartMaxDelaySec") == ["2min"], "systemd is of version 254"
     assert booted.read_text().splitlines()[-1] == f"restart {UNIT}"
 
@@ -192,6 +194,32 @@ def test_a_user_of_its_own_has_to_be_able_to_read_the_manifest(
 
     assert done.code == 2
     assert "spinal-numbers cannot read" in done.line
+    assert not booted.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--user", "nobody-of-this-name"), "useradd --system nobody-of-this-name"),
+        (("--write", "/no/such/folder"), "there is no such folder"),
+    ],
+)
+def test_what_would_keep_it_from_starting_is_told_before(
+    here: Spinal,
+    manifest: Path,
+    booted: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, str],
+    says: str,
+) -> None:
+    as_root(monkeypatch)
+    monkeypatch.setattr("spinal.cli.install.PRIVATE", ())
+
+    done = here("wrap", "install", str(manifest), *words, **login(tmp_path))
+
+    assert done.code == 2
+    assert says in done.line
     assert not booted.exists()
 
 

@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-#: Most of a text that is read, in characters and lines.
+#: Most of a text that is read: characters, lines, and characters of a line.
 MAX_TEXT: Final = 256 * 1024
 MAX_LINES: Final = 4000
+MAX_LINE: Final = 1000
 
 _NAME: Final = r"--?(?:\[no-\])?[A-Za-z0-9?@#%][A-Za-z0-9_?@.+-]*"
 _BRACKETED: Final = r"<[^<>]*>|\{[^{}]*\}|\[[^\[\]]*\]"
@@ -41,6 +42,7 @@ _CHOICES: Final = re.compile(
     r"[(\[](?:possible values|choices|one of)[:=]?\s*([^)\]]*)[)\]]", re.IGNORECASE
 )
 _WORD_CHOICE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+_SINGLES: Final = re.compile(r"(?:^|[\s\[|])-[A-Za-z][A-Za-z0-9-]{2,}(?=[\s\]]|$)", re.MULTILINE)
 #: What stands in a usage line for the options of the table.
 _OPTIONS: Final = re.compile(
     r"(?:[a-z]+[ _-])?(?:options?|opts?|flags?|switches)(?:[ ._-]*)(?:\.\.\.)?", re.IGNORECASE
@@ -130,9 +132,7 @@ def read(text: str, words: Sequence[str]) -> Help:
     if not known:
         # A synopsis that stands alone, as those of BSD do.
         options += _letters(usage)
-    singles = re.findall(
-        r"(?:^|[\s\[|])-[A-Za-z][A-Za-z0-9]*-?[A-Za-z0-9]{2,}(?=[\s\]]|$)", "\n".join(lines)
-    )
+    singles = _SINGLES.search("\n".join(lines))
     return Help(
         _summary(lines, first, after, words),
         tuple(options),
@@ -145,7 +145,7 @@ def read(text: str, words: Sequence[str]) -> Help:
                 re.IGNORECASE | re.MULTILINE,
             )
         ),
-        bool(singles),
+        singles is not None,
         re.search(r"(?i)standard input|\bstdin\b", text) is not None,
     )
 
@@ -168,6 +168,7 @@ def _lines(text: str) -> list[str]:
     text = re.sub(r".\x08|\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07|\r", "", text[:MAX_TEXT])
     found: list[str] = []
     for line in text.splitlines()[:MAX_LINES]:
+        line = line[:MAX_LINE]
         margin = re.match(r"\s*", line)
         assert margin is not None
         # A tab inside a line is a gap, also where it is but one column wide.

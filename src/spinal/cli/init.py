@@ -176,6 +176,9 @@ def _of_program(said: str, subs: Sequence[str], help_options: Sequence[str]) -> 
     if not words or words[0].startswith("-"):
         raise click.UsageError("--program: give the name of a program")
     found = _find(words[0])
+    if "/" in words[0]:
+        # In a manifest it would be taken from the manifest's folder.
+        words[0] = str(found.absolute())
     getopt = _uses_getopt(found)
     last = Path(words[-1]).name
     name = agent_name(last)

@@ -220,6 +220,8 @@ class _Planner:
         dynamic = self._system and user is None
         if self._system and not prints:
             self._check_place()
+        if self._system and not prints and self._root is None:
+            self._check_machine(user, write)
         if dynamic and not prints and self._root is None:
             self._check_readable(runs_as or "")
         unit = units.Unit(
@@ -276,6 +278,23 @@ class _Planner:
                 f"{self._file} would not be seen, because the service has a /tmp of its own: put it "
                 "into /etc/spinal"
             )
+
+    def _check_machine(self, user: str | None, write: Sequence[str]) -> None:
+        """Make sure of what would keep systemd from starting it."""
+        import pwd
+
+        for folder in write:
+            if not Path(folder).is_dir():
+                raise LocalProtocolError(
+                    f"--write {folder}: there is no such folder: make it first"
+                )
+        if user is not None:
+            try:
+                pwd.getpwnam(user)
+            except KeyError as exc:
+                raise LocalProtocolError(
+                    f"there is no user {user} here: useradd --system {user}, or leave --user out"
+                ) from exc
 
     def _check_readable(self, user: str) -> None:
         """Make sure that a user of its own can read what it is made of."""

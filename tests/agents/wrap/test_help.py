@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,33 @@ def test_endless_text_and_nesting_are_bounded() -> None:
     said = helps.read("usage: x " + "[" * 100_000 + "\n" + "  --a  b\n" * 100_000, ["x"])
 
     assert len(said.options) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        " " * 300_000,
+        "a " * 150_000,
+        "usage: x " + "-a" * 100_000,
+        "usage: x " + "[-a " * 50_000,
+        "  -" + "a" * 200_000 + "!",
+        ("  -" + "a" * 900 + "!\n") * 300,
+        ("  " + "x" * 400 + " " * 500 + "\n") * 300,
+        "Commands:\n" + ("  a" + " " * 900 + "\n") * 300,
+        "x" * 200_000 + "\x08" * 100_000,
+        "<" * 100_000,
+        "{" * 100_000 + "}" * 100_000,
+        "\x1b[" + "0" * 200_000,
+    ],
+    ids=lambda text: text[:12].strip() or "blank",
+)
+def test_no_text_takes_long_to_be_read(text: str) -> None:
+    began = time.process_time()
+
+    helps.read(text, ["x"])
+
+    # It takes some ten ms; a pattern that backtracks takes minutes.
+    assert time.process_time() - began < 5
 
 
 def test_bold_and_colours_are_no_part_of_a_text() -> None:

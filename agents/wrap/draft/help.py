@@ -21,7 +21,7 @@ _NAME: Final = r"--?(?:\[no-\])?[A-Za-z0-9?@#%][A-Za-z0-9_?@.+-]*"
 _BRACKETED: Final = r"<[^<>]*>|\{[^{}]*\}|\[[^\[\]]*\]"
 #: A value: ``=FILE``, ``[=WHEN]``, `` <file>``, or a word that stands alone before a gap.
 _VALUE: Final = (
-    rf"\[=(?P<maybe>[^\[\]]*)\]|=(?P<joined>{_BRACKETED}|[^\s,]*)"
+    rf"\[=(?P<maybe>[^\[\]]*)\]|=(?P<joined>(?:{_BRACKETED}|[^\s,])*)"
     rf"|[ ](?P<apart>{_BRACKETED}|(?:[A-Za-z'\"#:][^\s,]*)(?=\s{{2}}|\s*$|,\s*-))"
     r"|(?P<stuck>\[[^\[\]\s]*\])"
 )
@@ -367,7 +367,8 @@ def _row(text: str) -> Option | None:
             maybe = True
         for kind in ("joined", "maybe", "apart"):
             if parts[kind]:
-                value = parts[kind]
+                # A sign that may be there is no part of what the value is.
+                value = re.sub(r"^\[[-+]+\]", "", parts[kind])
                 joined = joined or kind != "apart"
                 maybe = maybe or kind == "maybe"
         if kind_optional(value):

@@ -65,7 +65,7 @@ def agent_name(said: str) -> str:
 def short(text: str, most: int) -> str:
     """Give the first sentence of a text in one line, cut between words, without its full stop."""
     line = one_line(re.sub(r"<[^<>]{1,80}>", "", text), 8 * most)
-    line = re.split(r"(?<=[a-z)])[.;]\s", line)[0]
+    line = re.split(r"(?<=[a-z0-9)])[.;]\s", line)[0]
     if len(line) > most:
         line = line[: most + 1].rpartition(" ")[0]
     # A bracket that is opened and not closed was cut, too.

@@ -56,6 +56,13 @@ def test_an_option_is_told_from_one_with_a_value(program: str, name: str, value:
     assert option(recorded(program), name).value == value
 
 
+def test_a_sign_is_no_part_of_what_a_value_is() -> None:
+    # As coreutils writes it.
+    said = helps.read("usage: head\n  -n, --lines=[-]NUM   print the first NUM\n", ["head"])
+
+    assert said.options == (Option(("-n", "--lines"), "NUM", True, False, "print the first NUM"),)
+
+
 def test_what_is_said_of_an_option_may_go_on_in_the_next_lines() -> None:
     about = option(recorded("memcached"), "-l").about
 

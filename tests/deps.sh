@@ -4,7 +4,7 @@
 # No service is started, and a second run is quick and changes nothing.
 set -eu
 
-packages="prosody ejabberd profanity go-sendxmpp libstrophe-dev libjansson-dev gcc libc6-dev pkg-config tmux postgresql strace"
+packages="prosody ejabberd profanity go-sendxmpp libstrophe-dev libjansson-dev gcc libc6-dev pkg-config tmux postgresql strace pdns-server pdns-backend-sqlite3 sqlite3"
 command -v node >/dev/null 2>&1 || packages="$packages nodejs npm"
 [ $# -eq 0 ] || packages="$*"
 
@@ -55,8 +55,9 @@ $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-
     -o Dpkg::Use-Pty=0 $missing
 
 # Only what was just installed: a daemon that was there before is somebody's.
-for daemon in prosody ejabberd postgresql redis-server nats-server; do
+for daemon in prosody ejabberd postgresql pdns-server redis-server nats-server; do
     case " $missing " in *" $daemon "*) ;; *) continue ;; esac
+    [ "$daemon" != pdns-server ] || daemon=pdns
     if [ -d /run/systemd/system ]; then
         $as_root systemctl disable --quiet --now "$daemon" 2>/dev/null || :
     elif [ -x "/etc/init.d/$daemon" ]; then

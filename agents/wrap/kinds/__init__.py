@@ -8,6 +8,7 @@ from typing import Final
 from ..kind import Kind
 from .command import Command
 from .http import Http
+from .sql import Sql
 
 #: Key in the manifest -> its kind.
-KINDS: Final[Mapping[str, type[Kind]]] = {"command": Command, "http": Http}
+KINDS: Final[Mapping[str, type[Kind]]] = {"command": Command, "http": Http, "sql": Sql}

@@ -41,6 +41,9 @@ ops:
   /xml:
     args: {value: , other: {}}
     http: {post: "URL/a", xml: '<a o="{other}" v="{value}"><b>{value}</b></a>'}
+  /several:
+    args: {value: {type: array}, doc: {type: object}}
+    http: {put: "URL/a", query: {v: "{value}", o: other}, json: {v: "{value}", d: "{doc}", o: other}}
   /file: {args: {value: {type: file}}, http: {post: "URL/a", file: "{value}"}}
   /multipart:
     args: {value: {type: file}, other: {}}
@@ -174,6 +177,32 @@ async def test_each_arrives_as_it_is_or_is_refused_by_name(
         assert len(names) == len(request.headers)
         passed += 1
     assert passed >= PASSED[op], passed
+
+
+async def test_each_arrives_in_a_list_and_as_the_name_of_a_member(
+    web: tuple[Ops, Service],
+) -> None:
+    opened, found = web
+    passed = 0
+    for value in hostile.texts():
+        found.requests.clear()
+        try:
+            await opened.run("/several", value=["a", value, "b"], doc={value: [value]})
+        except CallError as exc:
+            assert exc.problem.argument in ("value", "doc"), hostile.shown(value)
+            assert not found.requests
+            continue
+        (request,) = found.requests
+        query = request.target.partition("?")[2]
+        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True, errors="strict")
+        assert pairs == [("v", "a"), ("v", value), ("v", "b"), ("o", OTHER)], hostile.shown(value)
+        assert json.loads(request.body) == {
+            "v": ["a", value, "b"],
+            "d": {value: [value]},
+            "o": OTHER,
+        }
+        passed += 1
+    assert passed >= 950, passed
 
 
 @pytest.mark.parametrize("op", ["/file", "/multipart"])

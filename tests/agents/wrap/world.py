@@ -63,12 +63,14 @@ class Ops:
     def __init__(self, manifest: Manifest, guard: Guard) -> None:
         self._manifest = manifest
         self._guard = guard
+        #: Seconds that each call has.
+        self.remaining = 30.0
 
-    async def run(self, op: str, /, *, remaining: float = 30.0, **args: Any) -> Any:
+    async def run(self, op: str, /, **args: Any) -> Any:
         """Run one with arguments that nobody has checked before: its kind is the last line."""
         found = self._manifest.ops[op]
         given = {name: args.get(name, one.default) for name, one in found.arguments.items()}
-        job = Job(Facts("test", op, "test@localhost"), Channel(remaining), None, self._guard)
+        job = Job(Facts("test", op, "test@localhost"), Channel(self.remaining), None, self._guard)
         with Call(job, given, found.arguments).running() as call:
             return await found.kind.run(call)
 

@@ -24,7 +24,7 @@ from .write import Draft, Op, agent_name, short
 MAX_OPS: Final = 300
 MAX_PROPERTIES: Final = 25
 
-#: References in a row, and schemas within schemas.
+#: References in a row.
 MAX_DEPTH: Final = 16
 
 #: Characters of what is said of an argument or a status.
@@ -88,6 +88,8 @@ class _Source:
     agent: str
     server: str
     needs: dict[str, None] = field(default_factory=dict[str, None])
+    #: Those that were put together, by the identity of what the document says.
+    _schemas: dict[int, dict[str, Any]] = field(default_factory=dict[int, dict[str, Any]])
 
     @property
     def swagger(self) -> bool:
@@ -120,20 +122,28 @@ class _Source:
             raise AgentError(f"the document refers to {one_line(ref, 100)}, and there is nothing")
         return node
 
-    def schema(self, node: Any, depth: int = 0) -> dict[str, Any]:
+    def schema(self, node: Any) -> dict[str, Any]:
         """Give a schema with its parts put together: ``allOf``, and what may be null."""
-        found = dict(self.at(node))
-        if depth > MAX_DEPTH:
+        found = self.at(node)
+        if not found:
             return {}
+        # Each is put together once, and one that is a part of itself has nothing to add: so a
+        # document cannot make this take long.
+        if id(found) not in self._schemas:
+            self._schemas[id(found)] = {}
+            self._schemas[id(found)] = self._together(dict(found))
+        return self._schemas[id(found)]
+
+    def _together(self, found: dict[str, Any]) -> dict[str, Any]:
         for part in _list(found.pop("allOf", None)):
-            inner = self.schema(part, depth + 1)
+            inner = self.schema(part)
             properties = {**inner.get("properties", {}), **found.get("properties", {})}
             required = [*_list(inner.get("required")), *_list(found.get("required"))]
             found = {**inner, **found}
             if properties:
                 found["properties"] = properties
             if required:
-                found["required"] = required
+                found["required"] = list(dict.fromkeys(map(str, required)))
         for key in ("anyOf", "oneOf"):
             branches = [self.at(one) for one in _list(found.get(key))]
             other = [one for one in branches if one.get("type") != "null"]
@@ -141,10 +151,9 @@ class _Source:
                 about: dict[str, Any] = {
                     name: found[name] for name in ("description", "default") if name in found
                 }
-                return {**self.schema(other[0], depth + 1), **about}
-        kind = found.get("type")
-        if isinstance(kind, list):
-            kinds: list[Any] = [one for one in kind if one != "null"]  # pyright: ignore
+                return {**self.schema(other[0]), **about}
+        kinds = [one for one in _list(found.get("type")) if one != "null"]
+        if kinds:
             found["type"] = kinds[0] if len(kinds) == 1 else None
         if found.get("type") is None and "properties" in found:
             found["type"] = "object"

@@ -368,6 +368,18 @@ def test_references_in_a_circle_end() -> None:
     assert ops(wide)["/items/create"]["http"]["json"] == "{body}"
 
 
+def test_entangled_parts_take_no_time() -> None:
+    # 20 levels of 20 parts each: nobody could take them one by one.
+    levels = {
+        f"L{level}": {"allOf": [{"$ref": f"#/components/schemas/L{level + 1}"}] * 20}
+        for level in range(20)
+    }
+    last = {"L20": {"type": "object", "properties": {"deep": {"type": "string"}}}}
+    said = changed(SHOP, "components", "schemas", to={"New": levels["L0"], **levels, **last})
+
+    assert ops(said)["/items/create"]["args"] == {"deep": {"optional": True}}
+
+
 def test_a_reference_to_nothing_is_told() -> None:
     with pytest.raises(AgentError, match=r"#/components/schemas/Gone, and there is nothing"):
         draft(

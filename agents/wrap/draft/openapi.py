@@ -77,6 +77,11 @@ _VERB_WORDS: Final = [
     "login",
 ]
 
+#: A path that a URL can have, with its parameters; and the name of a header (RFC 9110, 5.1).
+_PATH: Final = re.compile(r"(?:[!$-;=@-_a-z|~]|\{[^{}\s]{1,100}\})+")
+_BRACES: Final = re.compile(r"[{}]")
+_HEADER: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
 Node = Mapping[str, Any]
 
 
@@ -275,7 +280,7 @@ class _Operation:
 def _operations(source: _Source, only: Sequence[str]) -> Iterator[_Operation]:
     wanted = [_wanted(one) for one in only]
     for path, item in _mapping(source.root.get("paths")).items():
-        if not path.startswith("/"):
+        if not path.startswith("/") or not _PATH.fullmatch(path):
             continue
         item = source.at(item)
         for method in _METHODS:
@@ -344,7 +349,7 @@ def _names(one: _Operation, agent: str) -> list[str]:
     identity = str(one.said.get("operationId") or "")
     # FastAPI adds path and method to its names.
     identity = identity.removesuffix(re.sub(r"\W", "_", one.path) + f"_{one.method}")
-    if not identity:
+    if not _words(identity):
         whole = not one.path.rstrip("/").endswith("}")
         verb = _VERBS[one.method][whole]
         rest = [agent_name(part) for part in static if not _same(agent_name(part), group)]
@@ -385,6 +390,8 @@ class _Maker:
         """Give it."""
         source, said = self._source, self._one.said
         self._http[self._one.method] = ""
+        # First, so that no parameter stands for what is a secret of ours.
+        self._security()
         for parameter in self._parameters():
             self._parameter(parameter)
         for left in re.findall(r"\{([^{}]*)\}", self._one.path):
@@ -396,7 +403,6 @@ class _Maker:
         self._http[self._one.method] = self._url
         if not source.swagger:
             self._body(source.at(said.get("requestBody")))
-        self._security()
         status = self._status()
         if status:
             self._http["status"] = status
@@ -450,6 +456,15 @@ class _Maker:
         if where == "cookie" or (
             where == "header" and name.lower() in ("accept", "content-type", "authorization")
         ):
+            return
+        if where in ("query", "header"):
+            taken: Any = self._http.get("query" if where == "query" else "headers", {})
+            if name.lower() in map(str.lower, taken):
+                return
+        if (where == "header" and not _HEADER.fullmatch(name)) or (
+            where != "path" and _BRACES.search(name)
+        ):
+            self._op.left.append(f"{name}: its name cannot stand in a {where}")
             return
         content = next(iter(_mapping(said.get("content")).values()), None)
         raw: Any = said.get("schema") or _mapping(content).get("schema")
@@ -514,7 +529,7 @@ class _Maker:
         form: dict[str, Json] = self._http.setdefault("form", {})
         for name, said in list(_mapping(schema.get("properties")).items())[:MAX_PROPERTIES]:
             one = self._source.schema(said)
-            if one.get("type") == "object":
+            if one.get("type") == "object" or _BRACES.search(name):
                 self._op.left.append(f"{name}: a mapping in a form is no single value")
                 continue
             form[name] = "{" + self._argument(name, one, name in required) + "}"
@@ -528,7 +543,12 @@ class _Maker:
             for name, one in properties.items()
             if self._source.schema(one).get("readOnly") is not True
         }
-        if not wanted or len(wanted) > MAX_PROPERTIES or schema.get("type") not in ("object", None):
+        if (
+            not wanted
+            or len(wanted) > MAX_PROPERTIES
+            or any(map(_BRACES.search, wanted))
+            or schema.get("type") not in ("object", None)
+        ):
             kind = schema if schema.get("type") in _TYPES else {"type": "object"}
             self._http["json"] = "{" + self._argument("body", kind, required) + "}"
             return
@@ -555,7 +575,10 @@ class _Maker:
 
     def _scheme(self, name: str, said: Node) -> None:
         kind, way = said.get("type"), str(said.get("scheme", "")).lower()
-        if kind == "apiKey" and said.get("in") in ("header", "query"):
+        named = (said.get("in") == "query" and not _BRACES.search(str(said.get("name")))) or (
+            said.get("in") == "header" and _HEADER.fullmatch(str(said.get("name")))
+        )
+        if kind == "apiKey" and named:
             key = "headers" if said["in"] == "header" else "query"
             part: dict[str, Json] = self._http.setdefault(key, {})
             part[str(said.get("name"))] = self._secret("KEY")

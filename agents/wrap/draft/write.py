@@ -74,10 +74,10 @@ def short(text: str, most: int) -> str:
 
 def write(draft: Draft) -> str:
     """Give the text of a manifest."""
-    lines = [MODELINE, f"# A draft, made from {one_line(draft.origin, 200)}."]
+    lines = [MODELINE, f"# A draft, made from {_comment(draft.origin, 200)}."]
     if any(op.notes for op in draft.ops):
         lines.append("# What is marked with LOOK is a guess: decide, and take the comment out.")
-    lines += [f"# {one_line(remark, 400)}" for remark in draft.remarks]
+    lines += [f"# {_comment(remark, 400)}" for remark in draft.remarks]
     lines += [f"agent: {scalar(draft.agent)}", "ops:"]
     for op in draft.ops:
         lines.append(f"  {scalar(op.path)}:")
@@ -85,8 +85,13 @@ def write(draft: Draft) -> str:
             lines += _entry(scalar(name), value, 4, (name,), op.notes)
         if op.left:
             lines.append("    # Left out:")
-            lines += [f"    #   {one_line(left, 200)}" for left in op.left]
+            lines += [f"    #   {_comment(left, 200)}" for left in op.left]
     return "\n".join(lines) + "\n"
+
+
+def _comment(text: str, most: int) -> str:
+    # Nothing in a comment may end it, or be what no YAML file may hold.
+    return "".join(one if one.isprintable() else "?" for one in one_line(text, most))
 
 
 def _entry(

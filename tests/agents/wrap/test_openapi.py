@@ -368,6 +368,47 @@ def test_references_in_a_circle_end() -> None:
     assert ops(wide)["/items/create"]["http"]["json"] == "{body}"
 
 
+def test_a_parameter_that_is_our_secret_is_not_the_callers() -> None:
+    parameters = [{"name": "x-api-key", "in": "header", "schema": {"type": "string"}}]
+
+    found = ops(changed(SHOP, "paths", "/items", "get", "parameters", to=parameters))["/items/list"]
+
+    assert "args" not in found
+    assert found["http"]["headers"] == {"X-API-Key": {"env": "SHOP_KEY"}}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a\nagent: evil", "a\u2028agent: evil", "a\x85b", "a\x07b", "a\ud800b", "a\0b", '"q', "}{", "{{a}}", "{a", "#x", "\u202e"],
+)  # fmt: skip
+def test_no_word_of_a_document_becomes_more_than_a_word(text: str) -> None:
+    said = copy.deepcopy(SHOP)
+    get = said["paths"]["/items"]["get"]
+    said["info"]["title"] = get["summary"] = get["operationId"] = text
+    get["tags"] = [text]
+    get["responses"]["404"] = {"description": text}
+    get["parameters"] = [
+        {
+            "name": text,
+            "in": "query",
+            "description": text,
+            "schema": {"default": text, "enum": [text]},
+        },
+        {"name": text, "in": "header", "schema": {}},
+        {"name": f"{text}2", "in": "query", "schema": {"type": "object"}},
+    ]
+    said["paths"][f"/x{text}"] = {
+        "get": {"operationId": text, "responses": {text: {"description": text}}}
+    }
+    said["components"]["securitySchemes"]["key"]["name"] = text
+
+    written = write.write(draft(said))
+    found = manifest.of(document.read(written, "draft.yaml", manifest.schema()))
+
+    assert found.name != "evil"
+    assert len(found.ops) in (6, 7)
+
+
 def test_entangled_parts_take_no_time() -> None:
     # 20 levels of 20 parts each: nobody could take them one by one.
     levels = {

@@ -86,6 +86,22 @@ def test_a_call_through_the_draft_of_a_program_works(
     assert says in done.out
 
 
+@pytest.mark.parametrize(
+    ("program", "argument"),
+    [("tr", "string1"), ("seq", "last"), ("date", "format"), ("grep", "patterns")],
+)
+def test_no_value_is_taken_for_an_option_by_a_program_that_was_drafted(
+    here: Spinal, tmp_path: Path, program: str, argument: str
+) -> None:
+    file = tmp_path / "x.yaml"
+    drafted(here, file, "--program", program)
+
+    done = here("wrap", "test", str(file), f"{argument}=--version")
+
+    assert done.code != 0
+    assert "GNU" not in done.out + done.err
+
+
 def test_sub_commands_become_operations(here: Spinal, tmp_path: Path) -> None:
     tool = script(
         tmp_path / "tool",
@@ -120,13 +136,14 @@ def test_a_program_is_asked_for_help_only_as_it_advises(here: Spinal, tmp_path: 
         f'echo "$*" >> {asked}\n[ "$1" = -h ] && echo "usage: old [-v] FILE" && exit\n'
         'echo "old: unknown option" >&2; exit 1',
     )
-    mute = script(tmp_path / "mute", f'echo "mute $*" >> {asked}')
+    mute = script(tmp_path / "mute", f'echo "mute $*" >> {asked}; echo "not here" >&2')
 
     found = here("wrap", "init", "-", "--program", str(knows_h))
     nothing = here("wrap", "init", "-", "--program", str(mute))
 
     assert found.code == 0 and "{file}" in found.out
     assert nothing.code == 2 and "--help-option" in nothing.line
+    assert "(it says: not here)" in nothing.line
     assert asked.read_text().splitlines() == ["--help", "-h", "mute --help"]
 
 

@@ -186,10 +186,11 @@ def _of_program(said: str, subs: Sequence[str], help_options: Sequence[str]) -> 
     for sub in subs or ("",):
         argv = (*words, *sub.split())
         help = run(_help_of(argv, help_options))
-        if help is None:
+        if not help.found:
+            said = f" (it says: {help.summary})" if help.summary else ""
             raise LocalProtocolError(
-                f"{shlex.join(argv)} prints no help that can be read: say how it does with --help-option, or "
-                "begin with `spinal wrap init FILE` alone"
+                f"{shlex.join(argv)} prints no help that can be read{said}: say how it does with "
+                "--help-option, or begin with `spinal wrap init FILE` alone"
             )
         steps = [agent_name(word) for word in (last, *sub.split())]
         ops.append(programs.operation(programs.Program(argv, getopt), help, "/" + "/".join(steps)))
@@ -222,27 +223,30 @@ def _uses_getopt(program: Path) -> bool:
     return data.startswith(b"\x7fELF") and b"\0getopt_long\0" in data
 
 
-async def _help_of(argv: Sequence[str], given: Sequence[str]) -> Help | None:
-    """Get the help of a program, and read it."""
+async def _help_of(argv: Sequence[str], given: Sequence[str]) -> Help:
+    """Get the help of a program, and read it; without any, its summary is what the program said."""
+    from spinal.agents.errors import one_line
     from spinal.agents.wrap.draft import help as reader
 
     words = [Path(argv[0]).name, *argv[1:]]
     asked: list[list[str]] = [[*argv, *given]] if given else [[*argv, "--help"]]
     manual = ["man", "--", "-".join([words[0], *[w for w in words[1:] if not w.startswith("-")]])]
+    first = ""
     for attempt in range(3):
         if attempt == len(asked):
             break
         text = await _output(asked[attempt])
+        first = first or text
         # What some show for --help is a page of their manual; -h is shorter then.
         is_manual = re.match(r"\s*[A-Z0-9_.-]+\([1-9a-z]+\)", text) is not None
         found = reader.read(text, words)
-        if found.found and not is_manual:
+        if found.found and (given or not is_manual):
             return found
         if given:
-            return found if found.found else None
+            break
         asked += _advised(text, argv, is_manual)
-    found = reader.read(await _output(manual), words)
-    return found if found.found else None
+    found = reader.Help() if given else reader.read(await _output(manual), words)
+    return found if found.found else reader.Help(one_line(first.strip().partition("\n")[0], 200))
 
 
 def _advised(text: str, argv: Sequence[str], is_manual: bool) -> Iterator[list[str]]:

@@ -63,9 +63,7 @@ async def test_the_manifest_as_it_ships_has_no_mistakes() -> None:
     assert said.code == 0 and "agent dns, 6 operations, no mistakes" in said.out, said.err
     said = await wrap("check", str(EXAMPLES / "powerdns/dns.yaml"), environ={"PDNS_KEY": ""})
     assert said.code == 2
-    assert (
-        "dns.yaml:10: ops./dns/zones.http.headers.X-API-Key: the secret {env: PDNS_KEY}" in said.err
-    )
+    assert "dns.yaml:10: ops./dns/zones.http.headers.X-API-Key: the secret {env: PDNS_KEY}" in said.err
 
 
 async def test_one_operation_runs_without_a_bus(dns: PowerDns) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,9 @@ from .common import (
     show_home,
     start_logging,
 )
+from .common import text as write_text
+from .init import init
+from .install import install
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -41,6 +45,10 @@ def wrap() -> None:
     A manifest names the operations and says how each is done: by a program that is run or kept
     running, an HTTP service, a line protocol, SQL, or files in a folder.
     """
+
+
+wrap.add_command(init)
+wrap.add_command(install)
 
 
 def _load(file: Path, *, here: bool = True) -> Manifest:
@@ -74,8 +82,13 @@ def check(file: Path, as_json: bool) -> None:
         mistakes = list(found.missing())
     except BadDocument as exc:
         mistakes = exc.mistakes
+    # The same secret or program may be missing in many places.
+    places = Counter(one.text for one in mistakes)
     for one in mistakes:
-        say(str(one))
+        others = places.pop(one.text, 0) - 1
+        if others >= 0:
+            more = f" (and in {others} more places)" if others > 1 else " (and in one more)"
+            say(folded(f"{one}{more if others else ''}", 2))
     if as_json:
         print_json(
             {
@@ -97,7 +110,7 @@ def check(file: Path, as_json: bool) -> None:
         click.echo(f"{file}: agent {found.name}, {count}, no mistakes")
 
 
-@wrap.command(context_settings=CONTEXT)
+@wrap.command(context_settings=CONTEXT, short_help="Show the operations as callers will see them.")
 @manifest_argument
 @json_option
 @show_home
@@ -111,13 +124,28 @@ def show(file: Path, as_json: bool) -> None:
     if as_json:
         print_json({path: op.public.to_json() for path, op in agent.operations.items()})
         return
+    said: Mapping[str, Any] = found.document.value
+    say(folded(_whole(found), 2))
     for place, (path, operation) in enumerate(agent.operations.items()):
         if place:
             click.echo("")
-        _show(path, operation.public)
+        _show(path, operation.public, said["ops"][path].get("rights") or said.get("rights"))
 
 
-def _show(path: str, operation: Operation) -> None:
+def _whole(found: Manifest) -> str:
+    """Say what is true of all operations."""
+    words = [f"agent {found.name}"]
+    words += [
+        f"at {place}" if key == "site" else f"{key} {place}" for key, place in found.place.items()
+    ]
+    if found.tags:
+        words.append(f"tagged {' '.join(found.tags)}")
+    if found.slots is not None:
+        words.append("one call at once" if found.slots == 1 else f"{found.slots} calls at once")
+    return ", ".join(words)
+
+
+def _show(path: str, operation: Operation, rights: Mapping[str, Any] | None) -> None:
     from spinal.protocols import duration
 
     click.echo(folded(f"{path} {' '.join(usages(operation.args))}", 4))
@@ -129,7 +157,9 @@ def _show(path: str, operation: Operation) -> None:
         if about:
             click.echo(folded(f"    {name}: {about}", 6))
     safe = ", may run twice" if operation.safe and operation.effects != "reads" else ""
-    click.echo(f"  {operation.effects}{safe}, at most {duration.write(operation.timeout)}")
+    most = f", at most {duration.write(operation.timeout)}"
+    only = "" if rights is None else f", for {' and '.join(rights['call'])} only"
+    click.echo(folded(f"  {operation.effects}{safe}{most}{only}", 4))
 
 
 def _about(schema: Mapping[str, Any]) -> str:
@@ -146,13 +176,23 @@ def _about(schema: Mapping[str, Any]) -> str:
         ("pattern", "matches {}"),
     ):
         if key in part:
-            words.append(text.format(part[key]))
+            words.append(text.format(_bare(part[key])))
     if schema.get("default") is not None:
-        words.append(f"default {schema['default']}")
+        words.append(f"default {write_text(schema['default'])}")
     return "; ".join(words)
 
 
-@wrap.command(context_settings=CONTEXT)
+def _bare(limit: Any) -> Any:
+    """Take off a pattern what says that all of a text has to match; that goes without saying."""
+    if isinstance(limit, str) and limit.startswith("^(?:") and limit.endswith(")$"):
+        return limit[4:-2]
+    return limit
+
+
+@wrap.command(
+    context_settings=CONTEXT,
+    short_help="Run one operation here, without a bus, and print its value.",
+)
 @manifest_argument
 @click.argument("arguments", nargs=-1, metavar="[key=value | key:=json | key@=file]...")
 @click.option("--op", help="Which operation; may be left out where there is one.")

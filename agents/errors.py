@@ -77,5 +77,8 @@ def problem_of(error: Exception) -> Problem:
             return Problem("busy", one_line(str(error)))
         case BlobError():
             return Problem("blob", one_line(str(error)))
+        case AgentError():
+            # Our own words, which need no name of a class.
+            return Problem("failed", one_line(str(error)))
         case _:
             return Problem("failed", describe(error))

@@ -181,6 +181,10 @@ _SCALARS: Final[Mapping[str, Callable[[str], Json]]] = {
     "tag:yaml.org,2002:str": str,
 }
 
+#: What an escape in quotes can make, and nobody can write down again.
+_HALF: Final = re.compile("[\ud800-\udfff]")
+_HALF_TEXT: Final = "holds half of a surrogate pair: write the character itself"
+
 _KNOWN: Final = {*_SCALARS, "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}
 
 
@@ -226,6 +230,9 @@ class _Reader:
                 self.value(item, (*steps, place))
                 for place, item in enumerate(self._children(node.value))
             ]
+        if _HALF.search(node.value):
+            self._tell(node, steps, _HALF_TEXT)
+            return None
         try:
             found = _SCALARS[node.tag](node.value)
         except ValueError:
@@ -246,6 +253,9 @@ class _Reader:
         for key_node, value_node in self._children(node.value):
             if not isinstance(key_node, yaml.ScalarNode):
                 self._tell(key_node, steps, "a key must be a word: put it in quotes")
+                continue
+            if _HALF.search(key_node.value):
+                self._tell(key_node, steps, _HALF_TEXT)
                 continue
             key = key_node.value
             if key in found:

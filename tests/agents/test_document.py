@@ -86,6 +86,8 @@ def test_an_alias_that_contains_itself_ends() -> None:
         (b"a: \xff\n", "f.yaml:1: unacceptable character #x00ff"),
         ("a: \x07\n", "f.yaml:1: unacceptable character #x0007"),
         ("a: 1\n---\nb: 2\n", "f.yaml:2: no YAML: "),
+        ('a: "\\ud800"\n', "f.yaml:1: a: holds half of a surrogate pair"),
+        ('"\\ud800": 1\n', "f.yaml:1: holds half of a surrogate pair"),
         ("a: 1\na: 2\n", "f.yaml:2: a: stands twice, first in line 1"),
         ("a: !!python/object:os.system x\n", "f.yaml:1: a: the tag "),
     ],

@@ -149,6 +149,8 @@ def _key(name: str) -> str:
 def _character(one: str) -> str:
     if one in '"\\':
         return f"\\{one}"
+    if "\ud800" <= one <= "\udfff":
+        return "\ufffd"  # Half of a pair is no character, and can stand in no file.
     if one.isprintable():
         return one
     code = ord(one)

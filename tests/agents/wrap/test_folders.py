@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from spinal.agents.wrap import folder as folders
-from spinal.agents.wrap.inbox import Lock
+from spinal.agents.wrap.kinds.files import folder as folders
+from spinal.agents.wrap.kinds.files.inbox import Lock
 from spinal.bus.blob import Blob
 from spinal.bus.errors import BlobError, CallError, NotConnected
 from spinal.protocols import Problem

@@ -17,7 +17,7 @@ from tests.conftest import MISSING
 from tests.mariadb import MariaDb, available, server
 
 from spinal.agents.errors import Refused, Retry
-from spinal.agents.wrap.statement import Statement
+from spinal.agents.wrap.kinds.sql.statement import Statement
 from spinal.bus.blob import Blob
 from spinal.bus.errors import CallError
 from spinal.testing import eventually

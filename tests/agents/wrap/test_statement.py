@@ -5,7 +5,7 @@ from sqlalchemy import text
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.postgresql import psycopg
 
-from spinal.agents.wrap.statement import Statement
+from spinal.agents.wrap.kinds.sql.statement import Statement
 
 #: It is not typed.
 DIALECT: Any = psycopg.dialect()  # type: ignore[no-untyped-call]

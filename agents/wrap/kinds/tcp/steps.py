@@ -9,11 +9,11 @@ from typing import Any, Final
 
 from spinal.protocols import Json
 
-from ..document import DURATION, seconds
-from . import outcome
-from .kind import Site
-from .outcome import Outcome
-from .template import Template
+from ....document import DURATION, seconds
+from ... import outcome
+from ...kind import Site
+from ...outcome import Outcome
+from ...template import Template
 
 #: No value of a line holds one of these, whichever of them ends it.
 LINE_ENDS: Final[Mapping[str, str]] = {

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ..errors import one_line
+from ....errors import one_line
+from ...outcome import Outcome
+from ...template import Template
 from .connection import Broken, Connection
-from .outcome import Outcome
 from .steps import Expect, Others, Read, Send, Step, Until
-from .template import Template
 
 #: Longest line in bytes that is taken.
 MAX_LINE: Final = 64 * 1024

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, cast
 from spinal.bus.errors import CallError
 from spinal.protocols import Json, Problem, values
 
-from ..errors import AgentError, one_line
+from ....errors import AgentError, one_line
 
 if TYPE_CHECKING:
     import aiohttp

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 from urllib.parse import quote
 
-from ..errors import AgentError, one_line
-from ..secret import Secret
+from ....errors import AgentError, one_line
+from ....secret import Secret
 
 if TYPE_CHECKING:
     from sqlalchemy import URL, Connection, Engine

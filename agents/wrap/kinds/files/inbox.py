@@ -26,11 +26,11 @@ from spinal.bus.errors import BusError, CallError, NotConnected
 from spinal.bus.tasks import Tasks
 from spinal.protocols import Json
 
-from ..errors import AgentError, Retry, describe, one_line
+from ....errors import AgentError, Retry, describe, one_line
+from ...kind import Bus, Host
+from ...template import Template
 from . import folder as folders
 from .folder import Mark
-from .kind import Bus, Host
-from .template import Template
 
 log = structlog.get_logger()
 

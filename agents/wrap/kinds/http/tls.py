@@ -11,10 +11,10 @@ from typing import Any, Final
 
 from spinal.protocols import Json
 
-from .. import secret
-from ..errors import AgentError
-from ..secret import Secret
-from .kind import Site
+from .... import secret
+from ....errors import AgentError
+from ....secret import Secret
+from ...kind import Site
 
 _FILE: Final[Mapping[str, Json]] = {"type": "string", "minLength": 1}
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Final
 
 from spinal.protocols import Json, values
 
-from ..errors import AgentError, one_line
+from ....errors import AgentError, one_line
+from ...argument import text
+from ...kind import Site
+from ...output import pointed
 from . import quoting
 from .answer import Answer, beside
-from .argument import text
-from .kind import Site
-from .output import pointed
 
 if TYPE_CHECKING:
     from yarl import URL

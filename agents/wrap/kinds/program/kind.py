@@ -15,14 +15,14 @@ from spinal.bus.blob import Blob
 from spinal.bus.errors import CallError
 from spinal.protocols import Json, Problem
 
-from ... import secret
-from ...document import DURATION, seconds, size
-from ...errors import AgentError, Refused, Retry, one_line
-from ..kept import Died, Team, TooLong, Way, argv_of, team
-from ..kind import Call, Host, Kind, Site
-from ..output import Output
-from ..template import Template
-from .command import BLOB_OUTPUT, OUTPUT, Command, inherited, limiter
+from .... import secret
+from ....document import DURATION, seconds, size
+from ....errors import AgentError, Refused, Retry, one_line
+from ...kind import Call, Host, Kind, Site
+from ...output import Output
+from ...template import Template
+from ..command.kind import BLOB_OUTPUT, OUTPUT, Command, inherited, limiter
+from .kept import Died, Team, TooLong, Way, argv_of, team
 
 #: What the results of the outputs are that a program may have.
 _RESULTS: Final[Mapping[str, Any]] = {"json": Any, "text": str, "blob": Blob, "none": None}

@@ -1,9 +1,6 @@
 """A program that is run once for each call.
 
-Its arguments are a list from the manifest to the kernel: no shell reads them, and what a caller gave
-fills exactly one of them.  What a list cannot prevent is prevented here: a value that the program
-would take for an option, one that no argument can hold, and a manifest that hands a placeholder to
-an interpreter as part of a script.
+Its argument list is ``argv.py``; here is what goes in beside it, and what comes out.
 """
 
 from __future__ import annotations
@@ -14,8 +11,7 @@ import re
 import secrets
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -23,18 +19,17 @@ from spinal.bus.blob import Blob
 from spinal.bus.errors import CallError
 from spinal.protocols import Json, Problem
 
-from ... import process, secret
-from ...document import DURATION, SIZE, members, seconds, size
-from ...errors import AgentError, one_line
-from ...process import Completed
-from .. import outcome
-from ..kind import Call, Kind, Site
-from ..outcome import Outcome
-from ..output import Output
-from ..template import Template
-
-#: Longest argument that Linux hands to a program, in bytes with its NUL (MAX_ARG_STRLEN).
-MAX_ARGUMENT: Final = 128 * 1024 - 1
+from .... import process, secret
+from ....document import DURATION, SIZE, members, seconds, size
+from ....errors import AgentError, one_line
+from ....process import Completed
+from ... import outcome
+from ...kind import Call, Kind, Site
+from ...outcome import Outcome
+from ...output import Output
+from ...template import Template
+from . import argv
+from .argv import MAX_ARGUMENT, Argv
 
 #: Bytes of output that are taken if the manifest does not say, and of output that becomes a blob.
 OUTPUT: Final = 1024 * 1024
@@ -46,70 +41,14 @@ GRACE: Final = 4.0
 #: What a program gets of our environment; the rest may hold secrets of ours.
 INHERITED: Final = re.compile(r"PATH|HOME|USER|LOGNAME|LANG|LANGUAGE|LC_[A-Z]+|TZ|TMPDIR")
 
-#: Programs that read one of their arguments as a script, and the options that say which.  Other
-#: than these, a script is the first argument that is no option.
-_INTERPRETERS: Final[Mapping[str, str]] = {
-    **dict.fromkeys(("sh", "bash", "dash", "zsh", "ksh", "ash", "fish", "su", "script"), "c"),
-    **dict.fromkeys(("perl", "ruby", "node", "nodejs", "lua", "osascript", "php"), "eEpr"),
-    "python": "c",
-    "psql": "c",
-    "sqlite3": "",
-    "mysql": "e",
-    "awk": "",
-    "gawk": "",
-    "mawk": "",
-    "sed": "",
-    "ssh": "",
-    "eval": "",
-}
-
 #: Variable that each program has from us, to know by it what has left its group when it is to end.
 MARK: Final = "SPINAL_CALL"
-
-_ARGUMENT: Final[Mapping[str, Json]] = {"type": ["string", "number"]}
-
-
-@dataclass(frozen=True, slots=True)
-class _Group:
-    """Arguments that stand together, or not at all."""
-
-    #: The argument that has to be true; without one all placeholders have to be given.
-    condition: str | None
-    items: tuple[Template, ...]
-
-    def applies(self, values: Mapping[str, str]) -> bool:
-        if self.condition is not None:
-            return values.get(self.condition) == "true"
-        return all(name in values for item in self.items for name in item.names)
 
 
 class Command(Kind):
     """Runs a program."""
 
-    SCHEMA: ClassVar[Mapping[str, Json]] = {
-        "type": "array",
-        "minItems": 1,
-        "items": {
-            "anyOf": [
-                _ARGUMENT,
-                {"type": "array", "items": _ARGUMENT, "minItems": 1},
-                {
-                    "type": "object",
-                    "properties": {
-                        "if": {"type": "string", "description": "A boolean argument."},
-                        "argv": {"type": "array", "items": _ARGUMENT, "minItems": 1},
-                    },
-                    "required": ["if", "argv"],
-                    "additionalProperties": False,
-                },
-            ]
-        },
-        "description": "The program and its arguments, a list and never a line for a shell. {name} is "
-        "filled with an argument and stays within one argument of the program. An inner list is "
-        "left out where an argument in it is not given; {if: flag, argv: [...]} where it is false. "
-        "{tmp} is a folder of the call's own.",
-        "examples": [["units", "--terse", "{from}", "{to}"]],
-    }
+    SCHEMA: ClassVar[Mapping[str, Json]] = argv.SCHEMA
     BESIDE: ClassVar[Mapping[str, Mapping[str, Json]]] = {
         "stdin": {
             "type": "string",
@@ -180,7 +119,7 @@ class Command(Kind):
 
     def __init__(
         self,
-        argv: Sequence[Template | _Group],
+        argv: Argv,
         *,
         output: Output,
         stdin: Template | None = None,
@@ -208,19 +147,15 @@ class Command(Kind):
         default = BLOB_OUTPUT if output.form == "blob" else OUTPUT
         self._most = size(limits["output"]) if "output" in limits else default
         self._limiter = limiter(limits)
-        templates = [stdin, file, folder, *self._env.values()]
+        templates = [argv, stdin, file, folder, *self._env.values()]
         self._names = list(
-            dict.fromkeys(
-                [n for item in argv for n in _names(item)]
-                + [n for t in templates if isinstance(t, Template) for n in t.names if n != "tmp"]
-            )
+            dict.fromkeys(n for t in templates if isinstance(t, (Argv, Template)) for n in t.names)
         )
 
     @classmethod
     def read(cls, site: Site) -> Command:
         """Read it."""
-        argv = [_item(site, said, place) for place, said in enumerate(site.value)]
-        _check_program(site, argv)
+        argv = Argv.read(site)
         op = site.op
         stdin = file = None
         if "stdin" in op:
@@ -263,8 +198,7 @@ class Command(Kind):
     @property
     def program(self) -> str:
         """The program as it is run: a path if the manifest gives one, relative to its folder."""
-        first = self.argv[0]
-        name = first.fill({}) if isinstance(first, Template) else ""
+        name = self.argv.program
         return str(self._base / name) if "/" in name else name
 
     def lacks(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
@@ -287,14 +221,13 @@ class Command(Kind):
     async def run(self, call: Call) -> Any:
         """Run the program and map how it ended."""
         values = await call.texts(self._names)
-        values["tmp"] = ""
-        if any("tmp" in _names(item) for item in (*self.argv, self._file, self._folder) if item):
+        if "tmp" in self._names:
             values["tmp"] = str(call.folder)
-        argv = [*self._limiter, self.program, *self._arguments(call, values)]
+        words = [*self._limiter, self.program, *self.argv.fill(call, values)]
         mark = secrets.token_hex(16)
         try:
             ended = await call.job.run(
-                argv,
+                words,
                 input=await self._input(call, values),
                 cwd=self._base / self._folder.fill(values),
                 env={**self._environment(call, values), MARK: mark},
@@ -306,39 +239,6 @@ class Command(Kind):
             await asyncio.to_thread(process.kill_marked, f"{MARK}={mark}")
             raise
         return await self._ended(ended, values)
-
-    def _arguments(self, call: Call, values: Mapping[str, str]) -> Iterator[str]:
-        literal = False
-        for item in self.argv[1:]:
-            group = item if isinstance(item, _Group) else _Group(None, (item,))
-            if isinstance(item, _Group) and not item.applies(values):
-                continue
-            for template in group.items:
-                missing = [name for name in template.names if name not in values]
-                filled = template.fill({**values, **dict.fromkeys(missing, "")})
-                self._check(call, template, filled, literal)
-                literal = literal or filled == "--"
-                yield filled
-
-    def _check(self, call: Call, template: Template, filled: str, literal: bool) -> None:
-        """Refuse what would not arrive as it was meant."""
-        names = [name for name in template.names if name in call.arguments]
-        if not names:
-            return
-        if "\0" in filled:
-            name = next((n for n in names if "\0" in str(call.args[n])), names[0])
-            raise call.bad(name, "it has a NUL character, which no program's argument can hold")
-        if len(filled.encode()) > MAX_ARGUMENT:
-            longest = max(names, key=lambda n: len(str(call.args[n])))
-            raise call.bad(longest, f"longer than the {MAX_ARGUMENT} bytes of a program's argument")
-        if filled.startswith("-") and not literal and template.leads is not None:
-            # An empty value may stand before the one that brings the dash.
-            name = next((n for n in names if str(call.args[n]).startswith("-")), names[0])
-            one = call.arguments[name]
-            if one.type == "string" and one.enum is None and not one.dashes:
-                raise call.bad(
-                    name, "it begins with '-', and the program would take it for an option"
-                )
 
     async def _input(self, call: Call, values: Mapping[str, str]) -> str | Path | None:
         if self._stdin is None:
@@ -403,98 +303,6 @@ class Command(Kind):
             raise CallError.of(Problem("too-large", text))
         # Read here, because the call's folder is gone before the result is sent.
         return Blob.of(path.read_bytes(), self._output.media_type)
-
-
-def _names(item: Template | _Group) -> list[str]:
-    if isinstance(item, Template):
-        return item.names
-    names = [] if item.condition is None else [item.condition]
-    return names + [name for template in item.items for name in template.names]
-
-
-def _item(site: Site, said: Any, place: int) -> Template | _Group:
-    def read(*steps: int | str) -> Template:
-        return site.template(
-            site.text("command", place, *steps), "command", place, *steps, also=("tmp",), files=True
-        )
-
-    if isinstance(said, list):
-        count = len(said)  # pyright: ignore[reportUnknownArgumentType] - of Any
-        return _Group(None, tuple(read(inner) for inner in range(count)))
-    if isinstance(said, dict):
-        flag = members(said)["if"]
-        if flag not in site.arguments or site.arguments[flag].type != "boolean":
-            site.wrong(f"{flag!r} is no boolean argument of this operation", "command", place, "if")
-        site.used.add(flag)
-        count = len(members(said)["argv"])
-        return _Group(flag, tuple(read("argv", inner) for inner in range(count)))
-    found = read()
-    for name in found.names:
-        one = site.arguments.get(name)
-        if one is not None and not one.required and one.default is None:
-            site.wrong(
-                f"{{{name}}} may be missing: put this into an inner list, which is left out then, or "
-                "give it a default",
-                "command",
-                place,
-            )
-    return found
-
-
-def _check_program(site: Site, argv: Sequence[Template | _Group]) -> None:
-    """Make sure that no argument decides what is run, and none becomes part of a script."""
-    first = argv[0]
-    if isinstance(first, _Group) or first.names:
-        site.wrong("the program itself cannot come from an argument: write its name", "command", 0)
-        return
-    text = first.fill({})
-    if not text or (" " in text and "/" not in text):
-        site.wrong(
-            f"{text!r} is no program: write one list entry for each argument, as in "
-            f"[{', '.join(text.split()) or 'units, --terse'}]",
-            "command",
-            0,
-        )
-        return
-    name = re.sub(r"[0-9.]+$", "", Path(text).name) or Path(text).name
-    if name in ("env", "nice", "timeout", "sudo", "nohup", "xargs", "doas", "setsid", "stdbuf"):
-        # They run one of their arguments: what counts is that one.
-        for place, item in enumerate(argv[1:], 1):
-            if isinstance(item, Template) and not item.names:
-                inner = re.sub(r"[0-9.]+$", "", Path(item.fill({})).name)
-                if inner in _INTERPRETERS:
-                    _check_script(site, inner, argv[place:], place)
-                    return
-        if any(item.names for item in argv[1:2] if isinstance(item, Template)):
-            site.wrong(
-                "the program itself cannot come from an argument: write its name", "command", 1
-            )
-    elif name in _INTERPRETERS:
-        _check_script(site, name, argv, 0)
-
-
-def _check_script(site: Site, name: str, argv: Sequence[Template | _Group], offset: int) -> None:
-    letters = _INTERPRETERS[name]
-    after = False
-    for place, item in enumerate(argv[1:], offset + 1):
-        for template in item.items if isinstance(item, _Group) else (item,):
-            text = "".join(piece for piece in template.pieces if isinstance(piece, str))
-            is_script = after or (not letters and not text.startswith("-"))
-            if is_script and template.names:
-                site.wrong(
-                    f"{{{template.names[0]}}} would become part of a script of {name}: hand it over "
-                    "as an argument or in env, and let the script read that, as in "
-                    '[sh, -c, \'units "$1" m\', sh, "{from}"]'
-                    if name != "ssh"
-                    else f"{{{template.names[0]}}} would reach a shell on the other machine: run an "
-                    "agent there instead",
-                    "command",
-                    place,
-                )
-                return
-            if is_script and name != "ssh":
-                return
-            after = bool(letters) and re.fullmatch(rf"-[A-Za-z]*[{letters}]", text) is not None
 
 
 def _pattern(site: Site, said: str) -> re.Pattern[str] | None:

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import Final
 from urllib.parse import quote
 
-from .argument import text
-from .kind import Call
-from .template import Template
+from ...argument import text
+from ...kind import Call
+from ...template import Template
 
 #: Longest URL, and longest value of a header, in bytes: all that every server takes
 #: (RFC 9110, 4.1), and a little less than most take.

@@ -16,7 +16,7 @@ from typing import Final, cast
 
 from spinal.bus.tasks import Tasks
 
-from ..errors import Retry
+from ....errors import Retry
 
 #: Bytes that may wait to be read before the other side is held up.
 HIGH: Final = 64 * 1024

@@ -20,15 +20,15 @@ from spinal.bus.errors import CallError
 from spinal.protocols import Json, LocalProtocolError, Problem
 from spinal.protocols import path as paths
 
-from ...document import DURATION, SIZE, seconds, size
-from ...errors import AgentError, Refused, Retry
-from .. import folder as folders
-from ..argument import text
-from ..folder import MAX_NAME, OURS, Mark
-from ..inbox import Inbox, Rule, inbox
-from ..kind import Call, Host, Kind, Site
-from ..output import Output
-from ..template import Template
+from ....document import DURATION, SIZE, seconds, size
+from ....errors import AgentError, Refused, Retry
+from ...argument import text
+from ...kind import Call, Host, Kind, Site
+from ...output import Output
+from ...template import Template
+from . import folder as folders
+from .folder import MAX_NAME, OURS, Mark
+from .inbox import Inbox, Rule, inbox
 
 #: What the manifest need not say, in seconds.
 SETTLED: Final = 2.0

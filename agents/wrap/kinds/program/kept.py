@@ -27,9 +27,9 @@ import structlog
 
 from spinal.protocols import Json
 
-from ..errors import CommandFailed, Retry, one_line
-from ..news import Allowance
-from ..process import OUTPUT_WITHIN, Ended, Guard, Process, kill_marked
+from ....errors import CommandFailed, Retry, one_line
+from ....news import Allowance
+from ....process import OUTPUT_WITHIN, Ended, Guard, Process, kill_marked
 
 log = structlog.get_logger()
 

@@ -21,13 +21,13 @@ from spinal.bus.blob import UNKNOWN
 from spinal.bus.errors import CallError
 from spinal.protocols import Json, Problem
 
-from .. import secret
-from ..errors import AgentError
-from ..secret import Secret
+from .... import secret
+from ....errors import AgentError
+from ....secret import Secret
+from ...argument import text
+from ...kind import Call, Site
+from ...template import Template
 from . import quoting
-from .argument import text
-from .kind import Call, Site
-from .template import Template
 
 if TYPE_CHECKING:
     import aiohttp

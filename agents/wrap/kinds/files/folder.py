@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from .. import errors
+from .... import errors
 
 #: Most files that one look gives, and entries that it goes through.
 MAX_FILES: Final = 10_000

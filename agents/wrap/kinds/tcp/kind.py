@@ -18,15 +18,15 @@ from typing import Any, ClassVar, Final
 from spinal.bus.errors import CallError
 from spinal.protocols import Json, Problem
 
-from ... import secret
-from ...document import DURATION, SIZE, seconds, size
-from ...errors import AgentError
-from ..connection import Broken, Connection, Place, Pool
-from ..kind import Call, Host, Kind, Site
-from ..output import Output
-from ..steps import LINE_ENDS, OTHERS, STEP, Read, Reader, Send, Step, read_others
-from ..talk import ENDS, Ended, Late, Talk, Wire
-from ..template import Slot, Template
+from .... import secret
+from ....document import DURATION, SIZE, seconds, size
+from ....errors import AgentError
+from ...kind import Call, Host, Kind, Site
+from ...output import Output
+from ...template import Slot, Template
+from .connection import Broken, Connection, Place, Pool
+from .steps import LINE_ENDS, OTHERS, STEP, Read, Reader, Send, Step, read_others
+from .talk import ENDS, Ended, Late, Talk, Wire
 
 #: Seconds for each step, bytes of an answer, and connections, if the manifest does not say.
 WITHIN: Final = 10.0

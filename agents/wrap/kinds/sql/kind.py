@@ -28,13 +28,13 @@ from spinal.bus.errors import CallError
 from spinal.bus.tasks import Tasks
 from spinal.protocols import LIMITS, MAX_INTEGER, Json, Problem
 
-from ... import secret
-from ...errors import AgentError, Refused, Retry
-from ...secret import Secret
-from .. import quoting
-from ..database import DATABASES, Database, SQLite
-from ..kind import Call, Host, Kind, Site
-from ..statement import Statement
+from .... import secret
+from ....errors import AgentError, Refused, Retry
+from ....secret import Secret
+from ...kind import Call, Host, Kind, Site
+from ..http import quoting
+from .database import DATABASES, Database, SQLite
+from .statement import Statement
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, CursorResult, Engine

@@ -19,17 +19,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
 from spinal.bus.errors import CallError
 from spinal.protocols import Json, Problem
 
-from ...document import SIZE, size
-from ...errors import AgentError, Retry, one_line
-from .. import outcome, quoting, tls
-from .. import pages as paging
-from ..answer import Answer, beside, bounded
-from ..kind import Call, Host, Kind, Site
-from ..outcome import Outcome
-from ..output import Output
-from ..pages import PAGES, Pages, listed, read, with_parameter
-from ..request import BODILESS, METHODS, PROPERTIES, Address, Ready, Request
-from ..tls import Tls
+from ....document import SIZE, size
+from ....errors import AgentError, Retry, one_line
+from ... import outcome
+from ...kind import Call, Host, Kind, Site
+from ...outcome import Outcome
+from ...output import Output
+from . import pages as paging
+from . import quoting, tls
+from .answer import Answer, beside, bounded
+from .pages import PAGES, Pages, listed, read, with_parameter
+from .request import BODILESS, METHODS, PROPERTIES, Address, Ready, Request
+from .tls import Tls
 
 if TYPE_CHECKING:
     import aiohttp

@@ -1,0 +1,5 @@
+"""A program that is kept running."""
+
+from .kind import Program
+
+__all__ = ["Program"]

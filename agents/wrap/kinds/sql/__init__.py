@@ -1,0 +1,5 @@
+"""Statements to a database."""
+
+from .kind import Sql
+
+__all__ = ["Sql"]

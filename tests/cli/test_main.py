@@ -133,3 +133,9 @@ def test_sizes_are_written_for_people(count: int, text: str) -> None:
 
 def test_places_without_a_key_are_the_site() -> None:
     assert common.places(["/eu", "role=/web"]) == {"site": "/eu", "role": "/web"}
+
+
+def test_a_row_is_a_line_whatever_is_in_it(capsys: pytest.CaptureFixture[str]) -> None:
+    common.table([("/a", "First.\nSecond."), ("/b", "")], ("op", "about"), "None.")
+
+    assert capsys.readouterr().out == "/a\tFirst. Second.\n/b\t\n"

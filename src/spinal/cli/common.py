@@ -234,7 +234,7 @@ def table(rows: Sequence[Sequence[str]], headings: Sequence[str], empty: str) ->
         say(empty)
     elif not sys.stdout.isatty():
         for row in rows:
-            click.echo("\t".join(row))
+            click.echo("\t".join(cell.replace("\n", " ") for cell in row))
     else:
         from rich.console import Console
 

@@ -167,7 +167,7 @@ def _about(schema: Mapping[str, Any]) -> str:
     part: Mapping[str, Any] = next(
         (one for one in schema.get("anyOf", ()) if one.get("type") != "null"), schema
     )
-    words = [str(schema["description"])] if "description" in schema else []
+    words = [str(schema["description"]).rstrip(".")] if "description" in schema else []
     for key, text in (
         ("minimum", "at least {}"),
         ("maximum", "at most {}"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -26,8 +27,9 @@ _ID_AT: Final = 68
 #: ``RETURNING`` came with this one.
 OLDEST: Final = (3, 35, 0)
 
-#: Seconds to wait for another process that writes.
+#: Seconds to wait for another process that writes, and between two tries where we wait ourselves.
 BUSY: Final = 5.0
+AGAIN: Final = 0.02
 
 _ADVICE: Final = (
     ("full", "make room on its disk"),
@@ -90,7 +92,7 @@ class Sqlite:
             with closing(sqlite3.connect(self._path, timeout=BUSY, isolation_level=None)) as fresh:
                 # In the file itself, where check looks, as long as there is no other journal.
                 fresh.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                fresh.execute("PRAGMA journal_mode = WAL")
+                _keep_log(fresh)
         except sqlite3.Error as exc:
             raise StoreError(self.advise(exc)) from exc
 
@@ -172,14 +174,30 @@ class Sqlite:
 def _connected(driver: sqlite3.Connection, record: object) -> None:
     # The module's own transactions begin late and end before some statements; ours do neither.
     driver.isolation_level = None
+    _keep_log(driver)
     for pragma in (
-        "journal_mode = WAL",
         # A commit returns when the log is on the disk; NORMAL would leave that for later.
         "synchronous = FULL",
         "foreign_keys = ON",
         "wal_autocheckpoint = 2000",
     ):
         driver.execute(f"PRAGMA {pragma}").close()
+
+
+def _keep_log(driver: sqlite3.Connection) -> None:
+    """Have writes go to a log; waits for others who use the file, which SQLite itself does not here.
+
+    Only the first change of a file needs it for itself; later it is so already.
+    """
+    until = time.monotonic() + BUSY
+    while True:
+        try:
+            driver.execute("PRAGMA journal_mode = WAL").close()
+            return
+        except sqlite3.OperationalError as exc:
+            if "locked" not in str(exc) or time.monotonic() > until:
+                raise
+        time.sleep(AGAIN)
 
 
 def _begin(connection: sa.Connection) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import resource
 import sqlite3
@@ -156,3 +157,16 @@ async def test_a_store_that_is_closed_says_so(path: Path) -> None:
     await store.close()
     with pytest.raises(StoreError, match="not open"):
         await store.get("x")
+
+
+async def test_a_new_file_waits_for_whoever_writes_it_just_then(path: Path) -> None:
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+        other.execute(f"PRAGMA application_id = {sqlite.APPLICATION_ID}")
+        other.execute("BEGIN IMMEDIATE")
+        asyncio.get_running_loop().call_later(0.3, other.execute, "COMMIT")
+        store = at(path)
+        await store.open(HERE, 60.0)
+        await store.close()
+
+    # Bytes 18 and 19 of the header are 2 in a file with a log.
+    assert path.read_bytes()[18:20] == b"\x02\x02"

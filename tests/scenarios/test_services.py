@@ -342,7 +342,7 @@ async def test_a_service_that_nobody_can_take_is_placed_when_somebody_comes(tmp_
         assert "placing" in problem.text
 
         # Longer than one job waits.
-        await asyncio.sleep(2000)
+        await asyncio.sleep(1000)
         shown = await fleet.show()
         assert shown["generation"] > 1 and shown["state"] in ("placing", "unplaced")
         machine = await fleet.machine()

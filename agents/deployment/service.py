@@ -406,12 +406,13 @@ class Service:
                 path.rename(aside)
 
         def put_back() -> None:
-            unpack.remove(path)
             if aside.exists():
+                unpack.remove(path)
                 aside.rename(path)
 
-        await finish(asyncio.to_thread(put_aside))
         try:
+            # Cancelled or not, it is aside when this is over.
+            await finish(asyncio.to_thread(put_aside))
             await self._kind(spec).prepare(spec, path, lambda step, done, total: None)
         except BaseException:
             await finish(asyncio.to_thread(put_back))

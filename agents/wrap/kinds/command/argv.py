@@ -7,10 +7,8 @@ and a manifest that hands a placeholder to an interpreter as part of a script.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from spinal.protocols import Json
@@ -18,26 +16,13 @@ from spinal.protocols import Json
 from ....document import members
 from ...kind import Call, Site
 from ...template import Template
+from . import scripts
 
 #: Longest argument that Linux hands to a program, in bytes with its NUL (MAX_ARG_STRLEN).
 MAX_ARGUMENT: Final = 128 * 1024 - 1
 
-#: Programs that read one of their arguments as a script, and the options that say which.  Other
-#: than these, a script is the first argument that is no option.
-_INTERPRETERS: Final[Mapping[str, str]] = {
-    **dict.fromkeys(("sh", "bash", "dash", "zsh", "ksh", "ash", "fish", "su", "script"), "c"),
-    **dict.fromkeys(("perl", "ruby", "node", "nodejs", "lua", "osascript", "php"), "eEpr"),
-    "python": "c",
-    "psql": "c",
-    "sqlite3": "",
-    "mysql": "e",
-    "awk": "",
-    "gawk": "",
-    "mawk": "",
-    "sed": "",
-    "ssh": "",
-    "eval": "",
-}
+#: Types whose values are the same in every language.
+_HARMLESS: Final = ("integer", "boolean")
 
 _ARGUMENT: Final[Mapping[str, Json]] = {"type": ["string", "number"]}
 
@@ -181,9 +166,9 @@ def _item(site: Site, said: Any, place: int) -> Template | _Group:
     return found
 
 
-def _check_program(site: Site, argv: Sequence[Template | _Group]) -> None:
+def _check_program(site: Site, items: Sequence[Template | _Group]) -> None:
     """Make sure that no argument decides what is run, and none becomes part of a script."""
-    first = argv[0]
+    first = items[0]
     if isinstance(first, _Group) or first.names:
         site.wrong("the program itself cannot come from an argument: write its name", "command", 0)
         return
@@ -196,42 +181,23 @@ def _check_program(site: Site, argv: Sequence[Template | _Group]) -> None:
             0,
         )
         return
-    name = re.sub(r"[0-9.]+$", "", Path(text).name) or Path(text).name
-    if name in ("env", "nice", "timeout", "sudo", "nohup", "xargs", "doas", "setsid", "stdbuf"):
-        # They run one of their arguments: what counts is that one.
-        for place, item in enumerate(argv[1:], 1):
-            if isinstance(item, Template) and not item.names:
-                inner = re.sub(r"[0-9.]+$", "", Path(item.fill({})).name)
-                if inner in _INTERPRETERS:
-                    _check_script(site, inner, argv[place:], place)
-                    return
-        if any(item.names for item in argv[1:2] if isinstance(item, Template)):
-            site.wrong(
-                "the program itself cannot come from an argument: write its name", "command", 1
-            )
-    elif name in _INTERPRETERS:
-        _check_script(site, name, argv, 0)
-
-
-def _check_script(site: Site, name: str, argv: Sequence[Template | _Group], offset: int) -> None:
-    letters = _INTERPRETERS[name]
-    after = False
-    for place, item in enumerate(argv[1:], offset + 1):
-        for template in item.items if isinstance(item, _Group) else (item,):
-            text = "".join(piece for piece in template.pieces if isinstance(piece, str))
-            is_script = after or (not letters and not text.startswith("-"))
-            if is_script and template.names:
-                site.wrong(
-                    f"{{{template.names[0]}}} would become part of a script of {name}: hand it over "
-                    "as an argument or in env, and let the script read that, as in "
-                    '[sh, -c, \'units "$1" m\', sh, "{from}"]'
-                    if name != "ssh"
-                    else f"{{{template.names[0]}}} would reach a shell on the other machine: run an "
-                    "agent there instead",
-                    "command",
-                    place,
-                )
-                return
-            if is_script and name != "ssh":
-                return
-            after = bool(letters) and re.fullmatch(rf"-[A-Za-z]*[{letters}]", text) is not None
+    name = scripts.name_of(text)
+    second = items[1] if len(items) > 1 else None
+    if name in scripts.FIRST and isinstance(second, Template) and second.names:
+        site.wrong("the program itself cannot come from an argument: write its name", "command", 1)
+        return
+    entries = [item.items if isinstance(item, _Group) else (item,) for item in items]
+    for found in scripts.find(entries):
+        argument = site.arguments.get(found.argument)
+        if argument is not None and (argument.enum or argument.type in _HARMLESS):
+            continue
+        site.wrong(
+            f"{{{found.argument}}} would reach a shell on the other machine: run an agent there instead"
+            if found.program == "ssh"
+            else f"{{{found.argument}}} would become part of a script of {found.program}: hand it over "
+            "as an argument or in env, and let the script read that, as in "
+            '[sh, -c, \'units "$1" m\', sh, "{from}"]',
+            "command",
+            found.place,
+        )
+        return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal, Union
@@ -20,6 +19,7 @@ from ..document import SIZE, size
 from ..errors import one_line
 from ..job import Job
 from ..schema import Signature
+from .pattern import Pattern, TooLong
 
 #: A name that an argument may have.
 NAMES: Final[Mapping[str, Json]] = {
@@ -178,8 +178,8 @@ class Argument:
                     )
         try:
             self._compiled  # noqa: B018 - tried here
-        except re.error as exc:
-            raise ValueError(f"pattern {self.pattern!r} is no regular expression: {exc}") from exc
+        except ValueError as exc:
+            raise ValueError(f"pattern {self.pattern!r}: {exc}") from exc
         if self.default is not None:
             if self.type == "file":
                 raise ValueError("default: a file has none; write optional: true")
@@ -192,8 +192,8 @@ class Argument:
                 raise ValueError(f"default {self.default!r} does not fit: {why}") from exc
 
     @functools.cached_property
-    def _compiled(self) -> re.Pattern[str] | None:
-        return None if self.pattern is None else re.compile(self.pattern)
+    def _compiled(self) -> Pattern | None:
+        return None if self.pattern is None else Pattern(self.pattern)
 
     @functools.cached_property
     def hint(self) -> Any:
@@ -205,9 +205,10 @@ class Argument:
             "max_length": self.max_length,
             "ge": self.minimum,
             "le": self.maximum,
-            # For those who read the schema; that all of it matches is seen to in check().
-            "pattern": None if self.pattern is None else f"^(?:{self.pattern})$",
         }
+        if self.pattern is not None:
+            # For those who read the schema; it is seen to in check(), in bounded time.
+            limits["extra_json_schema"] = {"pattern": f"^(?:{self.pattern})$"}
         given = {name: limit for name, limit in limits.items() if limit is not None}
         kind = _TYPES[self.type]
         return Annotated[kind, msgspec.Meta(**given)] if given else kind
@@ -231,7 +232,11 @@ class Argument:
         except UnicodeEncodeError as exc:
             # Nothing on the bus can bring it; a kind must not be the first to notice.
             raise self.bad(f"character {exc.start} is half of a surrogate pair") from exc
-        if self._compiled is not None and not self._compiled.fullmatch(value):
+        try:
+            fits = self._compiled is None or self._compiled.fullmatch(value)
+        except TooLong as exc:
+            raise self.bad(str(exc)) from exc
+        if not fits:
             raise self.bad(f"all of it must match {self.pattern}")
 
     def bad(self, text: str) -> CallError:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -13,6 +13,7 @@ from spinal.bus.blob import Blob
 from spinal.protocols import Json, values
 
 from ..errors import AgentError, one_line
+from .pattern import Pattern
 
 if TYPE_CHECKING:
     from .kind import Site
@@ -167,9 +168,9 @@ class Output:
 
 def _check_regex(site: Site, said: Mapping[str, Any]) -> None:
     try:
-        compiled = re.compile(said["regex"], re.MULTILINE)
-    except re.error as exc:
-        site.wrong(f"no regular expression: {exc}", "output", "regex")
+        compiled = Pattern(said["regex"], lines=True)
+    except ValueError as exc:
+        site.wrong(str(exc), "output", "regex")
         return
     if not compiled.groups:
         site.wrong(
@@ -177,7 +178,7 @@ def _check_regex(site: Site, said: Mapping[str, Any]) -> None:
         )
         return
     for name in said.get("fields", {}):
-        if name not in compiled.groupindex:
+        if name not in compiled.names:
             site.wrong("is no named group of the regex", "output", "fields", name)
             return
     if "sample" in said:
@@ -227,10 +228,15 @@ def pointed(value: Any, pointer: str) -> Any:
 _INDEX: Final[Mapping[type, Callable[[str], Any]]] = {dict: str, list: int}
 
 
+@functools.cache
+def _pattern(said: str) -> Pattern:
+    return Pattern(said, lines=True)
+
+
 def _regex(data: bytes, more: Mapping[str, Any]) -> Json:
     kinds: Mapping[str, str] = more.get("fields", {})
     found: list[Json] = []
-    for match in re.finditer(more["regex"], _text(data), re.MULTILINE):
+    for match in _pattern(more["regex"]).all(_text(data)):
         groups = match.groupdict()
         if not groups:
             found.append(match[1] if len(match.groups()) == 1 else list(match.groups()))

@@ -27,6 +27,7 @@ from ... import outcome
 from ...kind import Call, Kind, Site
 from ...outcome import Outcome
 from ...output import Output
+from ...pattern import Pattern, TooLong
 from ...template import Template
 from . import argv
 from .argv import MAX_ARGUMENT, Argv
@@ -126,7 +127,7 @@ class Command(Kind):
         file: Template | None = None,
         exits: Mapping[int | None, Outcome] | None = None,
         stderr: str = "ignore",
-        progress: re.Pattern[str] | None = None,
+        progress: Pattern | None = None,
         folder: Template,
         base: Path,
         env: Mapping[str, Template | secret.Secret] | None = None,
@@ -268,7 +269,10 @@ class Command(Kind):
         search = self._progress.search
 
         def tell(line: str) -> None:
-            match = search(line)
+            try:
+                match = search(line)
+            except TooLong:
+                return  # News may be lost.
             if match is None or not line.strip():
                 return
             said = match.groupdict()
@@ -305,11 +309,11 @@ class Command(Kind):
         return Blob.of(path.read_bytes(), self._output.media_type)
 
 
-def _pattern(site: Site, said: str) -> re.Pattern[str] | None:
+def _pattern(site: Site, said: str) -> Pattern | None:
     try:
-        return re.compile(said)
-    except re.error as exc:
-        site.wrong(f"no regular expression: {exc}", "progress", "regex")
+        return Pattern(said)
+    except ValueError as exc:
+        site.wrong(str(exc), "progress", "regex")
         return None
 
 

@@ -13,6 +13,7 @@ from ....document import DURATION, seconds
 from ... import outcome
 from ...kind import Site
 from ...outcome import Outcome
+from ...pattern import Pattern
 from ...template import Template
 
 #: No value of a line holds one of these, whichever of them ends it.
@@ -99,7 +100,7 @@ _BESIDE: Final[Mapping[str, tuple[str, ...]]] = {
     "until": ("else", "dots"),
 }
 
-Others = Sequence[tuple[re.Pattern[str], Outcome]]
+Others = Sequence[tuple[Pattern, Outcome]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +123,10 @@ class Send:
 class Expect:
     """A line that is to come."""
 
-    pattern: re.Pattern[str]
+    pattern: Pattern
     within: float
     others: Others
-    more: re.Pattern[str] | None = None
+    more: Pattern | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +141,7 @@ class Read:
 class Until:
     """Lines that are to come."""
 
-    pattern: re.Pattern[str]
+    pattern: Pattern
     within: float
     others: Others
     dots: bool = False
@@ -191,7 +192,7 @@ class Reader:
                 continue
             found.append(made)
             if isinstance(made, Expect):
-                groups += made.pattern.groupindex
+                groups += made.pattern.names
         return found
 
     def _step(
@@ -228,7 +229,7 @@ class Reader:
     ) -> Expect | Until:
         site = self._site
         pattern = _compiled(said[key], key)
-        for name in pattern.groupindex:
+        for name in pattern.names:
             if name in site.arguments or name in secrets:
                 raise _Wrong(
                     f"the group {name} has the name of an argument: call it otherwise", key
@@ -331,7 +332,7 @@ class Reader:
 
 def read_others(site: Site, said: Mapping[str, Any], *steps: str | int) -> Others:
     """Read what fits :data:`OTHERS`; mistakes are collected."""
-    found: list[tuple[re.Pattern[str], Outcome]] = []
+    found: list[tuple[Pattern, Outcome]] = []
     for regex, meant in said.items():
         try:
             found.append((_compiled(regex, regex), Outcome.of(meant)))
@@ -340,11 +341,11 @@ def read_others(site: Site, said: Mapping[str, Any], *steps: str | int) -> Other
     return found
 
 
-def _compiled(said: str, key: str) -> re.Pattern[str]:
+def _compiled(said: str, key: str) -> Pattern:
     try:
-        return re.compile(said)
-    except re.error as exc:
-        text = f"{said!r} is no regular expression: {exc}: escape . ( [ * + ? with \\"
+        return Pattern(said)
+    except ValueError as exc:
+        text = f"{said!r} is {exc}: escape . ( [ * + ? with \\"
         raise _Wrong(text, key) from exc
 
 

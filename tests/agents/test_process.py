@@ -276,7 +276,10 @@ async def test_a_file_may_be_the_input(tmp_path: Path) -> None:
 
 async def test_what_has_left_its_group_is_found_by_its_environment(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
-    script = f"setsid --fork sh -c 'echo $$ >> {pids}; exec sleep 600' & wait"
+    # It has left before its parent ends, with which the group is killed.
+    script = (
+        f"setsid --fork sh -c 'echo $$ >> {pids}; exec sleep 600'; until [ -s {pids} ]; do :; done"
+    )
     mark = "SPINAL_TEST=5f2c"
     await run(["sh", "-c", script], env={**os.environ, "SPINAL_TEST": "5f2c"})
     await until(lambda: pids.exists() and pids.read_text().strip())

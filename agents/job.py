@@ -162,6 +162,7 @@ class Job:
         log: bool = False,
         line: Callable[[str], None] | None = None,
         limit: int = process.MAX_OUTPUT,
+        strict: bool = False,
         grace: float = process.GRACE,
     ) -> Completed:
         """Run a program and give its exit code and what it wrote.
@@ -176,6 +177,7 @@ class Job:
             log: Send the lines of its output to the caller while it runs.
             line: Takes the lines of its output while it runs, in place of the log.
             limit: Bytes of each output that are kept; the rest is read and dropped, and flagged.
+            strict: End it instead, as soon as there is more.
             grace: Seconds between asking it to end and killing it.
 
         It leads a process group.  When the job is cancelled or the time is up, the group is asked
@@ -196,6 +198,7 @@ class Job:
             check=check,
             line=self.log if log and line is None else line,
             limit=limit,
+            strict=strict,
             grace=grace,
             spent=self._channel.spent,
             guard=self._guard,

@@ -55,7 +55,7 @@ from spinal.protocols import (
 
 from . import results
 from .agent import Agent
-from .errors import RoleRefused, problem_of
+from .errors import AgentError, EndWith, RoleRefused, problem_of
 from .group import Group
 from .job import Channel, Facts, Job
 from .load import Slots, cpu_count
@@ -552,7 +552,8 @@ class Life:
             raise CallError.of(Problem("failed", "the operation cancelled itself")) from exc
         except Exception as exc:
             problem = problem_of(exc)
-            if problem.reason == "failed":
+            # What it says in its own words needs no traceback.
+            if problem.reason == "failed" and not isinstance(exc, (EndWith, AgentError)):
                 op = request.op
                 self._log.warning("function_raised", op=op.op, id=op.id, exc_info=exc)
             raise CallError.of(problem) from exc

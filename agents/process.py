@@ -389,11 +389,14 @@ Line = Callable[[str], None]
 class _Output(asyncio.Protocol):
     """Keeps the beginning of an output and passes its lines on."""
 
-    def __init__(self, limit: int, line: Line | None) -> None:
+    def __init__(
+        self, limit: int, line: Line | None, over: Callable[[], None] = lambda: None
+    ) -> None:
         self.kept = bytearray()
         self.cut = False
         self.closed = asyncio.Event()
         self._limit = limit
+        self._over = over
         self._line = line
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._rest = ""
@@ -401,7 +404,9 @@ class _Output(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         room = self._limit - len(self.kept)
         self.kept += data[:room]
-        self.cut = self.cut or len(data) > room
+        if len(data) > room and not self.cut:
+            self.cut = True
+            self._over()
         if self._line is not None:
             *lines, self._rest = (self._rest + self._decoder.decode(data)).split("\n")
             for line in lines:
@@ -426,6 +431,7 @@ async def run(
     check: bool = False,
     line: Line | None = None,
     limit: int = MAX_OUTPUT,
+    strict: bool = False,
     grace: float = GRACE,
     spent: Callable[[float, int], None] | None = None,
     guard: Guard | None = None,
@@ -433,7 +439,8 @@ async def run(
     """Run a program to its end and give what it wrote.
 
     Its standard input is ``input``, the file at that path, or empty.  On cancellation and after ``timeout`` seconds its
-    group is asked to end, killed after ``grace``, and gone when this returns.  However it ends,
+    group is asked to end, killed after ``grace``, and gone when this returns.  With ``strict`` it is
+    killed as soon as one of its outputs has more than ``limit`` bytes.  However it ends,
     ``spent`` is told what it cost: seconds of CPU time, and its peak of memory in bytes.  If we are
     killed, ``guard`` ends it.
 
@@ -455,10 +462,15 @@ async def run(
             guard=guard,
         )
     outputs: list[tuple[asyncio.ReadTransport, _Output]] = []
+
+    def over() -> None:
+        if strict:
+            process.signal(signal.SIGKILL)
+
     try:
         for pipe in process.pipes:
             assert pipe is not None  # asked for above
-            outputs.append(await _collect(pipe, _Output(limit, line)))
+            outputs.append(await _collect(pipe, _Output(limit, line, over)))
         try:
             async with asyncio.timeout(timeout):
                 await process.wait()

@@ -59,6 +59,8 @@ def on_disk(given: Given) -> Path:
             given.name,
         )
     path = Path(given.text).expanduser()
+    if path.exists() and not path.is_file():
+        raise ArgumentError(f"{given.name}: {given.text[:200]} is no ordinary file", given.name)
     try:
         with path.open("rb"):
             pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -244,6 +245,8 @@ def remove(name_: str, yes: bool, forget: bool, as_json: bool) -> None:
     A machine that is away is told when it comes back; until then the service is "removing".
     """
     if not yes:
+        if not sys.stdin.isatty():
+            raise click.UsageError("there is no terminal to ask at: add --yes")
         click.confirm(f"end {name_} on every machine?", abort=True, err=True)
     row = _ask("remove", name_, forget=forget)
     if as_json:

@@ -375,6 +375,27 @@ async def test_more_output_than_is_allowed_is_an_error(wrapped: Read) -> None:
     )
 
 
+async def test_a_program_that_writes_for_ever_is_ended_at_its_limit(wrapped: Read) -> None:
+    found = wrapped("command: ['yes']\nlimits: {output: 1M}\ntimeout: 60s")
+    began = asyncio.get_running_loop().time()
+
+    assert (await refusal(found))[0] == "too-large"
+    assert asyncio.get_running_loop().time() - began < 10
+
+
+async def test_who_gives_one_of_a_group_gives_all(wrapped: Read) -> None:
+    found = wrapped(
+        "args: {a: {optional: true}, b: {optional: true}}\ncommand: [echo, ['{a}', '{b}'], end]"
+    )
+
+    assert await run(found) == "end"
+    assert await run(found, a="1", b="2") == "1 2 end"
+    assert await refusal(found, a="1") == (
+        "bad-arguments",
+        "argument 'b': it is missing, and goes with 'a'",
+    )
+
+
 async def test_memory_is_bounded(wrapped: Read) -> None:
     found = wrapped(
         f"command: [{sys.executable}, -c, 'x = bytearray(900_000_000)']\nlimits: {{memory: 300M}}"

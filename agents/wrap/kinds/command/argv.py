@@ -102,6 +102,7 @@ class Argv:
         for item in self._items[1:]:
             group = item if isinstance(item, _Group) else _Group(None, (item,))
             if isinstance(item, _Group) and not item.applies(values):
+                _check_left_out(call, item, values)
                 continue
             for template in group.items:
                 missing = [name for name in template.names if name not in values]
@@ -109,6 +110,17 @@ class Argv:
                 _check(call, template, filled, literal)
                 literal = literal or filled == "--"
                 yield filled
+
+
+def _check_left_out(call: Call, group: _Group, values: Mapping[str, str]) -> None:
+    """Refuse to leave out what a caller gave: whoever gives one of a group gives all."""
+    if group.condition is not None:
+        return
+    names = [name for item in group.items for name in item.names if name in call.arguments]
+    given = [n for n in names if n in values and not call.arguments[n].required]
+    missing = [name for name in names if name not in values]
+    if given and missing and call.arguments[given[0]].default is None:
+        raise call.bad(missing[0], f"it is missing, and goes with '{given[0]}'")
 
 
 def _check(call: Call, template: Template, filled: str, literal: bool) -> None:

@@ -82,8 +82,8 @@ class Command(Kind):
                     "additionalProperties": False,
                 },
             ],
-            "description": "Tell the caller of each line that the program writes: as it is, or of "
-            "those that match, by the groups done, total and note.",
+            "description": "Tell the caller of the lines that the program writes: as they are, or of "
+            "those that match, by the groups done, total and note. Of many at once the last one counts.",
             "examples": ["lines", {"regex": r"(?P<done>\d+)/(?P<total>\d+)"}],
         },
         "folder": {
@@ -234,6 +234,7 @@ class Command(Kind):
                 env={**self._environment(call, values), MARK: mark},
                 line=None if self._progress is None else self._teller(call),
                 limit=self._most,
+                strict=True,
                 grace=GRACE,
             )
         except asyncio.CancelledError:
@@ -283,6 +284,9 @@ class Command(Kind):
         return tell
 
     async def _ended(self, ended: Completed, values: Mapping[str, str]) -> Any:
+        if ended.stdout_cut or ended.stderr_cut:
+            text = f"it wrote more than {self._most} bytes (limits: output)"
+            raise CallError.of(Problem("too-large", text))
         ending = self._exits.get(ended.code, self._exits[None])
         if ended.code < 0:
             ending = Outcome("error", _KILLED.get(-ended.code, ""))
@@ -292,9 +296,6 @@ class Command(Kind):
             ending.tell(_last_words(ended))
         if self._file is not None:
             return await asyncio.to_thread(self._written, values)
-        if ended.stdout_cut:
-            text = f"it wrote more than {self._most} bytes (limits: output)"
-            raise CallError.of(Problem("too-large", text))
         return self._output.take(ended.stdout)
 
     def _written(self, values: Mapping[str, str]) -> Blob:

@@ -103,7 +103,7 @@ _ONLY: Final[Mapping[str, tuple[str, ...]]] = {
     "minimum": ("integer", "number"),
     "maximum": ("integer", "number"),
     "enum": ("string", "integer"),
-    "dashes": ("string",),
+    "dashes": ("string", "integer", "number"),
     "media": ("file",),
     "max_size": ("file",),
 }

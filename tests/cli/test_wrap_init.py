@@ -329,8 +329,8 @@ def test_a_service_is_called_through_the_draft_of_its_document(
     def call(op: str, *words: str) -> Outcome:
         return here("wrap", "test", str(file), "--op", op, *words, "--json")
 
-    assert call("/items/read", "item_id=a/b?c", "q=x&y").json["value"] == {
-        "path": "/items/a%2Fb%3Fc",
+    assert call("/items/read", "item_id=a b?c", "q=x&y").json["value"] == {
+        "path": "/items/a%20b%3Fc",
         "q": {"q": ["x&y"]},
     }
     assert call("/items/create", "name=lamp", "price=2.5").json["value"] == {

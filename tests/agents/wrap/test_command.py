@@ -153,10 +153,31 @@ async def test_after_a_double_dash_it_is_no_option(wrapped: Read) -> None:
     assert await run(wrapped('args: {w: {}}\ncommand: [printf, "%s", --, "{w}"]'), w="-n") != ""
 
 
-async def test_a_negative_number_is_no_option(wrapped: Read) -> None:
-    found = wrapped('args: {n: {type: integer}}\ncommand: [printf, "%s", "{n}"]')
+async def test_a_negative_number_is_no_option_where_the_manifest_says_so(wrapped: Read) -> None:
+    options = "args: {n: {type: integer}}\ncommand: [printf, '%s', '{n}']"
+    assert await run(wrapped(options), n=5) == "5"
+    assert "begins with '-'" in (await refusal(wrapped(options), n=-5))[1]
 
+    found = wrapped(options.replace("integer", "integer, dashes: true"))
     assert await run(found, n=-5) == "-5"
+
+
+async def test_a_double_dash_of_a_caller_ends_no_options(wrapped: Read) -> None:
+    found = wrapped("args: {pat: {dashes: true}, path: {}}\ncommand: [echo, -e, '{pat}', '{path}']")
+
+    assert "'path': it begins with '-'" in (await refusal(found, pat="--", path="--version"))[1]
+
+
+async def test_the_file_that_is_the_result_stays_where_the_manifest_has_it(
+    wrapped: Read,
+) -> None:
+    found = wrapped(
+        "args: {name: {}}\ncommand: ['true', '{name}']\n"
+        "output: {blob: text/plain, file: '{tmp}/{name}'}"
+    )
+    for name in ("../../proc/self/environ", "/etc/passwd", "..", "a\0b"):
+        reason, text = await refusal(found, name=name)
+        assert reason == "bad-arguments" and "'name'" in text
 
 
 async def test_an_inner_list_is_left_out_where_its_argument_is(wrapped: Read) -> None:

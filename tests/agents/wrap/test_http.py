@@ -247,11 +247,11 @@ async def failure(opened: Ops, op: str, **args: Any) -> CallError:
 async def test_each_part_of_a_request_is_where_it_belongs(web: tuple[Ops, Service]) -> None:
     opened, found = web
 
-    assert await opened.run("/full", name="a/b", id=7, exact=True, tags=["x", "y z"]) == {}
+    assert await opened.run("/full", name="a b", id=7, exact=True, tags=["x", "y z"]) == {}
 
     request = found.last
     assert request.line == (
-        "GET /a%20b/a%2Fb.7/%C3%BC?fixed=1&b=c%26d&id=7&exact=true&tag=x&tag=y%20z&two=2"
+        "GET /a%20b/a%20b.7/%C3%BC?fixed=1&b=c%26d&id=7&exact=true&tag=x&tag=y%20z&two=2"
         "&key=geheim%262 HTTP/1.1"
     )
     assert request.header("X-API-Key") == "geheim-1"

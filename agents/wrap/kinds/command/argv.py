@@ -108,7 +108,7 @@ class Argv:
                 missing = [name for name in template.names if name not in values]
                 filled = template.fill({**values, **dict.fromkeys(missing, "")})
                 _check(call, template, filled, literal)
-                literal = literal or filled == "--"
+                literal = literal or (filled == "--" and not template.names)
                 yield filled
 
 
@@ -138,7 +138,7 @@ def _check(call: Call, template: Template, filled: str, literal: bool) -> None:
         # An empty value may stand before the one that brings the dash.
         name = next((n for n in names if str(call.args[n]).startswith("-")), names[0])
         one = call.arguments[name]
-        if one.type == "string" and one.enum is None and not one.dashes:
+        if one.type != "file" and one.enum is None and not one.dashes:
             raise call.bad(name, "it begins with '-', and the program would take it for an option")
 
 
@@ -193,12 +193,12 @@ def _check_program(site: Site, items: Sequence[Template | _Group]) -> None:
             0,
         )
         return
-    name = scripts.name_of(text)
-    second = items[1] if len(items) > 1 else None
-    if name in scripts.FIRST and isinstance(second, Template) and second.names:
-        site.wrong("the program itself cannot come from an argument: write its name", "command", 1)
-        return
     entries = [item.items if isinstance(item, _Group) else (item,) for item in items]
+    place = scripts.chosen(entries)
+    if place is not None:
+        text = "the program itself cannot come from an argument: write its name"
+        site.wrong(text, "command", place)
+        return
     for found in scripts.find(entries):
         argument = site.arguments.get(found.argument)
         if argument is not None and (argument.enum or argument.type in _HARMLESS):

@@ -224,6 +224,7 @@ class Command(Kind):
         values = await call.texts(self._names)
         if "tmp" in self._names:
             values["tmp"] = str(call.folder)
+        self._check_file(call)
         words = [*self._limiter, self.program, *self.argv.fill(call, values)]
         mark = secrets.token_hex(16)
         try:
@@ -241,6 +242,13 @@ class Command(Kind):
             await asyncio.to_thread(process.kill_marked, f"{MARK}={mark}")
             raise
         return await self._ended(ended, values)
+
+    def _check_file(self, call: Call) -> None:
+        """Keep the file that is the result where the manifest has it: we open it ourselves."""
+        for name in [] if self._file is None else self._file.names:
+            value = str(call.args.get(name) or "")
+            if name in call.arguments and ("/" in value or "\0" in value or value in (".", "..")):
+                raise call.bad(name, "it is part of a file's name, and has a '/', NUL or only dots")
 
     async def _input(self, call: Call, values: Mapping[str, str]) -> str | Path | None:
         if self._stdin is None:
@@ -268,12 +276,16 @@ class Command(Kind):
     def _teller(self, call: Call) -> Callable[[str], None]:
         assert self._progress is not None
         search = self._progress.search
+        gave_up = False
 
         def tell(line: str) -> None:
+            nonlocal gave_up
             try:
-                match = search(line)
+                match = None if gave_up else search(line)
             except TooLong:
-                return  # News may be lost.
+                # News may be lost; one line that was made to take long must not be one of many.
+                gave_up = True
+                return
             if match is None or not line.strip():
                 return
             said = match.groupdict()
@@ -301,13 +313,16 @@ class Command(Kind):
     def _written(self, values: Mapping[str, str]) -> Blob:
         assert self._file is not None
         path = Path(self._file.fill({name: values.get(name, "") for name in self._file.names}))
-        if not path.is_file():
+        if not path.is_file() or path.is_symlink():
             raise AgentError(f"it ended well and wrote no file {path.name}")
-        if path.stat().st_size > self._most:
+        with path.open("rb") as file:
+            # What stat(2) says of its size is not true of every file.
+            data = file.read(self._most + 1)
+        if len(data) > self._most:
             text = f"it wrote a file of more than {self._most} bytes (limits: output)"
             raise CallError.of(Problem("too-large", text))
         # Read here, because the call's folder is gone before the result is sent.
-        return Blob.of(path.read_bytes(), self._output.media_type)
+        return Blob.of(data, self._output.media_type)
 
 
 def _pattern(site: Site, said: str) -> Pattern | None:

@@ -36,71 +36,76 @@ _AWK: Final = Reader("-e|--source", 0, values="-[Fvf]|--assign|--field-separator
 
 READERS: Final[Mapping[str, Reader]] = {
     **dict.fromkeys(("sh", "bash", "dash", "zsh", "ksh", "ash", "fish", "csh", "tcsh"), _SHELL),
-    **dict.fromkeys(("su", "runuser", "script", "flock"), Reader("-c|--command|--session-command")),
+    **dict.fromkeys(
+        ("su", "runuser", "script", "flock"), Reader("-[a-zA-Z]*c|--command|--session-command")
+    ),
     **dict.fromkeys(("awk", "gawk", "mawk", "nawk"), _AWK),
     **dict.fromkeys(("perl", "ruby"), Reader("-[a-zA-Z]*[eE]", 0, values="-I|-r")),
     **dict.fromkeys(
         ("node", "nodejs"), Reader("-[a-z]*[ep]|--eval|--print", 0, values="-r|--require")
     ),
     **dict.fromkeys(("lua", "luajit", "osascript", "R", "Rscript"), Reader("-e", 0)),
-    **dict.fromkeys(("mysql", "mariadb"), Reader("-e|--execute|--init-command")),
-    **dict.fromkeys(("tclsh", "wish", "jq", "watch", "parallel"), Reader(place=0)),
+    **dict.fromkeys(("mysql", "mariadb"), Reader("-[a-zA-Z]*e|--execute|--init-command")),
+    **dict.fromkeys(("watch", "parallel"), Reader(place=0, onwards=True, values="-[nj]")),
+    **dict.fromkeys(("tclsh", "wish"), Reader(place=0)),
+    "jq": Reader(place=0, values="-L|--indent|--tab"),
     "python": Reader("-[a-zA-Z]*c", 0, values="-[WX]"),
     "pypy": Reader("-[a-zA-Z]*c", 0, values="-[WX]"),
     "php": Reader("-[rBRE]", 0, values="-[dc]"),
     "pwsh": Reader("(?i:-c|-command|-encodedcommand)", 0),
     "expect": Reader("-c", 0),
     "sed": Reader("-[a-zA-Z]*e|--expression", 0, values="-f|-l|--file|--line-length"),
-    "psql": Reader("-c|--command|-v|--set|--variable"),
+    "psql": Reader("-[a-zA-Z]*c|--command|-v|--set|--variable"),
     "sqlite": Reader("-cmd", 1, onwards=True, values="-init|-separator|-nullvalue"),
     "ssh": Reader("-o", 0, onwards=True, values="-[bcDEeFIiJLlmOpQRSWw]"),
     "make": Reader("--eval", 0, onwards=True, values="-[CfIjlo]"),
     "eval": Reader(place=0, onwards=True),
-    "env": Reader("-S|--split-string", values="-[uC]"),
+    "env": Reader("-[a-zA-Z]*S|--split-string", values="-[uC]"),
     "find": Reader("-exec|-execdir|-ok|-okdir"),
     "git": Reader("-c|--upload-pack|--receive-pack|--exec|--config-env"),
     "tar": Reader("-I|--checkpoint-action|--to-command|--use-compress-program|--rsh-command"),
 }
 
-#: Programs that run one of their arguments.
-RUNNERS: Final = frozenset(
-    [
-        "bwrap",
-        "busybox",
-        "chroot",
-        "chrt",
-        "docker",
-        "doas",
-        "env",
-        "find",
-        "firejail",
-        "flock",
-        "ionice",
-        "kubectl",
-        "nice",
-        "nohup",
-        "nsenter",
-        "parallel",
-        "podman",
-        "runuser",
-        "script",
-        "setpriv",
-        "setsid",
-        "stdbuf",
-        "strace",
-        "sudo",
-        "systemd-run",
-        "taskset",
-        "time",
-        "timeout",
-        "unshare",
-        "watch",
-        "xargs",
-    ]
-)
 
-#: Of those, the ones whose first argument is what they run.
-FIRST: Final = frozenset({"busybox", "nohup", "setsid", "time", "xargs", "watch", "doas"})
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """Where a program that runs another one has that."""
+
+    #: Its own options that have a value, as a regular expression.
+    values: str = "(?!)"
+    #: How many arguments of its own stand before it; none if it may stand anywhere.
+    own: int | None = 0
+
+
+_ANYWHERE: Final = Runner(own=None)
+
+#: Programs that run one of their arguments.
+RUNNERS: Final[Mapping[str, Runner]] = {
+    **dict.fromkeys(("busybox", "nohup", "setsid", "unbuffer", "chronic"), Runner()),
+    **dict.fromkeys(("time",), Runner("-[fo]")),
+    **dict.fromkeys(("bwrap", "docker", "find", "firejail", "kubectl", "podman"), _ANYWHERE),
+    **dict.fromkeys(("script", "setpriv", "systemd-run", "prlimit", "setarch"), _ANYWHERE),
+    "chroot": Runner(own=1),
+    "chrt": Runner("-[TPD]", 1),
+    "doas": Runner("-[uC]"),
+    "env": Runner("-[uC]|--unset|--chdir"),
+    "flock": Runner("-[wE]", 1),
+    "gosu": Runner(own=1),
+    "ionice": Runner("-[cnpPu]"),
+    "nice": Runner("-n|--adjustment"),
+    "nsenter": Runner("-[tSG]"),
+    "parallel": Runner("-[jNnLs]|--jobs"),
+    "pkexec": Runner("--user"),
+    "runuser": Runner("-[ugG]", None),
+    "stdbuf": Runner("-[ioe]|--input|--output|--error"),
+    "strace": Runner("-[abeEIOopPsSuUX]"),
+    "sudo": Runner("-[CDghpRrtTUu]|--user|--group"),
+    "taskset": Runner("-p", 1),
+    "timeout": Runner("-[ks]|--kill-after|--signal", 1),
+    "unshare": Runner("-[SG]"),
+    "watch": Runner("-n|--interval"),
+    "xargs": Runner("-[adEILnPs]|--arg-file|--max-args|--max-procs"),
+}
 
 
 def name_of(text: str) -> str:
@@ -118,6 +123,29 @@ class Found:
     argument: str
     #: Of whom.
     program: str
+
+
+def chosen(argv: Sequence[Sequence[Template]]) -> int | None:
+    """Give the place at which an argument would decide what is run; none if nowhere."""
+    name = name_of(_literal(argv[0][0]))
+    runner = RUNNERS.get(name)
+    if runner is None or runner.own is None:
+        return None
+    own, value = runner.own, False
+    for place, entry in enumerate(argv[1:], 1):
+        for template in entry:
+            text = _literal(template)
+            if value:
+                value = False
+            elif text.startswith("-") and template.leads is None:
+                value = re.fullmatch(runner.values, text) is not None
+            elif name == "env" and template.leads is None and "=" in str(template.pieces[0]):
+                continue
+            elif own:
+                own -= 1
+            else:
+                return place if template.names else None
+    return None
 
 
 def find(argv: Sequence[Sequence[Template]]) -> Iterator[Found]:

@@ -165,7 +165,11 @@ class Talk:
             if step.more is None or not step.more.fullmatch(line):
                 self._other(line, step.others)
         self._last = b"\n".join(lines)
-        self._values.update({name: text or "" for name, text in found.groupdict().items()})
+        for name, text in found.groupdict().items():
+            if text and any(end in text for end in "\r\n\0"):
+                # It may be filled into a line of ours.
+                raise Broken(f"{name} in its answer holds a line end or NUL")
+            self._values[name] = text or ""
 
     async def _until(self, step: Until) -> None:
         taken = 0
@@ -192,7 +196,8 @@ class Talk:
 
     def _count(self, template: Template) -> int:
         said = template.fill({name: str(self._values.get(name, "")) for name in template.names})
-        if not (said.isascii() and said.isdigit()) or int(said[:20]) > self._wire.most:
+        digits = said.isascii() and said.isdigit() and len(said) <= 20
+        if not digits or int(said) > self._wire.most:
             raise Broken(
                 f"it announced {said[:20] or 'no'} bytes, and at most {self._wire.most} go"
             )

@@ -12,7 +12,6 @@ stands twice is a mistake.
 from __future__ import annotations
 
 import difflib
-import functools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -195,7 +194,7 @@ def _syntax(file: str, error: yaml.YAMLError) -> Mistake:
         said = "a tab: indent with spaces"
     elif "mapping values are not allowed" in said:
         said = "a second ': ' in this line: put the value in quotes, or on lines of its own"
-    elif "unhashable" in said or "unacceptable character" in said:
+    elif "unacceptable character" in said:
         said = f"{said}: write plain UTF-8 text"
     else:
         said = f"no YAML: {said}: check indentation, quotes and brackets here"
@@ -260,26 +259,18 @@ class _Reader:
             key = key_node.value
             if key in found:
                 first = self.lines[(*steps, key)]
-                self._tell(key_node, (*steps, key), f"stands twice, first in line {first}", True)
+                self._tell(key_node, (*steps, key), f"stands twice, first in line {first}")
                 continue
             self.lines[(*steps, key)] = key_node.start_mark.line + 1
             found[key] = self.value(value_node, (*steps, key))
         return found
 
-    def _tell(self, node: yaml.Node, steps: Steps, text: str, key: bool = False) -> None:
+    def _tell(self, node: yaml.Node, steps: Steps, text: str) -> None:
         line = node.start_mark.line + 1
         self.wrong.append(Mistake(self._file, line, ".".join(map(str, steps)), text))
 
 
 # -- schemas
-
-
-@functools.cache
-def _validator(schema: str) -> Any:
-    import jsonschema
-
-    found = json.loads(schema)
-    return jsonschema.Draft202012Validator(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +287,9 @@ class _Fault:
 
 def check(document: Document, schema: Mapping[str, Json]) -> Iterator[Mistake]:
     """Give what does not fit a schema, each place once."""
-    validator = _validator(json.dumps(schema))
+    import jsonschema
+
+    validator: Any = jsonschema.Draft202012Validator(dict(schema))
     told: set[Steps] = set()
     for error in validator.iter_errors(document.value):
         for inner in _meant(error):

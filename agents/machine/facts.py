@@ -107,17 +107,9 @@ class Here:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(Here):
     """What the machine is."""
 
-    cpu: Cpu
-    memory: Memory
-    disks: list[Disk]
-    networks: list[Network]
-    system: System
-    started: datetime
-    #: Seconds.
-    uptime: int
     #: Such as kvm or docker; ``none`` for bare metal, empty if unknown.
     virtualisation: str
     #: What the hardware says it is.

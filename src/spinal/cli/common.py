@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
@@ -217,6 +217,14 @@ def folded(words: str, indent: int = 0) -> str:
         break_long_words=False,
         break_on_hyphens=False,
     )
+
+
+def titled(rows: Iterable[tuple[str, str]], margin: int) -> None:
+    """Print titles and their values, which may have lines, with the values below each other."""
+    for title, value in rows:
+        for line in value.split("\n"):
+            click.echo(folded(f"{title:{margin}}{line}", margin + 2))
+            title = ""
 
 
 def size(count: float) -> str:

@@ -23,6 +23,7 @@ from .common import (
     say,
     show_home,
     timeout_option,
+    titled,
 )
 from .jobview import FINAL, Row, facts, log_line, share, step, utc_now
 from .submit import follow
@@ -69,10 +70,7 @@ def show(id_: str, as_json: bool) -> None:
     if as_json:
         print_json(plain(found))
         return
-    for name, value in facts(found, utc_now()):
-        for line in value.split("\n"):
-            click.echo(folded(f"{name:{MARGIN}}{line}", MARGIN + 2))
-            name = ""
+    titled(facts(found, utc_now()), MARGIN)
 
 
 @job.command(context_settings=CONTEXT)

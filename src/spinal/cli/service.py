@@ -22,6 +22,7 @@ from .common import (
     show_home,
     text,
     timeout_option,
+    titled,
 )
 from .jobview import NONE, age, clock, name, one_line, utc_now
 from .listing import by_offset, listed, show
@@ -160,10 +161,7 @@ def show_(name_: str, as_json: bool) -> None:
     if as_json:
         print_json(plain(dict(row)))
         return
-    for title, value in facts(row):
-        for line in value.split("\n"):
-            click.echo(folded(f"{title:{MARGIN}}{line}", MARGIN + 2))
-            title = ""
+    titled(facts(row), MARGIN)
 
 
 @service.command(context_settings=CONTEXT)
@@ -210,11 +208,7 @@ def move(name_: str, as_json: bool) -> None:
 
     It runs where it is until the other machine has it.
     """
-    row = _ask("move", name_)
-    if as_json:
-        print_json(plain(dict(row)))
-    else:
-        click.echo(row["job"])
+    _say_job(_ask("move", name_), as_json)
 
 
 @service.command(context_settings=CONTEXT)
@@ -226,11 +220,7 @@ def rollback(name_: str, as_json: bool) -> None:
 
     A second time undoes the first.
     """
-    row = _ask("rollback", name_)
-    if as_json:
-        print_json(plain(dict(row)))
-    else:
-        click.echo(row["job"])
+    _say_job(_ask("rollback", name_), as_json)
 
 
 @service.command(context_settings=CONTEXT)
@@ -264,6 +254,13 @@ def _ask(what: str, name_: str, **arguments: Any) -> Row:
             return found
 
     return run(work())
+
+
+def _say_job(row: Row, as_json: bool) -> None:
+    if as_json:
+        print_json(plain(dict(row)))
+    else:
+        click.echo(row["job"])
 
 
 # -- words

@@ -13,6 +13,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
+from spinal.protocols.retry import doubled
+
 
 @dataclass(slots=True)
 class Backoff:
@@ -32,7 +34,7 @@ class Backoff:
 
     def pause(self) -> float:
         """Give the next pause in seconds and count a failure."""
-        ceiling = min(self.most, self.first * 2.0 ** min(self.failures, 32))
+        ceiling = doubled(self.first, self.failures, self.most)
         self.failures += 1
         return self.rng.uniform(0.0, ceiling)
 

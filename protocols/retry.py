@@ -53,6 +53,12 @@ _READS: Final[Mapping[str, Reader]] = {
 }
 
 
+def doubled(first: float, times: int, most: float) -> float:
+    """Give a pause that has been doubled so often, and is at most ``most``; all in seconds."""
+    # 2^40 seconds are beyond every bound, and a float can still hold the product.
+    return min(most, first * 2.0 ** min(times, 40))
+
+
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """How often, when and after what a job is tried again; by default never."""

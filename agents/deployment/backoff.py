@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
+from spinal.protocols.retry import doubled
+
 from .spec import Restart
 
 #: Least seconds that a service runs before it counts as stable.
 STABLE: Final = 10.0
 #: The part of a wait that is chance, so that services that fell together do not rise together.
 JITTER: Final = 0.25
-#: Doublings that are counted; beyond them every wait is the longest.
-MOST_DOUBLINGS: Final = 40
 
 
 def failures(before: int, ran: float, restart: Restart) -> int:
@@ -34,5 +34,4 @@ def wait(failures: int, restart: Restart, chance: float) -> float:
         restart: the first and the longest wait.
         chance: from 0 to 1.
     """
-    doubled = restart.backoff * 2.0 ** min(failures - 1, MOST_DOUBLINGS)
-    return min(restart.most, doubled) * (1 - JITTER * chance)
+    return doubled(restart.backoff, failures - 1, restart.most) * (1 - JITTER * chance)

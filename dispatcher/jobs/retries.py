@@ -11,7 +11,7 @@ from random import Random
 from typing import Final
 
 from spinal.protocols import Problem
-from spinal.protocols.retry import MAX_COUNT, MAX_PAUSE, USUAL, RetryPolicy
+from spinal.protocols.retry import MAX_COUNT, MAX_PAUSE, USUAL, RetryPolicy, doubled
 
 __all__ = [
     "MAX_COUNT",
@@ -65,5 +65,4 @@ def decide(
 
 def longest_pause(policy: RetryPolicy, failures: int) -> float:
     """Give the bound in seconds of the pause after so many failures."""
-    # 2^40 seconds are beyond every bound, and a float can still hold the product.
-    return min(policy.backoff * 2.0 ** min(max(failures, 1) - 1, 40), policy.most)
+    return doubled(policy.backoff, max(failures, 1) - 1, policy.most)

@@ -18,6 +18,7 @@ from enum import Enum
 from typing import Final
 
 from spinal.protocols import Json, Problem
+from spinal.protocols.retry import doubled
 
 from ..jobs.job import Job, JobState
 
@@ -347,7 +348,7 @@ def failed(service: Service, job: Job | None, now: int) -> Service:
     """Give a service whose job ended without success."""
     problem = _NO_JOB if job is None else job.problem or Problem("cancelled")
     closed = closed_at(service, job, now, problem.text or problem.reason)
-    pause = min(MAX_PAUSE, 2.0 ** min(service.failures, 16))
+    pause = doubled(1.0, service.failures, MAX_PAUSE)
     return replace(
         closed,
         state=State.UNPLACED,

@@ -25,6 +25,7 @@ import structlog
 from spinal.bus.errors import BusError, CallError, NotConnected
 from spinal.bus.tasks import Tasks
 from spinal.protocols import Json
+from spinal.protocols.retry import doubled
 
 from ....errors import AgentError, Retry, describe, one_line
 from ...kind import Bus, Host
@@ -233,7 +234,7 @@ class Inbox:
         except NotConnected:
             raise
         except (BusError, CallError, OSError, ValueError) as exc:
-            pause = min(MOST_PAUSE, max(1.0, rule.every) * 2.0 ** min(file.failures, 20))
+            pause = doubled(max(1.0, rule.every), file.failures, MOST_PAUSE)
             file.failures += 1
             file.again_at = loop.time() + pause
             file.why = describe(exc)

@@ -75,15 +75,12 @@ class Probe:
         """The program that it runs, if it does."""
         if self.kind != "run":
             return None
-        name: str = self.what[0]
-        return str(self.folder / name) if "/" in name else name
+        return process.located(self.what[0], self.folder)
 
     def lacks(self) -> Iterator[str]:
         """Say if its program is not here."""
-        import shutil
-
-        if self.program is not None and shutil.which(self.program) is None:
-            yield f"{self.program!r} is not here: install it, or give its path"
+        if self.program is not None and (why := process.unrunnable(self.program)):
+            yield why
 
     async def ask(self, guard: Guard | None = None) -> str:
         """Give why it is not well; empty if it is.  Whatever goes wrong is such a reason."""

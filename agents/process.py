@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import codecs
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -238,6 +239,20 @@ class Process:
         return Ended(code, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * MEMORY_UNIT)
 
 
+def located(name: str, folder: Path) -> str:
+    """Give a program as it is run: one that is given by a path, from that folder."""
+    return str(folder / name) if "/" in name else name
+
+
+def unrunnable(program: str) -> str:
+    """Say why a program cannot be run here, and what to do; empty if it can."""
+    if shutil.which(program) is not None:
+        return ""
+    if Path(program).exists():
+        return f"{program!r} may not be executed: chmod +x"
+    return f"{program!r} is not here: install it, or give its path"
+
+
 class Guard:
     """Ends the groups of processes that we leave running if we are killed.
 
@@ -438,9 +453,10 @@ async def run(
 ) -> Completed:
     """Run a program to its end and give what it wrote.
 
-    Its standard input is ``input``, the file at that path, or empty.  On cancellation and after ``timeout`` seconds its
-    group is asked to end, killed after ``grace``, and gone when this returns.  With ``strict`` it is
-    killed as soon as one of its outputs has more than ``limit`` bytes.  However it ends,
+    Its standard input is ``input``, the file at that path, or empty.  On cancellation and after
+    ``timeout`` seconds its group is asked to end, killed after ``grace``, and gone when this
+    returns.  With ``strict`` it is killed as soon as one of its outputs has more than ``limit``
+    bytes.  However it ends,
     ``spent`` is told what it cost: seconds of CPU time, and its peak of memory in bytes.  If we are
     killed, ``guard`` ends it.
 

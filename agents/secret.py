@@ -54,6 +54,14 @@ class Secret:
     def __str__(self) -> str:
         return f"{{{self.kind}: {self.name}}}"
 
+    def missing(self) -> str:
+        """Say why it cannot be read now; empty if it can."""
+        try:
+            self.read()
+        except AgentError as exc:
+            return str(exc)
+        return ""
+
     def read(self, environ: Mapping[str, str] = os.environ) -> str:
         """Give the secret, without the newline at the end of a file.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import shutil
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,13 +122,14 @@ class Gauge:
             raise AgentError("its load could not be measured yet")
         return self._last
 
+    @property
+    def _program(self) -> str:
+        return process.located(self.what[0], self.folder)
+
     def lacks(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """Say if its program or file is not here."""
-        if self.kind == "run" and shutil.which(self.what[0]) is None:
-            yield (
-                (*self.steps, "run"),
-                f"{self.what[0]!r} is not here: install it, or give its path",
-            )
+        if self.kind == "run" and (why := process.unrunnable(self._program)):
+            yield (*self.steps, "run"), why
         if self.kind == "file" and not Path(self.folder, self.what).exists():
             yield (*self.steps, "file"), f"{self.what} does not exist"
 
@@ -165,7 +165,12 @@ class Gauge:
                 return await asyncio.to_thread(self._read_file)
             case "run":
                 ended = await process.run(
-                    self.what, cwd=self.folder, check=True, grace=1.0, guard=guard, limit=MOST
+                    [self._program, *self.what[1:]],
+                    cwd=self.folder,
+                    check=True,
+                    grace=1.0,
+                    guard=guard,
+                    limit=MOST,
                 )
                 return ended.stdout
             case _:

@@ -54,6 +54,22 @@ def gone(pid: int) -> bool:
 # -- requests and answers
 
 
+async def test_its_words_and_variables_are_what_stands_in_the_manifest(tmp_path: Path) -> None:
+    program = tmp_path / "said.py"
+    program.write_text(
+        "import json, os, sys\n"
+        "for line in sys.stdin:\n"
+        "    value = [sys.argv[1:], os.environ['LEVEL']]\n"
+        "    print(json.dumps({'id': json.loads(line)['id'], 'value': value}), flush=True)\n"
+    )
+    text = (
+        f'agent: a\nops:\n  /said:\n    program: ["{sys.executable}", "{program}", -0, 010, 1.50]\n'
+        "    env: {LEVEL: 007}\n"
+    )
+    async with opened(text, tmp_path) as call:
+        assert await call("/said") == [["-0", "010", "1.50"], "007"]
+
+
 async def test_hostile_arguments_arrive_as_they_are(tmp_path: Path) -> None:
     async with opened(manifest("/echo", more="limits: {output: 16M}"), tmp_path) as call:
         for value in hostile.texts():

@@ -11,7 +11,7 @@ import re
 import secrets
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -199,25 +199,13 @@ class Command(Kind):
     @property
     def program(self) -> str:
         """The program as it is run: a path if the manifest gives one, relative to its folder."""
-        name = self.argv.program
-        return str(self._base / name) if "/" in name else name
+        return process.located(self.argv.program, self._base)
 
     def lacks(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """Say if the program is not here, or not to be run."""
-        if shutil.which(self.program) is None:
-            there = Path(self.program).exists()
-            why = "may not be executed: chmod +x" if there else "is not here: install it, or give "
-            yield ("command", 0), f"{self.program!r} {why}{'' if there else 'its path'}"
-        if self._limiter and shutil.which(self._limiter[0]) is None:
-            yield ("limits",), "needs prlimit(1): install util-linux"
+        yield from lacking("command", self.program, self._limiter, self._env)
         if not self._folder.names and not (self._base / self._folder.fill({})).is_dir():
             yield ("folder",), f"{self._folder.fill({})} is no folder: make it first"
-        for name, value in self._env.items():
-            if isinstance(value, secret.Secret):
-                try:
-                    value.read()
-                except AgentError as exc:
-                    yield ("env", name), str(exc)
 
     async def run(self, call: Call) -> Any:
         """Run the program and map how it ended."""
@@ -331,6 +319,19 @@ def _pattern(site: Site, said: str) -> Pattern | None:
     except ValueError as exc:
         site.wrong(str(exc), "progress", "regex")
         return None
+
+
+def lacking(
+    key: str, program: str, limiter: Sequence[str], env: Mapping[str, object]
+) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Give what a program that stands under a key lacks here: itself, its limits, its secrets."""
+    if why := process.unrunnable(program):
+        yield (key, 0), why
+    if limiter and shutil.which(limiter[0]) is None:
+        yield ("limits",), "needs prlimit(1): install util-linux"
+    for name, value in env.items():
+        if isinstance(value, secret.Secret) and (why := value.missing()):
+            yield ("env", name), why
 
 
 def inherited() -> dict[str, str]:

@@ -414,11 +414,8 @@ def _json(value: Any) -> bytes:
 
 
 def _lacking(source: Any, *steps: str) -> Iterator[tuple[tuple[str, ...], str]]:
-    if isinstance(source, Secret):
-        try:
-            source.read()
-        except AgentError as exc:
-            yield steps, str(exc)
+    if isinstance(source, Secret) and (why := source.missing()):
+        yield steps, why
 
 
 def _address(site: Site, method: str) -> Address:

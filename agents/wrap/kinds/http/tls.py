@@ -76,10 +76,8 @@ class Tls:
         """Give what is missing on this machine, by its key."""
         for name, source in (("ca", self.ca), ("cert", self.cert), ("key", self.key)):
             if isinstance(source, Secret):
-                try:
-                    source.read()
-                except AgentError as exc:
-                    yield name, str(exc)
+                if why := source.missing():
+                    yield name, why
             elif source is not None and not source.is_file():
                 yield name, f"there is no file {source}"
 

@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import termios
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +26,7 @@ from typing import Any, Final
 import structlog
 
 from spinal.protocols import Json
+from spinal.protocols.retry import doubled
 
 from ....errors import CommandFailed, Retry, one_line
 from ....news import Allowance
@@ -459,7 +460,7 @@ class Team:
     def _fail(self, why: str) -> None:
         """Start the next one only after a pause."""
         self._why = why
-        pause = min(MOST_PAUSE, FIRST_PAUSE * 2.0 ** min(self._failures, 30))
+        pause = doubled(FIRST_PAUSE, self._failures, MOST_PAUSE)
         self._failures += 1
         self._again_at = asyncio.get_running_loop().time() + pause
         log.warning("program_failed", program=self._way.argv[0], why=why, pause=round(pause, 1))
@@ -478,9 +479,3 @@ async def team(way: Way, size: int, guard: Guard | None) -> AsyncGenerator[Team]
         yield found
     finally:
         await found.close()
-
-
-def argv_of(words: Sequence[str], folder: Path) -> tuple[str, ...]:
-    """Give a program as it is run: one that is given by a path, from that folder."""
-    first = str(folder / words[0]) if "/" in words[0] else words[0]
-    return (first, *words[1:])

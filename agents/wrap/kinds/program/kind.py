@@ -6,7 +6,6 @@ What goes over its pipes is described in docs/wrap-program.md.
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -15,14 +14,14 @@ from spinal.bus.blob import Blob
 from spinal.bus.errors import CallError
 from spinal.protocols import Json, Problem
 
-from .... import secret
+from .... import process, secret
 from ....document import DURATION, seconds, size
 from ....errors import AgentError, Refused, Retry, one_line
 from ...kind import Call, Host, Kind, Site
 from ...output import Output
 from ...template import Template
-from ..command.kind import BLOB_OUTPUT, OUTPUT, Command, inherited, limiter
-from .kept import Died, Team, TooLong, Way, argv_of, team
+from ..command.kind import BLOB_OUTPUT, OUTPUT, Command, inherited, lacking, limiter
+from .kept import Died, Team, TooLong, Way, team
 
 #: What the results of the outputs are that a program may have.
 _RESULTS: Final[Mapping[str, Any]] = {"json": Any, "text": str, "blob": Blob, "none": None}
@@ -94,7 +93,7 @@ class Program(Kind):
     @classmethod
     def read(cls, site: Site) -> Program:
         """Read it."""
-        argv = tuple(str(word) for word in site.value)
+        argv = tuple(site.text("program", place) for place in range(len(site.value)))
         if not argv[0] or (" " in argv[0] and "/" not in argv[0]):
             site.wrong(
                 f"{argv[0]!r} is no program: write one list entry for each argument, as in "
@@ -121,12 +120,12 @@ class Program(Kind):
             )
         op = site.op
         return cls(
-            argv_of(argv, site.folder),
+            (process.located(argv[0], site.folder), *argv[1:]),
             output=output,
             base=site.folder,
             folder=_fixed(site, op.get("folder", "."), "folder"),
             env={
-                name: _fixed(site, str(value), "env", name)
+                name: _fixed(site, site.text("env", name), "env", name)
                 if isinstance(value, str | int | float)
                 else secret.Secret.of(value, site.folder)
                 for name, value in op.get("env", {}).items()
@@ -139,21 +138,9 @@ class Program(Kind):
 
     def lacks(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """Say if the program, its folder or a secret is not here."""
-        name = self._argv[0]
-        if shutil.which(name) is None:
-            there = Path(name).exists()
-            why = "may not be executed: chmod +x" if there else "is not here: install it, or give "
-            yield ("program", 0), f"{name!r} {why}{'' if there else 'its path'}"
+        yield from lacking("program", self._argv[0], self._limiter, self._env)
         if not self._way.folder.is_dir():
             yield ("folder",), f"no folder {self._way.folder}: make it"
-        if self._limiter and shutil.which(self._limiter[0]) is None:
-            yield ("limits",), "needs prlimit(1): install util-linux"
-        for variable, value in self._env.items():
-            if isinstance(value, secret.Secret):
-                try:
-                    value.read()
-                except AgentError as exc:
-                    yield ("env", variable), str(exc)
 
     @contextlib.asynccontextmanager
     async def open(self, host: Host) -> AsyncGenerator[None]:

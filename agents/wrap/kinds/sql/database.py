@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 from urllib.parse import quote
 
-from ....errors import AgentError, one_line
+from ....errors import one_line
 from ....secret import Secret
 
 if TYPE_CHECKING:
@@ -89,11 +89,8 @@ class Database(ABC):
 
     def lacks(self) -> Iterator[tuple[str, str]]:
         """Give what is missing on this machine, and under which key it is named."""
-        if self._password is not None:
-            try:
-                self._password.read()
-            except AgentError as exc:
-                yield "password", str(exc)
+        if self._password is not None and (why := self._password.missing()):
+            yield "password", why
 
     @abstractmethod
     def engine(self) -> Engine:

@@ -229,10 +229,8 @@ class Tcp(Kind):
         if self.place.ca and not Path(self.place.ca).is_file():
             yield ("tcp", "tls", "ca"), f"no file {self.place.ca}: give a PEM file"
         for name, one in self._secrets.items():
-            try:
-                one.read()
-            except AgentError as exc:
-                yield ("tcp", "secrets", name), str(exc)
+            if why := one.missing():
+                yield ("tcp", "secrets", name), why
 
     @contextlib.asynccontextmanager
     async def open(self, host: Host) -> AsyncGenerator[None]:

@@ -79,10 +79,7 @@ def deploy(file: Path, wait: bool, again: bool, timeout: float | None, as_json: 
                 **found.want,
             )
             if not wait:
-                if as_json:
-                    print_json(plain(dict(row)))
-                else:
-                    click.echo(row["job"])
+                _say_job(row, as_json)
                 return
             if row["state"] != "placed":
                 await _placed(bus, row, timeout)

@@ -1,0 +1,1 @@
+"""Machines of one vendor's account, as operations on the bus."""

@@ -1,0 +1,1 @@
+"""Pools: machines that are rented where they are cheapest, and returned."""

@@ -29,6 +29,7 @@ from ..jobs.keeper import Keeper, want_of
 from ..registry import Registry
 from ..resolver import Demand, rejection
 from ..store.contract import FENCED, Change, Keep, Look, New, StoreError
+from . import record
 from . import service as services
 from .service import Act, Seen, Service, State
 
@@ -132,12 +133,12 @@ class Placer:
 
     async def _refresh(self) -> None:
         """Learn what others made of the services."""
-        versions = await self._keeper.store.versions()
+        versions = await self._keeper.store.versions(record.KIND)
         self._services = {n: one for n, one in self._services.items() if n in versions}
         known = {name: one.version for name, one in self._services.items()}
         if stale := [n for n, version in versions.items() if known.get(n) != version]:
-            for one in await self._keeper.store.services(stale):
-                self._services[one.name] = one
+            for one in await self._keeper.store.records(record.KIND, stale):
+                self._services[one.name] = record.read(one)
         wanted = {agent for one in self._services.values() for agent in _agents(one)}
         self._sights = {agent: sight for agent, sight in self._sights.items() if agent in wanted}
         self._quiet = {key: until for key, until in self._quiet.items() if key[0] in versions}
@@ -253,7 +254,7 @@ class Placer:
         self, service: Service, *changes: Change, drop: bool = False
     ) -> Service | None:
         """Keep a service as it is now, and give it; nothing if somebody else was first."""
-        result = (await self._keeper.store.write(Keep(service, drop), *changes))[0]
+        result = (await self._keeper.store.write(Keep(record.written(service), drop), *changes))[0]
         if result is FENCED:
             return None
         kept = replace(service, version=service.version + 1)
@@ -266,10 +267,10 @@ class Placer:
 
     async def _know(self, name: str) -> Service | None:
         """Learn how a service is now."""
-        found = await self._keeper.store.services([name])
+        found = await self._keeper.store.records(record.KIND, [name])
         if found:
-            self._services[name] = found[0]
-            return found[0]
+            known = self._services[name] = record.read(found[0])
+            return known
         self._services.pop(name, None)
         return None
 
@@ -444,7 +445,7 @@ class Placer:
         async def change(known: Service | None, last: Job | None) -> Service | None:
             now = self._keeper.now()
             if known is None:
-                if len(await self._keeper.store.versions()) >= MAX_SERVICES:
+                if len(await self._keeper.store.versions(record.KIND)) >= MAX_SERVICES:
                     raise CallError.of(
                         Problem("full", f"there are {MAX_SERVICES} services already")
                     )

@@ -20,7 +20,6 @@ from typing import Final, Protocol
 from spinal.protocols import Exit, Json, SpinalError
 
 from ..jobs.job import Job, JobState
-from ..placing.service import Service
 
 
 class StoreError(SpinalError):
@@ -100,13 +99,26 @@ class Fire:
 
 
 @dataclass(frozen=True, slots=True)
+class Record:
+    """Something that a dispatcher looks after, and any dispatcher may change: a service, a pool."""
+
+    #: Small letters; names are told apart within it.
+    kind: str
+    name: str
+    #: Counts how often it was kept; 0 if it never was.
+    version: int
+    #: All of it.
+    body: Json
+
+
+@dataclass(frozen=True, slots=True)
 class Keep:
-    """Keep a service as it is now, with the next version; :data:`FENCED` if its version is another.
+    """Keep a record as it is now, with the next version; :data:`FENCED` if its version is another.
 
     With ``drop`` it is deleted instead.
     """
 
-    service: Service
+    record: Record
     drop: bool = False
 
 
@@ -371,14 +383,14 @@ class Store(Protocol):
         """Give all limits, by operation."""
         ...
 
-    # -- services
+    # -- records
 
-    async def services(self, names: Sequence[str]) -> list[Service]:
-        """Give those services that exist, by name."""
+    async def records(self, kind: str, names: Sequence[str] | None = None) -> list[Record]:
+        """Give the records of a kind that exist, of these names or all, by name."""
         ...
 
-    async def versions(self) -> Mapping[str, int]:
-        """Give the version of every service."""
+    async def versions(self, kind: str) -> Mapping[str, int]:
+        """Give the version of every record of a kind, by name."""
         ...
 
     # -- housekeeping

@@ -24,7 +24,6 @@ import structlog
 from spinal.protocols import SpinalError
 
 from ..jobs.job import Job, JobState
-from ..placing.service import Service
 from . import pruning, records
 from .contract import (
     Change,
@@ -36,6 +35,7 @@ from .contract import (
     New,
     Overview,
     Peers,
+    Record,
     Result,
     Retention,
     Save,
@@ -49,10 +49,12 @@ from .listing import wanted
 from .plan import Prepared, decide, weigh
 from .schema import upgrade
 from .tables import (
+    AFTER_KIND,
     BOUND,
     DEAD,
     LIVE,
     NOBODYS,
+    OF_KIND,
     QUEUED,
     WAITING,
     Among,
@@ -66,9 +68,9 @@ from .tables import (
     logs,
     parameter,
     schedules,
-    services,
     stops,
 )
+from .tables import records as kept_records
 from .transaction import Transaction
 
 log = structlog.get_logger()
@@ -284,7 +286,7 @@ class Database:
         if isinstance(change, New):
             return records.fresh(change.job, change.begins, self._retention)
         if isinstance(change, Keep):
-            return records.tended(change.service, change.drop)
+            return records.tended(change.record, change.drop)
         return change
 
     async def _flush(self) -> None:
@@ -590,22 +592,27 @@ class Database:
             )
         )
 
-    # -- services
+    # -- records
 
-    async def services(self, names: Sequence[str]) -> list[Service]:
+    async def records(self, kind: str, names: Sequence[str] | None = None) -> list[Record]:
+        """See the contract."""
+        query = sa.select(kept_records).order_by(kept_records.c.id)
+        if names is None:
+            found = await self._read(query.where(*_of_kind(kind)))
+        else:
+            ids = [f"{kind}{OF_KIND}{name}" for name in names]
+            found = await self._read(
+                query.where(Among(kept_records.c.id, parameter())),
+                {"values": self._dialect.several(ids)},
+            )
+        return [records.record(row) for row in found]
+
+    async def versions(self, kind: str) -> Mapping[str, int]:
         """See the contract."""
         found = await self._read(
-            sa.select(services)
-            .where(Among(services.c.name, parameter()))
-            .order_by(services.c.name),
-            {"values": self._dialect.several(names)},
+            sa.select(kept_records.c.id, kept_records.c.version).where(*_of_kind(kind))
         )
-        return [records.service(row) for row in found]
-
-    async def versions(self) -> Mapping[str, int]:
-        """See the contract."""
-        found = await self._read(sa.select(services.c.name, services.c.version))
-        return {name: version for name, version in found}
+        return {id.partition(OF_KIND)[2]: version for id, version in found}
 
     # -- housekeeping
 
@@ -651,6 +658,11 @@ class Database:
         except LifeOver:
             self._over = True
             raise
+
+
+def _of_kind(kind: str) -> Iterable[sa.ColumnElement[bool]]:
+    id = kept_records.c.id
+    return id >= f"{kind}{OF_KIND}", id < f"{kind}{AFTER_KIND}"
 
 
 _EXPIRED: Final = lives.c.expires <= Now()

@@ -84,8 +84,8 @@ class Seen:
     logs: dict[str, Kept] = field(default_factory=dict[str, Kept])
     #: Next times of schedules.
     schedules: dict[str, int] = field(default_factory=dict[str, int])
-    #: Versions of services.
-    services: dict[str, int] = field(default_factory=dict[str, int])
+    #: Versions of records.
+    versions: dict[str, int] = field(default_factory=dict[str, int])
     #: By operation; one without a limit is not in it.
     limits: dict[str, Bucket] = field(default_factory=dict[str, Bucket])
 
@@ -146,7 +146,7 @@ def _allowed(write: Sequence[Prepared], seen: Seen, life: int) -> Result | None:
             jobs[one.id] = one.standing
             wait = _take(before, one, limits, seen) or wait
         elif (isinstance(one, Fire) and seen.schedules.get(one.id) != one.due) or (
-            isinstance(one, Tended) and seen.services.get(one.id, 0) != one.version
+            isinstance(one, Tended) and seen.versions.get(one.id, 0) != one.version
         ):
             return FENCED
     return wait
@@ -213,10 +213,10 @@ def _apply(one: Prepared, seen: Seen, plan: Plan, retention: Retention) -> Resul
             return True
         case Tended():
             if one.text is None:
-                seen.services.pop(one.id, None)
+                seen.versions.pop(one.id, None)
                 plan.dropped.append((one.id,))
             else:
-                seen.services[one.id] = after = one.version + 1
+                seen.versions[one.id] = after = one.version + 1
                 if one.version:
                     plan.tended.append((after, one.text, one.id))
                 else:

@@ -16,9 +16,8 @@ from spinal.protocols import Json, LocalProtocolError, Problem
 from spinal.protocols.blob import MARK, is_reference
 
 from ..jobs.job import Job, JobState, Try
-from ..placing.service import Asked, Placement, Service, State
-from .contract import LogLine, Retention, Schedule
-from .tables import jobs
+from .contract import LogLine, Record, Retention, Schedule
+from .tables import OF_KIND, jobs
 
 #: A row as a driver takes it.
 Row = tuple[Any, ...]
@@ -171,7 +170,7 @@ class Saved:
 
 @dataclass(slots=True)
 class Tended:
-    """A service, ready to be kept in place of its last version."""
+    """A record, ready to be kept in place of its last version."""
 
     id: str
     #: The one that it takes the place of; 0 for none.
@@ -350,44 +349,26 @@ def schedule(row: Any) -> Schedule:
     )
 
 
-def tended(one: Service, drop: bool) -> Tended:
-    """Take down a service.
+def tended(one: Record, drop: bool) -> Tended:
+    """Take down a record.
 
     Raises:
         LocalProtocolError: it cannot be kept.
     """
+    id = f"{one.kind}{OF_KIND}{one.name}"
     if drop:
-        return Tended(one.name, one.version, None)
-    members = {name: getattr(one, name) for name in _SERVICE}
-    members["state"] = one.state.value
-    for name in _ASKED_TIMES:
-        asked: Asked | None = members[name]
-        members[name] = None if asked is None else [asked.arguments, asked.want]
-    members["history"] = [
-        {name: getattr(placement, name) for name in _PLACEMENT} for placement in one.history
-    ]
+        return Tended(id, one.version, None)
     try:
-        return Tended(one.name, one.version, dumps(members).decode())
+        return Tended(id, one.version, dumps(one.body).decode())
     # The libraries differ: ValueError and TypeError mean the same here.
     except (ValueError, TypeError) as exc:
         raise LocalProtocolError(f"{one.name} is not JSON: {exc}", "bad-arguments") from exc
 
 
-_SERVICE: Final = [one.name for one in fields(Service) if one.name not in ("name", "version")]
-_ASKED_TIMES: Final = ("ran", "ran_before")
-_PLACEMENT: Final = [one.name for one in fields(Placement)]
-
-
-def service(row: Any) -> Service:
-    """Read a service."""
-    members = _read(row.service)
-    members["state"] = State(members["state"])
-    for name in _ASKED_TIMES:
-        if members[name] is not None:
-            arguments, want = members[name]
-            members[name] = Asked(arguments=arguments, want=want)
-    members["history"] = tuple([Placement(**one) for one in members["history"]])
-    return Service(name=row.name, version=row.version, **members)
+def record(row: Any) -> Record:
+    """Read a record."""
+    kind, _, name = row.id.partition(OF_KIND)
+    return Record(kind, name, row.version, _read(row.body))
 
 
 def line(row: Any) -> LogLine:

@@ -176,13 +176,18 @@ schedules: Final = sa.Table(
     sa.Column("next", sa.BigInteger, nullable=False),
 )
 
-services: Final = sa.Table(
-    "services",
+#: Between the kind of a record and its name; the character after it ends the kind.
+OF_KIND: Final = "/"
+AFTER_KIND: Final = "0"
+
+records: Final = sa.Table(
+    "records",
     metadata,
-    sa.Column("name", Name, primary_key=True),
+    # Kind and name.
+    sa.Column("id", Name, primary_key=True),
     sa.Column("version", sa.BigInteger, nullable=False),
     # All of it, as JSON text.
-    sa.Column("service", sa.Text, nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
 )
 
 limits: Final = sa.Table(

@@ -26,8 +26,8 @@ from .tables import (
     logs,
     parameter,
     schedules,
-    services,
 )
+from .tables import records as kept_records
 
 
 class Transaction:
@@ -66,11 +66,11 @@ class Transaction:
             .order_by(schedules.c.id)
             .with_for_update(),
         )
-        self._services = Statement(
+        self._versions = Statement(
             engine,
-            sa.select(services.c.name, services.c.version)
-            .where(Among(services.c.name, some))
-            .order_by(services.c.name)
+            sa.select(kept_records.c.id, kept_records.c.version)
+            .where(Among(kept_records.c.id, some))
+            .order_by(kept_records.c.id)
             .with_for_update(),
         )
         self._limits = Statement(
@@ -112,15 +112,15 @@ class Transaction:
             .where(schedules.c.id == parameter("schedule"))
             .values(next=sa.bindparam("next")),
         )
-        self._insert_service = put(services)
+        self._insert_record = put(kept_records)
         self._tend = Statement(
             engine,
-            sa.update(services)
-            .where(services.c.name == parameter("service_name"))
-            .values(version=sa.bindparam("version"), service=sa.bindparam("service")),
+            sa.update(kept_records)
+            .where(kept_records.c.id == parameter("record"))
+            .values(version=sa.bindparam("version"), body=sa.bindparam("body")),
         )
         self._drop = Statement(
-            engine, sa.delete(services).where(services.c.name == parameter("name"))
+            engine, sa.delete(kept_records).where(kept_records.c.id == parameter("record"))
         )
         upsert = dialect.put(logs)
         self._put_log = Statement(
@@ -196,9 +196,9 @@ class Transaction:
                 id: due for id, due in self._schedules.all(connection, several(sorted(fired)))
             }
         if tended:
-            seen.services = {
-                name: version
-                for name, version in self._services.all(connection, several(sorted(tended)))
+            seen.versions = {
+                id: version
+                for id, version in self._versions.all(connection, several(sorted(tended)))
             }
         if limited:
             seen.limits = self._see_limits(connection, several(sorted(limited)))
@@ -233,7 +233,7 @@ class Transaction:
         self._spend.many(connection, [(bucket.tokens, op) for op, bucket in plan.limits.items()])
         self._fire.many(connection, plan.fires)
         self._forget.many(connection, plan.forgets)
-        self._insert_service.many(connection, plan.founded)
+        self._insert_record.many(connection, plan.founded)
         self._tend.many(connection, plan.tended)
         self._drop.many(connection, plan.dropped)
 

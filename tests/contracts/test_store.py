@@ -15,6 +15,7 @@ import pytest
 from tests.postgres import Postgres, available, server
 
 from spinal.dispatcher.jobs.job import Happening, Job, JobState, Try, mint
+from spinal.dispatcher.placing import record
 from spinal.dispatcher.placing.service import Asked, Placement, Service, State
 from spinal.dispatcher.store import store_for
 from spinal.dispatcher.store.contract import (
@@ -31,6 +32,7 @@ from spinal.dispatcher.store.contract import (
     Look,
     New,
     NotAStore,
+    Record,
     Retention,
     Save,
     Schedule,
@@ -921,6 +923,14 @@ async def test_a_schedule_is_fired_by_one_of_two(url: str) -> None:
 # -- services
 
 
+def keep(service: Service, drop: bool = False) -> Keep:
+    return Keep(record.written(service), drop)
+
+
+async def services(store: Store, names: list[str]) -> list[Service]:
+    return [record.read(one) for one in await store.records(record.KIND, names)]
+
+
 def a_service(**members: Any) -> Service:
     asked: dict[str, Any] = {"name": "shop", "caller": ALICE, "created": 1, "since": 1}
     return Service(**asked | members)
@@ -947,55 +957,60 @@ async def test_a_service_is_read_as_it_was_written(url: str) -> None:
         ),
     )
     async with opened(url) as (store, _):
-        assert await store.write(Keep(service), Keep(a_service(name="mail"))) == [True, True]
-        assert await store.versions() == {"mail": 1, "shop": 1}
-        assert await store.services(["shop", "none"]) == [replace(service, version=1)]
-        assert [one.name for one in await store.services(["shop", "mail"])] == ["mail", "shop"]
+        other = Record("pool", "mail", 0, {"size": 1})
+        changes = keep(service), keep(a_service(name="mail")), Keep(other)
+        assert await store.write(*changes) == [True, True, True]
+        assert await store.versions("service") == {"mail": 1, "shop": 1}
+        assert await store.versions("pool") == {"mail": 1}
+        assert await services(store, ["shop", "none"]) == [replace(service, version=1)]
+        assert [one.name for one in await services(store, ["shop", "mail"])] == ["mail", "shop"]
+        assert await store.records("pool") == [replace(other, version=1)]
+        assert [one.name for one in await store.records("service")] == ["mail", "shop"]
 
 
 async def test_a_service_is_changed_and_dropped_by_who_knows_its_version(url: str) -> None:
     async with opened(url) as (store, _):
-        await store.write(Keep(a_service()))
+        await store.write(keep(a_service()))
         job = a_job()
-        assert await store.write(Keep(a_service()), New(job)) == [FENCED, FENCED]
-        assert await store.write(Keep(a_service(version=2)), New(job)) == [FENCED, FENCED]
+        assert await store.write(keep(a_service()), New(job)) == [FENCED, FENCED]
+        assert await store.write(keep(a_service(version=2)), New(job)) == [FENCED, FENCED]
         assert await store.get(job.id) is None
         moved = a_service(version=1, state=State.PLACED, agent="a")
-        assert await store.write(Keep(moved), New(job)) == [True, job.id]
-        assert await store.services(["shop"]) == [replace(moved, version=2)]
-        assert await store.write(Keep(moved, drop=True)) == [FENCED]
-        assert await store.write(Keep(replace(moved, version=2), drop=True)) == [True]
-        assert await store.versions() == {}
-        assert await store.write(Keep(replace(moved, version=2))) == [FENCED]
+        assert await store.write(keep(moved), New(job)) == [True, job.id]
+        assert await services(store, ["shop"]) == [replace(moved, version=2)]
+        assert await store.write(keep(moved, drop=True)) == [FENCED]
+        assert await store.write(keep(replace(moved, version=2), drop=True)) == [True]
+        assert await store.versions("service") == {}
+        assert await store.write(keep(replace(moved, version=2))) == [FENCED]
 
 
 @pytest.mark.parametrize("version", [0, 1], ids=["new", "known"])
 async def test_one_of_two_who_place_a_service_at_once_makes_a_job(url: str, version: int) -> None:
     async with opened(url) as (one, _), opened(url, THERE) as (two, _):
         if version:
-            await one.write(Keep(a_service()))
+            await one.write(keep(a_service()))
         for _ in range(20):
             jobs = [a_job(), a_job()]
             service = a_service(version=version)
             results = await asyncio.gather(
-                *(s.write(Keep(service), New(j)) for s, j in zip((one, two), jobs, strict=True))
+                *(s.write(keep(service), New(j)) for s, j in zip((one, two), jobs, strict=True))
             )
             winner = 0 if results[0][0] is True else 1
             assert list(results[winner]) == [True, jobs[winner].id]
             assert list(results[1 - winner]) == [FENCED, FENCED]
             assert set(await one.states(ids(jobs))) == {jobs[winner].id}
-            assert await two.versions() == {"shop": version + 1}
+            assert await two.versions("service") == {"shop": version + 1}
             if version:
                 version += 1
             else:
-                await one.write(Keep(replace(service, version=1), drop=True))
+                await one.write(keep(replace(service, version=1), drop=True))
 
 
 async def test_a_service_that_no_file_can_hold_is_refused(url: str) -> None:
     async with opened(url) as (store, _):
         with pytest.raises(LocalProtocolError):
-            await store.write(Keep(a_service(result={"odd": object()})))
-        assert await store.versions() == {}
+            await store.write(keep(a_service(result={"odd": object()})))
+        assert await store.versions("service") == {}
 
 
 # -- what dispatchers tell each other

@@ -18,7 +18,7 @@ from tests.postgres import available, server
 
 from spinal.dispatcher.jobs.job import Happening, Job, JobState, mint
 from spinal.dispatcher.store import store_for
-from spinal.dispatcher.store.contract import Filter, Limit, New, Save, Store
+from spinal.dispatcher.store.contract import Filter, Limit, New, Record, Save, Store
 from spinal.dispatcher.store.tables import metadata
 
 HERE = "one@home.test/d"
@@ -69,13 +69,34 @@ async def test_a_store_from_before_there_were_services_keeps_its_jobs(tmp_path: 
     await store.write(New(job))
     await store.close()
     with closing(sqlite3.connect(tmp_path / "jobs.db", isolation_level=None)) as file:
-        file.execute("DROP TABLE services")
+        file.execute("DROP TABLE records")
         file.execute("UPDATE alembic_version SET version_num = '0001'")
 
     store = store_for(url)
     await store.open(HERE, 10.0)
     try:
-        assert await store.versions() == {} and await store.get(job.id) is not None
+        assert await store.versions("service") == {} and await store.get(job.id) is not None
+    finally:
+        await store.close()
+
+
+async def test_services_from_before_there_were_other_records_are_still_there(
+    tmp_path: Path,
+) -> None:
+    url = f"sqlite:///{tmp_path}/jobs.db"
+    store = store_for(url)
+    await store.open(HERE, 10.0)
+    await store.close()
+    with closing(sqlite3.connect(tmp_path / "jobs.db", isolation_level=None)) as file:
+        file.execute("DROP TABLE records")
+        file.execute("CREATE TABLE services (name TEXT PRIMARY KEY, version INT, service TEXT)")
+        file.execute("""INSERT INTO services VALUES ('shop', 3, '{"state": "placed"}')""")
+        file.execute("UPDATE alembic_version SET version_num = '0002'")
+
+    store = store_for(url)
+    await store.open(HERE, 10.0)
+    try:
+        assert await store.records("service") == [Record("service", "shop", 3, {"state": "placed"})]
     finally:
         await store.close()
 

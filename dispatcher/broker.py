@@ -268,6 +268,11 @@ class Broker:
         """Calls that wait for an agent."""
         return len(self._queue)
 
+    def waiting_for(self, ops: Iterable[str]) -> int:
+        """Count the calls of these operations that wait for an agent."""
+        counts = self._queue.operations()
+        return sum(counts.get(op, 0) for op in ops)
+
     @property
     def in_flight(self) -> int:
         """Attempts that are at agents."""

@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
 
-from spinal.protocols import Json
-
+from .scaling import Memory
 from .spec import PoolSpec
 
 #: Events that are remembered.
@@ -57,7 +56,7 @@ class Pool:
     wanted: int = 0
     why: str = ""
     #: What the scaling remembers from one look to the next.
-    memory: Json = None
+    memory: Memory = Memory()
     #: Hash of the plan that was applied last.
     hash: str = ""
     #: Why it has fewer machines than it wants; empty if it has them, or they are on their way.

@@ -11,6 +11,7 @@ from ..store.contract import Record
 from .document import of_json, to_json
 from .machine import Machine, State
 from .pool import Event, Phase, Pool
+from .scaling import Memory
 
 #: What records are called: of pools; of machines that may exist; of those that do not any more,
 #: which are kept for the bill.
@@ -27,6 +28,7 @@ def of_pool(pool: Pool) -> Record:
     body: dict[str, Any] = {name: getattr(pool, name) for name in _POOL}
     body["spec"] = to_json(pool.spec)
     body["phase"] = pool.phase.value
+    body["memory"] = pool.memory.row()
     body["events"] = [[one.at, one.what, one.about, one.said] for one in pool.events]
     return Record(POOL, pool.name, pool.version, body)
 
@@ -36,6 +38,7 @@ def pool(record: Record) -> Pool:
     body = _members(record)
     body["spec"] = of_json(body["spec"])
     body["phase"] = Phase(body["phase"])
+    body["memory"] = Memory.of(body["memory"])
     body["events"] = tuple(
         Event(at=at, what=what, about=about, said=said) for at, what, about, said in body["events"]
     )

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Final
 
+from spinal.protocols import Json
 from spinal.protocols.retry import doubled
 
 from .machine import Machine, State
@@ -47,6 +48,19 @@ class Sight:
     id: str = ""
     said: str = ""
     created: int | None = None
+    region: str = ""
+    type: str = ""
+    pool: str = ""
+
+    @staticmethod
+    def of(row: Mapping[str, Any]) -> Sight:
+        """Read what a provider agent says; what it does not say is empty."""
+        texts = {name: str(row.get(name) or "") for name in Sight.__slots__ if name != "created"}
+        return Sight(**texts, created=row.get("created"))
+
+    def row(self) -> dict[str, Json]:
+        """Give it as JSON."""
+        return {name: getattr(self, name) for name in self.__slots__}
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,8 +284,7 @@ def answered(machine: Machine, outcome: Mapping[str, Any], now: int) -> Machine:
     match outcome.get("outcome"):
         case "created":
             row = outcome.get("machine") or {}
-            sight = Sight(str(row.get("state", "")), str(row.get("id", "")), "", row.get("created"))
-            return existing(machine, sight, now)
+            return existing(machine, Sight.of(row), now)
         case "refused":
             return moved(machine, State.REFUSED, now, said=said)
         case _:

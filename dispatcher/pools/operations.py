@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -71,7 +71,7 @@ class PoolOperations:
     async def apply(self, request: Request, args: Arguments) -> Json:
         """Make a pool as its file says, or change it; refuses if the plan is another by now."""
         spec = _spec(args)
-        found, errors = await self._planned(spec, False)
+        found, _ = await self._planned(spec, False)
         if "hash" in args and args["hash"] != found.hash:
             text = f"the plan has changed: it is {found.hash[:12]} now, see `spinal pool plan`"
             raise CallError.of(Problem("refused", text, "hash"))

@@ -6,7 +6,7 @@ Times are milliseconds since 1970 UTC.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final
 
@@ -56,7 +56,7 @@ class Pool:
     wanted: int = 0
     why: str = ""
     #: What the scaling remembers from one look to the next.
-    memory: Memory = Memory()
+    memory: Memory = field(default_factory=Memory)
     #: Hash of the plan that was applied last.
     hash: str = ""
     #: Why it has fewer machines than it wants; empty if it has them, or they are on their way.

@@ -20,12 +20,12 @@ import secrets
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import structlog
+from spinal.agents.provider.settings import Providers
 
 from spinal.agents.provider.offer import Offer
-from spinal.agents.provider.settings import Providers
 from spinal.bus.errors import CallError
 from spinal.protocols import Json, LocalProtocolError, Problem
 
@@ -121,7 +121,7 @@ class Tender:
         market: Callable[[], Providers],
         address: str,
         leads: Callable[[], bool] = lambda: True,
-        pace: Pace = Pace(),
+        pace: Pace | None = None,
     ) -> None:
         self._keeper = keeper
         self._registry = registry
@@ -131,7 +131,7 @@ class Tender:
         self._home = home
         self.market = market
         self._leads = leads
-        self._pace = pace
+        self._pace = Pace() if pace is None else pace
         self.vendors = Vendors(broker, registry, address, keeper.now)
         self.launches = Launches()
         self.responses = Responses()
@@ -497,10 +497,13 @@ class Tender:
                 await self._send_away(one, "its time is over")
             elif one.name in overdue:
                 await self._send_away(one, overdue[one.name])
-            elif one.state is State.READY and not one.retiring:
-                if now >= one.expires - int(pool.spec.life.join * 1000):
-                    retiring = replace(one, retiring=True, why="its time is over soon")
-                    await self._save(one, Step(retiring))
+            elif (
+                one.state is State.READY
+                and not one.retiring
+                and now >= one.expires - int(pool.spec.life.join * 1000)
+            ):
+                retiring = replace(one, retiring=True, why="its time is over soon")
+                await self._save(one, Step(retiring))
             found.append(self.machines.get(one.name, one))
         return found
 
@@ -594,10 +597,7 @@ class Tender:
                 outcome = await self.vendors.destroy(vendor, name)
                 deleted[name] = str(outcome.get("outcome"))
             for one in missing:
-                why = "its vendor does not have it"
-                await self.change(
-                    one.name, lambda m: tending.moved(m, State.GONE, self.now(), why=why)
-                )
+                await self.change(one.name, self._closed)
                 deleted[one.name] = "gone"
         unknown = sorted({one.vendor for one in self.machines.values()} - fresh.keys())
         return {
@@ -614,6 +614,9 @@ class Tender:
                 for vendor in sorted({*unknown, *here} - fresh.keys())
             },
         }
+
+    def _closed(self, machine: Machine) -> Machine:
+        return tending.moved(machine, State.GONE, self.now(), why="its vendor does not have it")
 
     # -- ordering
 

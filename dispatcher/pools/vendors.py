@@ -7,8 +7,8 @@ the last list of each vendor, which is asked for again by :meth:`Vendors.look`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
 
 import structlog
 
@@ -24,8 +24,6 @@ from .spec import Server
 from .tending import Listing, Sight
 
 log = structlog.get_logger()
-
-_T = TypeVar("_T")
 
 #: What provider agents offer.
 OFFERS: Final = "/provider/offers"

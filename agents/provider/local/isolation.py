@@ -214,7 +214,7 @@ def unpacking(archive: Path, place: Path) -> list[str]:
     return ["tar", "--extract", "--gzip", "--file", str(archive), *attributes, "-C", str(place)]
 
 
-def packing(archive: Path, place: Path, kept: str) -> list[str]:
+def packing(place: Path, kept: str) -> list[str]:
     """Give the program that packs a machine's own folder; it ends with 1 if that changed meanwhile."""
     attributes = ["--xattrs", "--xattrs-include=*", "--sparse", "--numeric-owner"]
     ignored = [
@@ -222,5 +222,15 @@ def packing(archive: Path, place: Path, kept: str) -> list[str]:
         "--warning=no-file-removed",
         "--warning=no-file-ignored",
     ]
-    to = ["--create", "--gzip", "--file", str(archive)]
-    return ["tar", *to, *attributes, *ignored, "-C", str(place), kept]
+    return [
+        "tar",
+        "--create",
+        "--gzip",
+        "--file",
+        "-",
+        *attributes,
+        *ignored,
+        "-C",
+        str(place),
+        kept,
+    ]

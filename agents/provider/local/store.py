@@ -8,9 +8,9 @@
     ID/disk/             its own folder
     ID/console.log       what it writes; the older part is console.log.1
     ID/ended.json        how it ended
-    .*                   being made or being deleted; nobody's if the lock is free
-    images/ID.json       the record of one image
-    images/ID.tar.gz     its content
+    .ID*                 being made (by who holds the lock) or being deleted
+    images/ID.tar.gz     content of one image
+    images/ID.json       its record; without one the image is being made, and the content locked
 
 Only folders that are complete have a name without a dot.
 """
@@ -26,7 +26,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import IO, Any, Final, TypeVar
 
 import structlog
 
@@ -77,8 +77,8 @@ class Image:
     id: str
     name: str
     description: str
-    #: Isolation of the machine that it is of; the machines that are made from it have the like.
-    isolation: str
+    #: Name of the folder that it holds (:attr:`.isolation.Isolation.kept`).
+    kept: str
     #: Milliseconds since 1970 UTC.
     created: int
 
@@ -157,10 +157,39 @@ class Store:
         """Delete what others left half made or half deleted when they were killed; hold the lock."""
         for path in self.folder.glob(f".{MACHINE}*"):
             _delete(path)
-        for path in self.folder.glob(f"images/.{IMAGE}*"):
-            path.unlink(missing_ok=True)
+        for path in self.folder.glob(f"images/{IMAGE}*.tar.gz"):
+            if not self._about(path.name.removesuffix(".tar.gz")).exists() and _abandoned(path):
+                path.unlink(missing_ok=True)
 
     # -- images
+
+    def _about(self, id: str) -> Path:
+        return self.folder / "images" / f"{id}.json"
+
+    @contextmanager
+    def draft(self, image: Image) -> Generator[IO[bytes]]:
+        """Give the file that takes the content of a new image, which is there when that is done.
+
+        It is locked, also by those programs that write it for us, as long as it is nobody else's
+        to delete.
+        """
+        path = self.archive(image.id)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            with path.open("xb") as file:
+                os.fchmod(file.fileno(), 0o600)
+                fcntl.flock(file, fcntl.LOCK_EX)
+                yield file
+                _write(self._about(image.id), image)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+    def delete(self, id: str) -> None:
+        """Delete an image; nothing happens if there is no such one."""
+        # In this order, so that none is left that has no content.
+        self._about(id).unlink(missing_ok=True)
+        self.archive(id).unlink(missing_ok=True)
 
     def images(self) -> list[Image]:
         """Give all images, oldest first."""
@@ -190,6 +219,16 @@ def _read(path: Path, kind: type[_T]) -> _T | None:
 
 def _write(path: Path, row: Record | Image) -> None:
     write(path, json.dumps(asdict(row)).encode(), 0o600)
+
+
+def _abandoned(path: Path) -> bool:
+    """Tell whether nobody writes a file any more."""
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
 
 
 def _delete(folder: Path) -> None:

@@ -33,6 +33,7 @@ import select
 import signal
 import sys
 import time
+from types import FrameType
 from typing import Any, Final
 
 PR_SET_PDEATHSIG: Final = 1
@@ -102,6 +103,10 @@ def send(rows: list[list[int]], number: int) -> None:
             pass
 
 
+def _nothing(number: int, frame: FrameType | None) -> None:
+    """Only wake up."""
+
+
 class Warden:
     """See the module."""
 
@@ -129,7 +134,7 @@ class Warden:
         signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
         # Handlers, and not SIG_IGN, which the machine would inherit.
         for number in (signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
-            signal.signal(number, lambda *_: None)
+            signal.signal(number, _nothing)
         signal.signal(signal.SIGTERM, self._on_term)
         while True:
             ready, _, _ = select.select([woken, self._output], [], [], self._pause())
@@ -144,7 +149,7 @@ class Warden:
                 self._drain()
                 return
 
-    def _on_term(self, *_: object) -> None:
+    def _on_term(self, number: int, frame: FrameType | None) -> None:
         if self._deadline is None:
             self._asked = True
             self._deadline = time.monotonic() + self._orders["grace"]

@@ -134,7 +134,7 @@ class Tender:
         self._pace = Pace() if pace is None else pace
         self.vendors = Vendors(broker, registry, address, keeper.now)
         self.launches = Launches()
-        self.responses = Responses()
+        self._responses: dict[str, Responses] = {}
         self.pools: dict[str, Pool] = {}
         self.machines: dict[str, Machine] = {}
         #: Machines that are over, for the bill; and their records as far as they are known.
@@ -541,13 +541,17 @@ class Tender:
                 idle += not running
         stored = await self._keeper.store.queued(ops, MAX_COUNTED)
         waiting = max(stored, self._broker.waiting_for(ops))
-        p95 = self.responses.p95(ops, self._time())
+        p95 = self._responses.setdefault(pool.name, Responses()).p95(self.now())
         return Measures(waiting=waiting, slots=slots, busy=busy, p95=p95, idle=idle)
 
     def job_ended(self, job: Job) -> None:
         """Note how long a job took."""
-        if job.state is JobState.DONE and job.runnable is not None and job.ended is not None:
-            self.responses.add(job.op, (job.ended - job.runnable) / 1000, self._time())
+        if job.state is not JobState.DONE or job.runnable is None or job.ended is None:
+            return
+        for name, pool in self.pools.items():
+            if job.op in pool.spec.scale.ops:
+                took = (job.ended - job.runnable) / 1000
+                self._responses.setdefault(name, Responses()).add(took, job.ended)
 
     async def keep(self, pool: Pool, *changes: Change) -> Pool | None:
         """Keep a pool as it is now; nothing if somebody else was first."""

@@ -8,6 +8,7 @@ One home is one tenant.  Everything that finds the bus by itself (``spinal up``,
     secrets/NAME.password  what the account logs in with
     secrets/component      what the dispatcher's component logs in with
     server/                the XMPP server's folder; its authority is server/ca.pem
+    joining/               certificates and wheels for machines that join
     agents/NAME.lock       held by the agent that runs under this name
     dispatcher/            the dispatcher's own files; others.json names the others on its store
     run/up.lock            held by ``spinal up``
@@ -36,7 +37,7 @@ from spinal.protocols import Exit, LocalProtocolError, address
 from .errors import HomeError
 from .server.contract import Ports, ServerConfig
 from .server.files import write
-from .server.ports import free_ports, reachable
+from .server.ports import free_port, free_ports, reachable
 
 #: Version of the layout.  A home with a higher one was made by a newer Spinal.
 VERSION: Final = 1
@@ -341,6 +342,18 @@ class Home:
         home._save()
         return home
 
+    def with_desk(self) -> Home:
+        """Give the home with a port at which machines join; chosen and kept if it has none yet.
+
+        Raises :class:`~spinal.bus.server.ServerError` if no port is free.
+        """
+        if self.ports.desk:
+            return self
+        desk = free_port(self.listen, self.ports)
+        home = replace(self, ports=replace(self.ports, desk=desk))
+        home._save()
+        return home
+
     def _save(self) -> None:
         settings: dict[str, Any] = {
             "version": VERSION,
@@ -351,6 +364,7 @@ class Home:
                 "c2s": self.ports.c2s,
                 "component": self.ports.component,
                 "upload": self.ports.upload,
+                "desk": self.ports.desk,
             },
             "public_host": self.public_host,
             "authority": self.authority is not None,

@@ -31,6 +31,7 @@ from spinal.bus.server import add_accounts
 from spinal.protocols import SpinalError
 
 from .garbage import seldom_collected
+from .joining.joining import Joining
 from .service import Dispatcher
 from .store import store_for
 from .supervised import Supervisor, die_with_parent, supervised
@@ -80,16 +81,20 @@ async def serve(home: Home, supervisor: Supervisor, stop: asyncio.Event) -> None
         await stack.enter_async_context(seldom_collected())
         connection = await stack.enter_async_context(connection_of(home))
         roles = Roles(home)
+        store = store_for(home.store)
+        joining = Joining(home, store)
         dispatcher = Dispatcher(
             connection,
             roles=roles.of,
             accounts=roles.table,
             known=home.dispatcher_folder / "agents.json",
             dispatchers=(home.dispatcher,),
-            store=store_for(home.store),
+            store=store,
             on_dispatchers=home.keep_others,
+            joining=joining,
         )
         await stack.enter_async_context(dispatcher)
+        await stack.enter_async_context(joining)
         supervisor.ready()
         stopped, failed = map(asyncio.ensure_future, (stop.wait(), dispatcher.failed()))
         try:

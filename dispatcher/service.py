@@ -46,6 +46,8 @@ from .errors import RegistryFull
 from .jobs.clock import Clock
 from .jobs.keeper import Keeper
 from .jobs.operations import JOB_OPERATIONS, JobOperations
+from .joining.joining import Joining
+from .joining.operations import TICKET_OPERATIONS, TicketOperations
 from .many import ask_all, ask_any
 from .own import Own
 from .placing.operations import SERVICE_OPERATIONS, ServiceOperations
@@ -116,6 +118,7 @@ class Dispatcher:
         store: where jobs are kept; ours to open and close.  Without one there are no jobs.
         clock: what time it is for them.
         on_dispatchers: told the addresses of all dispatchers on our store when they change.
+        joining: how machines join; theirs to open once we are.
 
     Raises:
         BusError: on entering, when the connection cannot be opened.
@@ -136,6 +139,7 @@ class Dispatcher:
         store: Store | None = None,
         clock: Clock | None = None,
         on_dispatchers: Callable[[Collection[str]], None] = lambda addresses: None,
+        joining: Joining | None = None,
     ) -> None:
         self._connection = connection
         self._on_dispatchers = on_dispatchers
@@ -198,6 +202,9 @@ class Dispatcher:
             self._own |= {path: (own, jobs) for path, own in JOB_OPERATIONS.items()}
             self._own |= {path: (own, services) for path, own in SERVICE_OPERATIONS.items()}
             self.session.on_final = self.keeper.strays.late
+        if joining is not None:
+            tickets = TicketOperations(joining)
+            self._own |= {path: (own, tickets) for path, own in TICKET_OPERATIONS.items()}
         self._tasks = Tasks("dispatcher")
         self._stack = AsyncExitStack()
         #: Remembered agents that have not reported yet; empty once we have settled.

@@ -22,6 +22,8 @@ class Ports:
     component: int
     #: HTTPS for uploads and downloads of blobs (XEP-0363).
     upload: int
+    #: HTTPS at which new machines join; the dispatcher's.  0 in a home that never needed one.
+    desk: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import errno
 import os
 import random
 import socket
+from dataclasses import astuple, fields
 from typing import Final
 
 from .contract import Ports, ServerConfig
@@ -17,16 +18,28 @@ RANGE: Final = range(20_000, 32_000)
 
 
 def free_ports(listen: str = "127.0.0.1") -> Ports:
-    """Choose three ports that nobody uses right now, on ``listen`` and on loopback.
+    """Choose ports that nobody uses right now, on ``listen`` and on loopback.
 
     Raises :class:`ServerError` if none can be found.
     """
+    return Ports(*_free(listen, len(fields(Ports))))
+
+
+def free_port(listen: str, taken: Ports) -> int:
+    """Choose one more port besides those that are taken.
+
+    Raises :class:`ServerError` if none can be found.
+    """
+    return next(port for port in _free(listen, 5) if port not in astuple(taken))
+
+
+def _free(listen: str, count: int) -> list[int]:
     chosen: list[int] = []
     for port in random.sample(RANGE, len(RANGE)):
         if _refusal(listen, port) is None and _refusal("127.0.0.1", port) is None:
             chosen.append(port)
-            if len(chosen) == 3:
-                return Ports(c2s=chosen[0], component=chosen[1], upload=chosen[2])
+            if len(chosen) == count:
+                return chosen
     raise ServerError(
         f"no port between {RANGE.start} and {RANGE.stop} can be used on {listen}: "
         f"check that the address belongs to this machine"

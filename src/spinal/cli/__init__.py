@@ -25,6 +25,8 @@ VERBS: Final = {
     "account": ("spinal.cli.account:account", "Add, list and remove accounts."),
     "agent": ("spinal.cli.agent:agent", "Run an agent."),
     "wrap": ("spinal.cli.wrap:wrap", "Make an agent of something that exists, from one file."),
+    "ticket": ("spinal.cli.ticket:ticket", "Let a new machine join the bus."),
+    "join": ("spinal.cli.join:join", "Make this machine part of a bus, and run its agents."),
     "call": ("spinal.cli.call:call", "Call an operation and print its value."),
     "map": ("spinal.cli.map:map_command", "Call an operation once for each of many files."),
     "submit": ("spinal.cli.submit:submit", "Submit a job: a call that is seen through."),

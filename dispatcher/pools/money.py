@@ -335,7 +335,7 @@ def _began(machine: Machine, *, cautious: bool = False) -> int | None:
     """Give when a machine began to cost; none if it does not, as far as we know."""
     if machine.state is State.NEVER:
         return None
-    if machine.state in (State.ORDERED, State.UNKNOWN) and machine.began is None:
+    if machine.state in (State.ORDERED, State.UNKNOWN, State.REFUSED) and machine.began is None:
         return machine.created if cautious else None
     return machine.created if cautious or machine.began is None else machine.began
 

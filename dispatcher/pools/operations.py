@@ -31,8 +31,8 @@ from .tender import MAX_POOLS, TRIES, Tender
 MAX_OFFERS: Final = 60
 MAX_REJECTED: Final = 40
 
-#: What costs can be told by.
-BY: Final = ("pool", "vendor", "label", "region", "type", "machine")
+#: Lines of a bill that are told.
+MAX_COSTS: Final = 200
 
 
 class PoolOperations:
@@ -214,10 +214,35 @@ class PoolOperations:
         """Say what machines cost in a span, and what the month will."""
         tender = self._tender
         await tender.refresh()
-        market, now = tender.market(), tender.now()
+        machines, now = tender.all(), tender.now()
         since = now - int(args.get("since", 7 * 86_400.0) * 1000)
-        by = tuple(args.get("by", ("pool",)))
-        return money.cost(tender.all(), since, now, by, market).row()
+        rows = money.cost(machines, since, now, now, args.get("by", ["pool"]))
+        begin, end = money.month(now)
+        month = money.cost(machines, begin, now, now, ())
+        return {
+            "currency": tender.market().exchange.currency,
+            "since": stamp(since),
+            "rows": [_cost_row(one) for one in rows[:MAX_COSTS]],
+            "left_out": max(0, len(rows) - MAX_COSTS),
+            "spent": sum(one.spent for one in rows),
+            "month": sum(one.spent for one in month),
+            "forecast": sum(one.forecast for one in month),
+            "month_ends": stamp(end),
+            "budgets": [
+                {
+                    "label": one.label,
+                    "per_month": one.per_month,
+                    "per_hour": one.per_hour,
+                    "spent": money.spent(
+                        [each for each in machines if one.covers(each.pool, each.label)],
+                        begin,
+                        now,
+                        now,
+                    ),
+                }
+                for one in tender.budgets()
+            ],
+        }
 
     async def sweep(self, request: Request, args: Arguments) -> Json:
         """Find machines of ours that no record owns, and records whose machine is gone.
@@ -274,6 +299,17 @@ def machine_row(one: Machine) -> dict[str, Json]:
     return {name: value for name, value in out.items() if value is not None}
 
 
+def _cost_row(one: money.Cost) -> dict[str, Json]:
+    return {
+        "key": list(one.key),
+        "machines": one.machines,
+        "hours": one.hours,
+        "spent": one.spent,
+        "hourly": one.hourly,
+        "forecast": one.forecast,
+    }
+
+
 def _event_row(one: Event) -> dict[str, Json]:
     return {"at": stamp(one.at), "what": one.what, "about": one.about, "said": one.said}
 
@@ -310,7 +346,7 @@ POOL_OPERATIONS: Mapping[str, Own[PoolOperations]] = {
     ),
     "/spinal/cost": Own(
         Right.WATCH,
-        {"since": readers.number(0), "by": readers.list_of(readers.one_of(*BY), len(BY))},
+        {"since": readers.number(0), "by": readers.list_of(readers.one_of(*money.BY), len(money.BY))},
         _Ops.cost,
     ),
     "/spinal/sweep": Own(

@@ -19,7 +19,7 @@ import asyncio
 import secrets
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 import structlog
@@ -39,6 +39,7 @@ from ..store.contract import FENCED, Change, Keep, Record, StoreError
 from . import money, record, scaling, tending
 from .launches import Launches, asked
 from .machine import Machine, State
+from .money import Budget
 from .plan import Impossible, Plan, plan
 from .pool import Event, Phase, Pool
 from .responses import Responses
@@ -93,6 +94,20 @@ class Door(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Renting:
+    """What a home says about machines that it rents."""
+
+    #: How machines come onto the bus, and the domain of their accounts.
+    door: Door
+    domain: str
+    #: Id of the home, which machines are tagged with.
+    home: str
+    #: Gives currency, rates and budgets as they are now.
+    market: Callable[[], Providers]
+    pace: Pace = field(default_factory=Pace)
+
+
 class Tender:
     """See the module.
 
@@ -100,13 +115,9 @@ class Tender:
         keeper: has the store.
         registry: who is there.
         broker: asks provider agents.
-        door: how machines come onto the bus.
-        domain: of the machines' accounts.
-        home: id of the home, which machines are tagged with.
-        market: gives currency, rates and budgets as they are now.
+        renting: what the home says.
         address: our own, in whose name vendors are asked.
         leads: tells whether it is we who decide, of several dispatchers on one store.
-        pace: how long things take.
     """
 
     def __init__(
@@ -114,24 +125,21 @@ class Tender:
         keeper: Keeper,
         registry: Registry,
         broker: Broker,
-        door: Door,
+        renting: Renting,
         *,
-        domain: str,
-        home: str,
-        market: Callable[[], Providers],
         address: str,
         leads: Callable[[], bool] = lambda: True,
-        pace: Pace | None = None,
     ) -> None:
         self._keeper = keeper
         self._registry = registry
         self._broker = broker
-        self._door = door
-        self._domain = domain
-        self._home = home
-        self.market = market
+        self._door = renting.door
+        self._domain = renting.domain
+        self._home = renting.home
+        self._pace = renting.pace
+        #: Gives currency, rates and budgets as they are now.
+        self.market = renting.market
         self._leads = leads
-        self._pace = Pace() if pace is None else pace
         self.vendors = Vendors(broker, registry, address, keeper.now)
         self.launches = Launches()
         self._responses: dict[str, Responses] = {}
@@ -490,8 +498,11 @@ class Tender:
     async def _retire(self, pool: Pool, machines: Sequence[Machine]) -> list[Machine]:
         """Send away what is too old or too dear, and have replaced what soon will be."""
         now, found = self.now(), list[Machine]()
-        market = self.market()
-        overdue = money.overdue(market.budgets, self.all(), now, market.exchange)
+        budgets = self.budgets(pool.spec)
+        overdue = {
+            one.name: why
+            for one, why in money.overdue(budgets, self.all(), now, drain=pool.spec.life.drain)
+        }
         for one in machines:
             if one.state.counts and now >= one.expires:
                 await self._send_away(one, "its time is over")
@@ -680,9 +691,29 @@ class Tender:
             counted,
             wanted,
             self.launches.blocked(now),
-            money.room(spec, market.budgets, self.all(), now, market.exchange),
+            money.room(
+                self.budgets(spec),
+                self.all(),
+                now,
+                spec.pool,
+                spec.money.label,
+                drain=spec.life.drain,
+            ),
             now,
         )
+
+    def budgets(self, spec: PoolSpec | None = None) -> list[Budget]:
+        """Give the budgets of the home, and of a pool, in the home's currency.
+
+        Raises:
+            CallError: one is in a currency without a rate.
+        """
+        market = self.market()
+        own = () if spec is None else (Budget.of(spec.pool, spec.money),)
+        try:
+            return [one.converted(market.exchange) for one in (*own, *market.budgets)]
+        except ValueError as exc:
+            raise CallError.of(Problem("refused", str(exc))) from exc
 
     async def _is_short(self, pool: Pool, why: str) -> None:
         if pool.short != why:

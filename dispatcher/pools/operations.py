@@ -346,7 +346,10 @@ POOL_OPERATIONS: Mapping[str, Own[PoolOperations]] = {
     ),
     "/spinal/cost": Own(
         Right.WATCH,
-        {"since": readers.number(0), "by": readers.list_of(readers.one_of(*money.BY), len(money.BY))},
+        {
+            "since": readers.number(0),
+            "by": readers.list_of(readers.one_of(*money.BY), len(money.BY)),
+        },
         _Ops.cost,
     ),
     "/spinal/sweep": Own(

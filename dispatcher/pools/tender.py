@@ -23,9 +23,9 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 import structlog
-from spinal.agents.provider.settings import Providers
 
 from spinal.agents.provider.offer import Offer
+from spinal.agents.provider.settings import Providers
 from spinal.bus.errors import CallError
 from spinal.protocols import Json, LocalProtocolError, Problem
 
@@ -711,7 +711,10 @@ class Tender:
         market = self.market()
         own = () if spec is None else (Budget.of(spec.pool, spec.money),)
         try:
-            return [one.converted(market.exchange) for one in (*own, *market.budgets)]
+            shared = [
+                Budget(label=one.label or "", per_month=one.per_month) for one in market.budgets
+            ]
+            return [one.converted(market.exchange) for one in (*own, *shared)]
         except ValueError as exc:
             raise CallError.of(Problem("refused", str(exc))) from exc
 

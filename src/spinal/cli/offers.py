@@ -9,7 +9,18 @@ import click
 
 from spinal.protocols import Json
 
-from .common import CONTEXT, client, json_option, plain, print_json, run, say, show_home, size, table
+from .common import (
+    CONTEXT,
+    client,
+    json_option,
+    plain,
+    print_json,
+    run,
+    say,
+    show_home,
+    size,
+    table,
+)
 from .jobview import span
 from .pool import money
 

@@ -203,7 +203,9 @@ def drain(
         _confirm(f"drain and return {', '.join(machines)}?", yes)
         _act("drain", name, no_wait, timeout, as_json, machines=list(machines))
     else:
-        _wind_down(name, "drained", "drain and return every machine", yes, no_wait, timeout, as_json)
+        _wind_down(
+            name, "drained", "drain and return every machine", yes, no_wait, timeout, as_json
+        )
 
 
 @pool.command(context_settings=CONTEXT)
@@ -393,7 +395,10 @@ def _show_plan(row: Row) -> None:
 def _plan_facts(row: Row) -> list[tuple[str, str]]:
     currency = row.get("currency", "")
     found = [
-        ("price", f"{money(row['price'], currency)} an hour, with {row.get('keep', 0)} that are kept"),
+        (
+            "price",
+            f"{money(row['price'], currency)} an hour, with {row.get('keep', 0)} that are kept",
+        ),
         ("at least", f"{money(row['bound'], currency)} (gap {row.get('gap', 0) * 100:.1f} %)"),
     ]
     reasons = [f"{count} {reason}" for reason, count in row.get("counts", {}).items()]
@@ -414,8 +419,10 @@ def _facts(row: Row) -> list[tuple[str, str]]:
         ("price", f"{money(row['price'], row['currency'])} an hour"),
         (
             "so far",
-            f"{row['joined']} joined, {row['refused']} refused, "
-            f"{row['never_joined']} never joined, {row['lost']} lost",
+            ", ".join(
+                f"{row[key]} {key.replace('_', ' ')}"
+                for key in ("joined", "refused", "never_joined", "lost")
+            ),
         ),
         ("applied by", row["caller"]),
         ("plan", row["hash"][:12] or NONE),
@@ -436,4 +443,3 @@ def _say_pool(row: Row, as_json: bool) -> None:
         return
     price = money(row["price"], row["currency"])
     click.echo(f"{row['name']}: {row['ready']} of {row['wanted']} ready, {price} an hour")
-

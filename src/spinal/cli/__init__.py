@@ -34,6 +34,7 @@ VERBS: Final = {
     "schedule": ("spinal.cli.schedule:schedule", "Submit jobs at the times of a cron line."),
     "limit": ("spinal.cli.limit:limit", "Bound how much of an operation runs at once."),
     "service": ("spinal.cli.service:service", "Keep services running on some machine."),
+    "provider": ("spinal.cli.provider:provider", "Rent machines of vendors, by accounts."),
     "agents": ("spinal.cli.agents:agents", "List the agents and how busy they are."),
     "ops": ("spinal.cli.ops:ops", "List the operations and what they take."),
     "resolve": ("spinal.cli.resolve:resolve", "Show who could do an operation, and why."),

@@ -15,8 +15,8 @@ from spinal.agents.agent import Agent
 from spinal.agents.errors import AgentError, Refused
 from spinal.agents.job import Job
 from spinal.agents.life import Life
-from spinal.bus.jsontext import dumps
-from spinal.protocols import Json
+from spinal.bus.home import Home
+from spinal.protocols import Json, values
 
 from .desk import Desk
 from .machine import HOME
@@ -42,7 +42,7 @@ def make(config: Path | None = None, account: str = "local", *, home_id: str = "
     """Make the agent of an account.
 
     Args:
-        config: path of ``providers.yaml``; without one there is the account ``local``.
+        config: path of ``providers.yaml``; without one that of the home, which may have none.
         account: its name there.
         home_id: of the home, whose machines it shows; by that tag they are told from others.
 
@@ -50,7 +50,7 @@ def make(config: Path | None = None, account: str = "local", *, home_id: str = "
         BadDocument: the file has mistakes.
         AgentError: there is no such file, or no such account in it.
     """
-    found = Providers() if config is None else Providers.load(config)
+    found = Providers.find(Home.locate()) if config is None else Providers.load(config)
     return assemble(found.account(account), home_id)
 
 
@@ -306,7 +306,7 @@ def assemble(account: Account, home_id: str = "", desk: Desk | None = None) -> A
         if room < count:
             problems.append(f"the account may have {account.limit} machines")
         dropped["dearer"] += max(0, len(fits) - 1)
-        price = sum(float(one["price"]) for one in machines)  # type: ignore[arg-type]
+        price = sum(float(one["price"]) for one in machines)
         return {
             "machines": machines,
             "price": price,
@@ -325,8 +325,8 @@ def assemble(account: Account, home_id: str = "", desk: Desk | None = None) -> A
     return agent
 
 
-#: Bytes that rows may take in an answer, of the 32 KiB that it may have.
-ROOM: Final = 30 * 1024
+#: Bytes that rows may take in an answer; the rest of the 32 KiB is for what stands around them.
+ROOM: Final = 28 * 1024
 
 
 def fitting_in(
@@ -335,7 +335,7 @@ def fitting_in(
     """Give as many rows as one answer has room for, and whether there were more."""
     kept: list[dict[str, Json]] = []
     for row in rows:
-        room -= len(dumps(row)) + 1
+        room -= len(values.escape(msgspec.json.encode(row))) + 1
         if len(kept) >= most or room < 0:
             return kept, True
         kept.append(row)
@@ -346,8 +346,9 @@ def _nearest(offers: Any, cpu: float, ram: int) -> str:
     """Name the offer that comes nearest to what nothing is enough for."""
     best = max(
         offers,
-        key=lambda one: (min(one.cpu / cpu, 1.0) if cpu else 1.0)
-        + (min(one.ram / ram, 1.0) if ram else 1.0),
+        key=lambda one: (
+            (min(one.cpu / cpu, 1.0) if cpu else 1.0) + (min(one.ram / ram, 1.0) if ram else 1.0)
+        ),
         default=None,
     )
     if best is None:

@@ -22,8 +22,8 @@ from spinal.protocols import Json
 
 from . import area
 from .desk import Desk, Failed
-from .fault import REFUSALS, Fault
-from .machine import HOME, Machine
+from .fault import REFUSALS, Fault, Impossible
+from .machine import Machine
 from .offer import Offer
 from .settings import Account
 from .vendors.vendor import Order, Quota, Vendor
@@ -141,7 +141,9 @@ class Rentals:
             return [one for one in found if one.name in names and one.of(self.home_id) is not False]
         return [one for one in found if self.home_id and one.of(self.home_id)]
 
-    async def _shown(self, region: str | None, name: str, within: float | None = None) -> list[Machine]:
+    async def _shown(
+        self, region: str | None, name: str, within: float | None = None
+    ) -> list[Machine]:
         """Ask for what is shown, in one region or all."""
 
         def scopes(vendor: Vendor) -> list[str]:
@@ -169,9 +171,7 @@ class Rentals:
 
     # -- create
 
-    async def create(
-        self, order: Order, within: float, *, fresh: bool = False
-    ) -> dict[str, Json]:
+    async def create(self, order: Order, within: float, *, fresh: bool = False) -> dict[str, Json]:
         """Have a machine made, once; see :meth:`agent` for the answer.
 
         A second one of the same name, while the first is under way, waits for what becomes of that.
@@ -314,8 +314,6 @@ def _rank(offer: Offer) -> tuple[Any, ...]:
 
 def _prepared(vendor: Vendor, order: Order) -> dict[str, Any]:
     """Check what can be checked, and look up what has to be, before anything is bought."""
-    from .fault import Impossible
-
     size = len(order.user_data.encode())
     if size > vendor.user_data:
         raise Impossible(

@@ -293,7 +293,8 @@ def _object(properties: Mapping[str, Json], **more: Json) -> dict[str, Json]:
 
 _TEXT: Final[Mapping[str, Json]] = {"type": "string", "minLength": 1, "maxLength": 300}
 
-_SECRET: Final[Mapping[str, Json]] = secret.SCHEMA
+#: What stands in its place, which may be the secret itself, is not shown.
+_SECRET: Final[Mapping[str, Json]] = {**secret.SCHEMA, "writeOnly": True}
 
 _TEXT_OR_SECRET: Final[Mapping[str, Json]] = {
     "anyOf": [dict(_TEXT), dict(secret.SCHEMA)],

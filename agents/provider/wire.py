@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import libcloud.common.base
-from libcloud.common.base import LibcloudConnection
+from libcloud.http import LibcloudConnection
 
 #: Shortest time-out of one request, in seconds.
 LEAST: Final = 0.05
@@ -85,15 +85,17 @@ def last() -> Answer | None:
     return _call.answer
 
 
-class Wire(LibcloudConnection):  # type: ignore[misc]
+class Wire(LibcloudConnection):
     """See the module."""
 
     def request(self, *args: Any, **kwargs: Any) -> None:
         """Send a request and read its answer, as libcloud's own."""
         _call.answer = None
         left = _call.until - time.monotonic()
-        self.session.timeout = max(LEAST, min(_call.timeout, left))
-        super().request(*args, **kwargs)
+        own: Any = self
+        own.session.timeout = max(LEAST, min(_call.timeout, left))
+        ask: Any = super().request
+        ask(*args, **kwargs)
         answer: Any = self.response
         _call.answer = Answer.of(answer.status_code, answer.headers, time.time())
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-from libcloud.compute.drivers.digitalocean import DigitalOceanNodeDriver
+from libcloud.compute.providers import get_driver
 
 from ..machine import Machine, pairs
 from .vendor import GIB, MIB, Order, Quota, Size, Vendor, address, words
@@ -15,7 +16,7 @@ class DigitalOcean(Vendor):
 
     driver_name = "digitalocean"
     user_data = 64 * 1024
-    images = {
+    images: ClassVar[Mapping[str, str]] = {
         "debian-12": "debian-12-x64",
         "debian-13": "debian-13-x64",
         "ubuntu-22.04": "ubuntu-22-04-x64",
@@ -29,7 +30,7 @@ class DigitalOcean(Vendor):
 
     def connect(self, region: str) -> Any:
         """Make a driver; its constructor takes no address."""
-        driver = DigitalOceanNodeDriver(self.account.word("token"))
+        driver: Any = get_driver("digitalocean")(self.account.word("token"))
         if self.account.endpoint is not None:
             connection = driver.connection
             host, port, secure, _ = address(self.account.endpoint)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Mapping
 from types import SimpleNamespace
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from libcloud.compute.providers import get_driver
 from libcloud.pricing import get_pricing_file_path
@@ -52,7 +53,7 @@ class EC2(Vendor):
     driver_name = "ec2"
     whole = False
     user_data = 16 * 1024
-    images = {name: name for name in _PUBLISHED}
+    images: ClassVar[Mapping[str, str]] = {name: name for name in _PUBLISHED}
 
     def __init__(self, account: Any) -> None:
         super().__init__(account)
@@ -163,5 +164,3 @@ class EC2(Vendor):
     def freeze(self, machine: Machine, label: str) -> str:
         """Start an image; the machine is not restarted for it."""
         return str(self.driver(machine.region).create_image(machine.node, label).id)
-
-

@@ -21,7 +21,13 @@ from ..offer import MONTH
 from .vendor import GIB, MIB, Order, Size, Vendor, named, words
 
 #: What is looked for in a driver's signature if the account does not say.
-_USER_DATA: Final = ("ex_userdata", "ex_user_data", "ex_cloud_config", "cloud_init", "ex_customdata")
+_USER_DATA: Final = (
+    "ex_userdata",
+    "ex_user_data",
+    "ex_cloud_config",
+    "cloud_init",
+    "ex_customdata",
+)
 _TAGS: Final = ("ex_metadata", "ex_tags")
 
 #: Where drivers keep the number of processors.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from libcloud.compute.providers import get_driver
 
@@ -16,7 +17,7 @@ class Linode(Vendor):
 
     driver_name = "linode"
     user_data = 16 * 1024
-    images = {
+    images: ClassVar[Mapping[str, str]] = {
         "debian-12": "linode/debian12",
         "debian-13": "linode/debian13",
         "ubuntu-22.04": "linode/ubuntu22.04",

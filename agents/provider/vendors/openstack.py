@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
 from libcloud.common.exceptions import BaseHTTPError
@@ -24,7 +25,9 @@ class OpenStack(Vendor):
     whole = False
     #: Nova takes 65,535 bytes of base64.
     user_data = 49_149
-    images = {name: name for name in ("debian-12", "debian-13", "ubuntu-22.04", "ubuntu-24.04")}
+    images: ClassVar[Mapping[str, str]] = {
+        name: name for name in ("debian-12", "debian-13", "ubuntu-22.04", "ubuntu-24.04")
+    }
     #: Whether a flavour is known by its name; an id may be anything.
     by_name: ClassVar[bool] = True
 

@@ -313,7 +313,7 @@ def milliseconds(when: Any) -> int | None:
     """Read a time of a driver, which may be a text; one without a zone is UTC."""
     if isinstance(when, str):
         try:
-            when = datetime.fromisoformat(when.replace("Z", "+00:00"))
+            when = datetime.fromisoformat(when)
         except ValueError:
             return None
     if not isinstance(when, datetime):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from libcloud.compute.providers import get_driver
 
@@ -22,7 +23,7 @@ class Vultr(Vendor):
     driver_name = "vultr"
     hours = MONTH
     #: How the name of an operating system begins.
-    images = {
+    images: ClassVar[Mapping[str, str]] = {
         "debian-12": "Debian 12 x64",
         "debian-13": "Debian 13 x64",
         "ubuntu-22.04": "Ubuntu 22.04 LTS x64",

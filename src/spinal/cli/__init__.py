@@ -40,6 +40,7 @@ VERBS: Final = {
     "cost": ("spinal.cli.cost:cost", "Say what the machines cost, and what they will."),
     "sweep": ("spinal.cli.sweep:sweep", "Find machines that nobody remembers."),
     "service": ("spinal.cli.service:service", "Keep services running on some machine."),
+    "provider": ("spinal.cli.provider:provider", "Rent machines of vendors, by accounts."),
     "agents": ("spinal.cli.agents:agents", "List the agents and how busy they are."),
     "ops": ("spinal.cli.ops:ops", "List the operations and what they take."),
     "resolve": ("spinal.cli.resolve:resolve", "Show who could do an operation, and why."),

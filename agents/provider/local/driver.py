@@ -203,6 +203,7 @@ class LocalNodeDriver(NodeDriver):
             try:
                 record = self._start(record)
             except OSError as exc:
+                self._end(record)
                 self._store.remove(record.id)
                 raise ProviderError(f"InternalError: cannot start it: {exc}", 500, self) from exc
             return self._node(record)
@@ -231,6 +232,10 @@ class LocalNodeDriver(NodeDriver):
         """Give the last lines that a machine wrote; empty if there is no such one."""
         place = self._store.at(str(node.id))
         return "\n".join(LogFile(place / "console.log", self._console).tail(lines))
+
+    def ex_folder(self, node: Node) -> Path:
+        """Give a machine's own folder, as it is seen from here; it need not be there any more."""
+        return self._store.at(str(node.id)) / KINDS[node.extra["isolation"]].kept
 
     # -- images
 
@@ -332,7 +337,6 @@ class LocalNodeDriver(NodeDriver):
     def _start(self, record: Record) -> Record:
         """Start the warden, write down which it is, and only then let it begin."""
         plan = self._plan(record)
-        self._isolation.prepare(plan)
         orders = self._isolation.orders(plan, self._boot_delay, self._console)
         argv = [*self._isolation.wrapper, sys.executable, "-I", "-S", warden.__file__, record.id]
         # What it says itself are errors of ours, which are best read beside what the machine says.
@@ -441,6 +445,7 @@ class LocalNodeDriver(NodeDriver):
                 identity.gone(WARDEN_WITHIN)
         # If the warden was killed, it could not see to the rest.
         kill_marked(_mark(record.id))
+        KINDS[record.isolation].clear(record.id)
 
 
 def _mark(id: str) -> str:

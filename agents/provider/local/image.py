@@ -20,9 +20,6 @@ SUITE: Final = "bookworm"
 MIRROR: Final = "http://deb.debian.org/debian"
 PACKAGES: Final = ("systemd", "systemd-sysv", "cloud-init", "ca-certificates", "python3-venv")
 
-#: Machines share the network of this one, which is nothing that cloud-init may set up.
-SETTINGS: Final = "datasource_list: [NoCloud, None]\nnetwork: {config: disabled}\n"
-
 
 def build(folder: Path, *, suite: str = SUITE, mirror: str = MIRROR) -> bool:
     """Make the system in a folder; tell whether that had to be done.
@@ -54,7 +51,6 @@ def build(folder: Path, *, suite: str = SUITE, mirror: str = MIRROR) -> bool:
         if done.returncode != 0:
             last = done.stderr.decode(errors="replace").strip().splitlines()[-3:]
             raise AgentError(f"mmdebstrap ended with {done.returncode}: {' | '.join(last)}")
-        (system / "etc" / "cloud" / "cloud.cfg.d" / "99-spinal.cfg").write_text(SETTINGS)
         # Its own for each machine, and made at its first start.
         (system / "etc" / "machine-id").write_text("")
         (system / "etc" / "hostname").unlink(missing_ok=True)

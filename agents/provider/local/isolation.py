@@ -90,8 +90,13 @@ class Isolation(ABC):
     def argv(self, plan: Plan) -> list[str]:
         """Give the program that the machine is."""
 
-    def prepare(self, plan: Plan) -> None:  # noqa: B027 - most need nothing
-        """Write what the machine needs to find."""
+    def prepare(self, plan: Plan) -> Sequence[Path]:
+        """Make what the machine needs to find; give the ``joins`` of the warden's orders."""
+        return ()
+
+    @staticmethod
+    def clear(id: str) -> None:
+        """Remove what outside of its folder is left of a machine that has ended."""
 
     def environment(self, plan: Plan) -> dict[str, str]:
         """Give the variables of the machine: nothing of our environment but these."""
@@ -115,12 +120,18 @@ class Isolation(ABC):
         return {"RLIMIT_DATA": plan.ram, "RLIMIT_CORE": 0}
 
     def orders(self, plan: Plan, delay: float, most: int) -> dict[str, Any]:
-        """Give the orders for the warden (:mod:`.warden`)."""
+        """Prepare a machine, and give the orders for its warden (:mod:`.warden`).
+
+        Raises:
+            OSError: it cannot be prepared.
+        """
+        joins = self.prepare(plan)
         return {
             "steps": self.steps(plan),
             "env": self.environment(plan),
             "cwd": str(plan.disk),
             "limits": self.limits(plan),
+            "joins": [str(path) for path in joins],
             "delay": delay,
             "grace": self.grace,
             "asked": self.asked,

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
 from spinal.bus.server.files import write
 
 from ...process import unrunnable
+from . import cgroup
 from .isolation import Isolation, Plan
 
 #: Folder of what a machine changes in its system; it is what an image holds.
@@ -24,8 +25,21 @@ UPPER: Final = "upper"
 #: Where a machine's script finds its own folder.
 HOME: Final = "/root"
 
-SEED: Final = "/var/lib/cloud/seed/nocloud"
-MANAGER: Final = "/etc/systemd/system.conf.d/spinal.conf"
+#: What is put into a machine's system, which cannot change it: file or folder here, and place there.
+PUT: Final = {
+    "seed": "/var/lib/cloud/seed/nocloud",
+    "manager.conf": "/etc/systemd/system.conf.d/spinal.conf",
+    "cloud.cfg": "/etc/cloud/cloud.cfg.d/99-spinal.cfg",
+}
+
+#: What cloud-init is not to do: look for other clouds; set up a network that is not the machine's
+#: own; make what the programs are not there for.
+CLOUD: Final = """\
+datasource_list: [NoCloud, None]
+network: {config: disabled}
+locale: C.UTF-8
+ssh_genkeytypes: []
+"""
 
 #: What separates in options of mount(8) and in arguments of systemd-nspawn(1).
 _SEPARATORS: Final = frozenset(",:\\")
@@ -66,7 +80,7 @@ class Nspawn(Isolation):
         """See :meth:`Isolation.refuses`: cloud-init takes more than scripts."""
         return ""
 
-    def prepare(self, plan: Plan) -> None:
+    def prepare(self, plan: Plan) -> Sequence[Path]:
         """See :meth:`Isolation.prepare`."""
         for path in (plan.place, self._root):
             if _SEPARATORS.intersection(str(path)):
@@ -84,7 +98,14 @@ class Nspawn(Isolation):
         own |= {"HOME": HOME, "SPINAL_MACHINE_DIR": HOME}
         words = " ".join(_word(f"{name}={value}") for name, value in own.items())
         content = f"[Manager]\nDefaultEnvironment={words}\n"
-        write(plan.place / "manager.conf", content.encode(), 0o600)
+        write(plan.place / "manager.conf", content.encode(), 0o644)
+        write(plan.place / "cloud.cfg", CLOUD.encode(), 0o644)
+        return cgroup.make(plan.id)
+
+    @staticmethod
+    def clear(id: str) -> None:
+        """See :meth:`Isolation.clear`."""
+        cgroup.remove(id)
 
     def steps(self, plan: Plan) -> list[list[str]]:
         """See :meth:`Isolation.steps`."""
@@ -100,8 +121,7 @@ class Nspawn(Isolation):
         argv = ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--boot"]
         argv += ["--directory", str(plan.place / "system")]
         argv += ["--machine", plan.id, "--hostname", plan.name, "--link-journal=no"]
-        argv += [f"--bind-ro={plan.place / 'seed'}:{SEED}"]
-        return [*argv, f"--bind-ro={plan.place / 'manager.conf'}:{MANAGER}"]
+        return argv + [f"--bind-ro={plan.place / here}:{there}" for here, there in PUT.items()]
 
     def environment(self, plan: Plan) -> dict[str, str]:
         """Give the variables of systemd-nspawn; those of the machine are in its system."""

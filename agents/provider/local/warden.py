@@ -16,6 +16,7 @@ Orders::
     steps     list of argv; all but the last prepare the machine and must end with 0
     env, cwd  of each step
     limits    names and values of setrlimit(2)
+    joins     files to which each step writes 0, to be in the control groups whose they are
     delay     seconds before the first step
     grace     seconds between SIGTERM and SIGKILL when it is to end
     asked     [first, last]: generations of its descendants that get SIGTERM; last may be null
@@ -141,13 +142,15 @@ class Warden:
             if woken in ready:
                 os.read(woken, 4096)
             self._drain()
-            self._reap()
+            left = self._reap()
             if self._deadline is None:
                 if self._due is not None and time.monotonic() >= self._due:
                     self._next()
-            elif self._finish():
+            elif not left:
                 self._drain()
                 return
+            elif time.monotonic() >= self._deadline:
+                send(generations(), signal.SIGKILL)
 
     def _on_term(self, number: int, frame: FrameType | None) -> None:
         if self._deadline is None:
@@ -171,14 +174,15 @@ class Warden:
         except BlockingIOError:
             pass
 
-    def _reap(self) -> None:
+    def _reap(self) -> bool:
+        """Bury the dead, also those that we were given; tell whether there is anybody else."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
-                return
+                return False
             if pid == 0:
-                return
+                return True
             if pid == self._child:
                 self._child = None
                 self._over(os.waitstatus_to_exitcode(status))
@@ -201,13 +205,6 @@ class Warden:
             os.replace(f"{path}.new", path)
         except OSError as exc:  # The folder is gone or the disk is full: the console may say so.
             self._console.append(f"cannot say how it ended: {exc}\n".encode())
-
-    def _finish(self) -> bool:
-        """Kill what is left once its time is over; tell whether nothing is left."""
-        rows = generations()
-        if rows and self._deadline is not None and time.monotonic() >= self._deadline:
-            send(rows, signal.SIGKILL)
-        return not rows
 
     def _next(self) -> None:
         self._due = None
@@ -240,6 +237,9 @@ class Warden:
             _, hard = resource.getrlimit(number)
             most = most if hard == resource.RLIM_INFINITY else min(most, hard)
             resource.setrlimit(number, (most, most))
+        for path in self._orders["joins"]:
+            with open(path, "w", encoding="ascii") as file:
+                file.write("0")
         os.umask(0o022)
         os.chdir(self._orders["cwd"])
         os.execvpe(argv[0], argv, self._orders["env"])

@@ -81,6 +81,7 @@ class KnownAgent:
         "first_seen",
         "gone_at",
         "heard_at",
+        "held",
         "last_seen",
         "moved",
         "prefetches",
@@ -105,6 +106,8 @@ class KnownAgent:
         self.prefetches = True
         #: No report came for so long that it is suspect, as far as somebody has looked.
         self.silent = False
+        #: Why it is given no work unless a call names it; empty if it is.
+        self.held = ""
         #: Turn of its last move: it came, began or ended a call, or reported another load.
         self.used = Turn(0)
         #: Told of everything that may be a move; the index that has it.
@@ -260,6 +263,11 @@ class KnownAgent:
         self.advertisement = replace(self.advertisement, state="draining")
         self._move()
 
+    def hold(self, why: str) -> None:
+        """Give it no work but what is for it alone; with an empty reason, any again."""
+        self.held = why
+        self._move()
+
     def unheld(self) -> list[AttemptKey]:
         """Give the attempts that the last report should list among ``holds`` and does not.
 
@@ -310,7 +318,8 @@ class KnownAgent:
     @property
     def rests(self) -> bool:
         """Whether it can start no call at all now, as the index has it."""
-        return len(self.spots) == 1 and not self.spots[0][0]
+        # Who is held may still be named.
+        return not self.held and len(self.spots) == 1 and not self.spots[0][0]
 
     # -- helpers
 

@@ -211,7 +211,7 @@ class Index:
             return _AT_REST["gone"]
         if agent.silent:
             return _AT_REST["suspect"]
-        if agent.advertisement.state != "available":
+        if agent.advertisement.state != "available" or agent.held:
             return _AT_REST["state"]
         waits = agent.busy >= agent.slots
         if not waits and not agent.refuses:

@@ -70,6 +70,8 @@ def agent_row(agent: KnownAgent, now: float) -> dict[str, Json]:
         "epoch": agent.epoch,
         "seen": round(now - agent.last_seen, 3),
     }
+    if agent.held:
+        row["held"] = agent.held
     if left_out:
         row["ops_left_out"] = left_out
     return row

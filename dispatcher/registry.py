@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from spinal.protocols import Advertisement, Capabilities, Operation, Problem
+from spinal.protocols.address import bare
 
 from .agent import AgentState, AttemptKey, KnownAgent
 from .errors import RegistryFull
@@ -66,6 +67,8 @@ class Registry:
         self._turns = itertools.count(1)
         #: Counts agents that came and went.
         self.changes = 0
+        #: Account -> why its agents are held.
+        self._holds: dict[str, str] = {}
         self._stopped_at: float | None = None
         #: When our stream came up, or was of use again.
         self.resumed_at = 0.0
@@ -122,6 +125,7 @@ class Registry:
                 Problem("full", f"this dispatcher knows {self._most} agents and takes no more")
             )
         fresh = self._agents[address] = KnownAgent(address, advertisement, now)
+        fresh.held = self._holds.get(bare(address), "")
         self.changes += 1
         self._heard[fresh] = None
         self._link(fresh)
@@ -212,6 +216,38 @@ class Registry:
     def time(self, now: float) -> float:
         """Give the time by which silence is judged: it stands still while we have no stream."""
         return now if self._stopped_at is None else min(now, self._stopped_at)
+
+    # -- holding back
+
+    def hold(self, account: str, why: str) -> Sequence[KnownAgent]:
+        """Hold back the agents of an account, those to come as well, and give those that are there.
+
+        They get no work but calls for exactly one of them.  What they run goes on.
+
+        Args:
+            account: bare address.
+            why: in a few words; a later reason replaces it.
+        """
+        self._holds[account] = why
+        return self._tell(account, why)
+
+    def release(self, account: str) -> Sequence[KnownAgent]:
+        """Give the agents of an account work again, and give those that are there."""
+        if self._holds.pop(account, None) is None:
+            return ()
+        return self._tell(account, "")
+
+    def _tell(self, account: str, why: str) -> Sequence[KnownAgent]:
+        # Once or twice in the life of a machine, so that looking at everybody is cheap enough.
+        theirs = [agent for agent in self if bare(agent.address) == account]
+        for agent in theirs:
+            agent.hold(why)
+        return theirs
+
+    @property
+    def holds(self) -> Mapping[str, str]:
+        """Accounts whose agents are held back, and why."""
+        return self._holds
 
     # -- what is asked of it
 

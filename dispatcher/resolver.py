@@ -135,6 +135,11 @@ def _missing_tags(agent: KnownAgent, demand: Demand, context: Context) -> str:
     return f"lacks tag {', '.join(missing)}"
 
 
+def _held_from(agent: KnownAgent, demand: Demand) -> bool:
+    # Whoever tests an agent, or ends something on it, names it.
+    return bool(agent.held) and demand.only != agent.address
+
+
 #: In this order: what never changes by waiting comes first, so that ``later`` means what it says.
 RULES: tuple[Rule, ...] = (
     Rule(
@@ -182,8 +187,14 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "state",
         True,
-        lambda agent, demand, context: agent.advertisement.state != "available",
-        lambda agent, demand, context: agent.advertisement.state,
+        lambda agent, demand, context: (
+            agent.advertisement.state != "available" or _held_from(agent, demand)
+        ),
+        lambda agent, demand, context: (
+            f"held: {agent.held}"
+            if agent.advertisement.state == "available"
+            else agent.advertisement.state
+        ),
     ),
     Rule(
         "busy",

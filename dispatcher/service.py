@@ -440,6 +440,16 @@ class Dispatcher:
         if self.session.connected:
             self._connection.send(Stanza("presence", "error", address, problem=problem))
 
+    def hold(self, account: str, why: str) -> None:
+        """Hold back the agents of an account (:meth:`.Registry.hold`), now and when they come."""
+        for agent in self.registry.hold(account, why):
+            self.broker.changed(agent)
+
+    def release(self, account: str) -> None:
+        """Give the agents of an account work again."""
+        for agent in self.registry.release(account):
+            self.broker.pump(agent)
+
     # -- descriptions
 
     def _describe(self, hash: str) -> None:

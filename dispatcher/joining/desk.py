@@ -47,7 +47,7 @@ MAX_STRANGERS: Final = 10_000
 class Host(Protocol):
     """Who decides what the desk hands out."""
 
-    async def admit(self, ticket: str, nonce: str) -> dict[str, Json]:
+    async def admit(self, text: str, nonce: str) -> dict[str, Json]:
         """Make the account of a ticket, and say what its machine needs to know.
 
         Raises :class:`Refused`.

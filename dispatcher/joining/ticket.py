@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from spinal.bus.errors import HomeError
 from spinal.bus.home import check_name
-from spinal.protocols import Exit, SpinalError, path
+from spinal.protocols import Exit, Json, SpinalError, path
 
 from ..store.contract import Record
 
@@ -235,8 +235,9 @@ def _size(file: tuple[str, str]) -> int:
 
 def written(ticket: Ticket) -> Record:
     """Give the record of a ticket."""
-    body: dict[str, Any] = asdict(ticket)
-    del body["name"], body["version"]
+    members = asdict(ticket)
+    del members["name"], members["version"]
+    body: Json = members
     return Record(KIND, ticket.name, ticket.version, body)
 
 

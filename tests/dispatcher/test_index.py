@@ -20,7 +20,7 @@ INFO = "/image/info"
 RESIZE = Capabilities.of([Operation(OP), Operation(INFO)])
 BOTH = Capabilities.of([Operation(OP), Operation("/deploy/release")])
 
-ADDRESSES = [f"w@x/{n}" for n in range(6)]
+ADDRESSES = [*(f"w@x/{n}" for n in range(4)), "v@x/4", "v@x/5"]
 PLACES: list[dict[str, str]] = [
     {},
     {"site": "/"},
@@ -74,6 +74,8 @@ STEPS = st.lists(
         st.tuples(st.just("ran"), AGENTS, st.sampled_from([0.0, 0.02, 5.0])),
         st.tuples(st.just("drain"), AGENTS, st.just(0)),
         st.tuples(st.just("gone"), AGENTS, st.just(0)),
+        st.tuples(st.just("hold"), st.sampled_from(["w@x", "v@x"]), st.just("testing")),
+        st.tuples(st.just("release"), st.sampled_from(["w@x", "v@x"]), st.just(0)),
         st.tuples(st.just("describe"), st.just(""), st.sampled_from([RESIZE, BOTH])),
         st.tuples(st.just("pass"), st.just(""), st.sampled_from([0.5, 5.0, 12.5])),
         st.tuples(st.just("sweep"), st.just(""), st.just(0)),
@@ -129,6 +131,10 @@ class Story:
                 registry.resumed(self.now)
             case "gone":
                 registry.unavailable(address, self.now)
+            case "hold":
+                registry.hold(address, given)
+            case "release":
+                registry.release(address)
             case _:
                 if agent is not None:
                     self.change(what, agent, given)

@@ -11,7 +11,7 @@ from spinal.dispatcher.agent import LEASE, AgentState
 from spinal.dispatcher.errors import RegistryFull
 from spinal.dispatcher.policies import Context
 from spinal.dispatcher.registry import Arrival, Registry
-from spinal.dispatcher.resolver import Demand, choose, resolve
+from spinal.dispatcher.resolver import Demand, choose, ranked, resolve
 from spinal.protocols import POLICIES, Advertisement, Capabilities, Operation
 
 RESIZE = Capabilities.of([Operation("/image/resize"), Operation("/image/info")])
@@ -233,3 +233,42 @@ def test_choosing_by_the_index_gives_what_a_plain_scan_of_everybody_ranks_first(
             chosen = choose(registry, demand, context(), avoid).agent
             assert policy == "random" or chosen is (scanned[0].agent if scanned else None)
             assert (chosen is None) == (not scanned)
+
+
+def test_agents_of_an_account_that_is_held_get_only_what_is_for_one_of_them() -> None:
+    registry = Registry()
+    registry.hold("m@x", "testing")
+    for address in ("m@x/a", "m@x/b", "n@x/a"):
+        registry.advertised(address, report(), 0.0)
+    registry.described(RESIZE)
+    context = Context(1.0, Random(1))
+    plain, named = Demand("/image/resize"), Demand("/image/resize", only="m@x/b")
+
+    def able(demand: Demand) -> list[str]:
+        return [one.address for one in ranked(registry, demand, context)]
+
+    assert able(plain) == ["n@x/a"]
+    assert able(named) == ["m@x/b"]
+    assert registry.passed(plain, context) == {"state": 2}
+    resolution = resolve(registry, plain, context)
+    assert {(one.reason, one.later) for one in resolution.rejected} == {("held: testing", True)}
+
+    # A new life is held as the former one was.
+    registry.advertised("m@x/a", report(epoch=2), 1.0)
+    registry.described(RESIZE)
+    assert able(plain) == ["n@x/a"]
+
+    assert [one.address for one in registry.release("m@x")] == ["m@x/a", "m@x/b"]
+    assert sorted(able(plain)) == ["m@x/a", "m@x/b", "n@x/a"]
+    assert registry.release("m@x") == ()
+
+
+def test_an_agent_that_is_held_while_it_drains_says_that_it_drains() -> None:
+    registry = Registry()
+    registry.advertised("m@x/a", report(state="draining"), 0.0)
+    registry.described(RESIZE)
+    registry.hold("m@x", "testing")
+
+    (rejected,) = resolve(registry, Demand("/image/resize"), Context(1.0, Random(1))).rejected
+
+    assert rejected.reason == "draining"

@@ -20,6 +20,9 @@ from spinal.bus.errors import CallError, NoAgent, NotAllowed, OperationFailed, U
 from spinal.bus.requests import Request
 from spinal.bus.session import Session
 from spinal.dispatcher import Dispatcher
+from spinal.dispatcher.broker import Errand
+from spinal.dispatcher.jobs.job import mint
+from spinal.dispatcher.resolver import Demand
 from spinal.protocols import (
     FEATURES,
     Advertisement,
@@ -30,6 +33,7 @@ from spinal.protocols import (
     Json,
     Log,
     Mirror,
+    Op,
     Operation,
     Problem,
     Progress,
@@ -1339,3 +1343,73 @@ async def test_a_dispatcher_that_is_shutting_down_takes_no_commands() -> None:
         await home.dispatcher.finish(1.0)
 
         assert (await problem_of(me.command("/deploy"))).reason == "draining"
+
+
+# -- holding back
+
+
+def only(op: str, agent: str, within: float = 60.0, **args: Json) -> Errand:
+    """An errand for one agent, such as the dispatcher itself has."""
+    now, id = asyncio.get_running_loop().time(), mint()
+    return Errand(
+        Op(id, op=op, left=0, args=args), Demand(op, only=agent), bare(ME), now + within, id, now
+    )
+
+
+@virtual_time
+async def test_agents_that_are_held_get_no_work_until_they_are_released() -> None:
+    async with house() as home:
+        home.dispatcher.hold("w@memory.test", "testing")
+        worker = await home.worker()
+        call = home.start("/echo", text="hi")
+        everywhere = home.start("/echo", want=Want(policy="all"))
+        assert (await problem_of(everywhere.result())).reason in ("busy", "no-agent")
+        (row,) = (await home.call("/spinal/agents"))["items"]
+        assert row["held"] == "testing"
+        assert not worker.ran
+
+        home.dispatcher.release("w@memory.test")
+
+        assert (await call.result())["text"] == "hi"
+
+
+@virtual_time
+async def test_a_call_that_names_an_agent_reaches_it_while_it_is_held_even_if_it_waited() -> None:
+    async with house() as home:
+        worker = await home.worker(behaviour=held, slots=1)
+        home.dispatcher.hold("w@memory.test", "testing")
+        broker = home.dispatcher.broker
+        first = asyncio.create_task(broker.run(only("/echo", worker.address, n=1)))
+        await eventually(lambda: worker.ran)
+        second = asyncio.create_task(broker.run(only("/echo", worker.address, n=2)))
+        anybody = home.start("/echo", timeout=30.0, n=3)
+        await eventually(lambda: broker.waiting == 2)
+
+        worker.free.set()
+
+        assert (await first).value == {"by": worker.address, "n": 1}
+        assert (await second).value == {"by": worker.address, "n": 2}
+        assert (await problem_of(anybody.result())).reason
+        assert [request.op.args["n"] for request in worker.ran] == [1, 2]
+
+
+@virtual_time
+async def test_a_sticky_call_goes_elsewhere_once_its_agent_is_held() -> None:
+    async with house() as home:
+        workers = [
+            await home.worker(f"w{n}@memory.test/1", behaviour=held, slots=1) for n in range(2)
+        ]
+        stick = Want(policy="sticky", sticky="key")
+        first = home.start("/echo", want=stick, n=1)
+        await eventually(lambda: any(worker.ran for worker in workers))
+        (mine,) = [worker for worker in workers if worker.ran]
+        (other,) = [worker for worker in workers if not worker.ran]
+        second = home.start("/echo", want=stick, n=2)
+        await eventually(lambda: home.dispatcher.broker.waiting == 1)
+
+        home.dispatcher.hold(bare(mine.address), "draining")
+        other.free.set()
+
+        assert (await second.result())["by"] == other.address
+        mine.free.set()
+        assert (await first.result())["by"] == mine.address

@@ -598,6 +598,7 @@ async def test_what_a_dispatcher_answers_has_the_members_that_the_page_names() -
     assert shown["/spinal/agents"] == {
         *agents["items"][0],
         '{"items", "more", "total"}',
+        "held",
         "ops_left_out",
     }
     assert sorted(accounts) == ["items", "more", "total"]

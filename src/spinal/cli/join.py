@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from .common import CONTEXT, say, show_home, start_logging
+from .common import CONTEXT, json_option, print_json, say, show_home, start_logging
 
 
 def _folder() -> Path:
@@ -37,9 +37,15 @@ def _folder() -> Path:
     help="Where this machine keeps what it was given (default ~/.local/share/spinal-machine).",
 )
 @click.option("--name", help="Insist that the ticket is for this machine.")
+@json_option
 @show_home
 def join(
-    url: str, ticket_file: Path | None, ca: Path | None, folder: Path | None, name: str | None
+    url: str,
+    ticket_file: Path | None,
+    ca: Path | None,
+    folder: Path | None,
+    name: str | None,
+    as_json: bool,
 ) -> None:
     """Join the bus whose desk is at URL with a one-time ticket, and run agents until SIGTERM.
 
@@ -48,6 +54,8 @@ def join(
     credentials. SIGTERM or Ctrl-C lets what runs end; the second one stops it.
 
     Exit code 5 if the ticket was refused, or the machine is not wanted any more.
+
+    With --json: {"event": "joined", "address", "run"}, then what `spinal agent run --json` prints.
     """
     start_logging("info")
     from .enrol import Folder, check_url, enrol
@@ -60,9 +68,16 @@ def join(
         from .crew import Crew, command, install, serve
 
         told = enrol(place, url, ticket_file, ca, name)
-        say(f"spinal: this machine is {told.address}")
+        if as_json:
+            print_json({"event": "joined", "address": told.address, "run": list(told.run)})
+        else:
+            say(f"spinal: this machine is {told.address}")
         install(place, told.packages)
         commands = {
-            one: (command(place, told, one), place.environment(told, one)) for one in told.run
+            one: (
+                [*command(place, told, one), *(["--json"] if as_json else [])],
+                place.environment(told, one),
+            )
+            for one in told.run
         }
         run(serve(Crew(commands, place.path)))

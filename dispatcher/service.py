@@ -216,6 +216,8 @@ class Dispatcher:
                     self.broker,
                     renting,
                     address=connection.address,
+                    hold=self.hold,
+                    release=self.release,
                     leads=lambda: self._leads,
                 )
                 self.keeper.on_end = self.tender.job_ended

@@ -22,14 +22,13 @@ from .document import of_json
 from .machine import Machine, State
 from .plan import Impossible, Plan
 from .pool import Event, Phase, Pool
-from .ranking import rank
+from .ranking import nearest, rank
 from .scaling import Memory
 from .spec import PoolSpec, Server
 from .tender import MAX_POOLS, TRIES, Tender
 
-#: Offers that are told, and rejected ones.
+#: Offers that are told.
 MAX_OFFERS: Final = 60
-MAX_REJECTED: Final = 40
 
 #: Lines of a bill that are told.
 MAX_COSTS: Final = 200
@@ -54,13 +53,13 @@ class PoolOperations:
         )
         tender = self._tender
         found, errors = await tender.vendors.offers(server, args.get("refresh", False))
-        market, now = tender.market(), tender.now()
-        ranked = rank(found, market.exchange, server, now, tender.launches.blocked(now))
+        exchange, now, blocked = tender.market().exchange, tender.now(), tender.blocked()
+        ranked = rank(found, exchange, server, now, blocked=blocked)
+        near = "" if ranked.offers else nearest(found, exchange, server, now, blocked=blocked)
         return {
-            "offers": [one.row(now) for one in ranked.offers[:MAX_OFFERS]],
-            "rejected": [one.row(now) for one in ranked.rejected[:MAX_REJECTED]],
-            "counts": dict(ranked.counts()),
-            "nearest": ranked.nearest,
+            "offers": [one.row() for one in ranked.offers[:MAX_OFFERS]],
+            "rejected": ranked.counted(),
+            "nearest": near,
             "errors": dict(errors),
         }
 

@@ -42,6 +42,7 @@ from .machine import Machine, State
 from .money import Budget
 from .plan import Impossible, Plan, plan
 from .pool import Event, Phase, Pool
+from .ranking import Blocked
 from .responses import Responses
 from .scaling import Have, Measures
 from .spec import PoolSpec
@@ -117,6 +118,8 @@ class Tender:
         broker: asks provider agents.
         renting: what the home says.
         address: our own, in whose name vendors are asked.
+        hold: holds back the agents of an account, and says why.
+        release: gives them work again.
         leads: tells whether it is we who decide, of several dispatchers on one store.
     """
 
@@ -128,6 +131,8 @@ class Tender:
         renting: Renting,
         *,
         address: str,
+        hold: Callable[[str, str], None],
+        release: Callable[[str], None],
         leads: Callable[[], bool] = lambda: True,
     ) -> None:
         self._keeper = keeper
@@ -140,6 +145,8 @@ class Tender:
         #: Gives currency, rates and budgets as they are now.
         self.market = renting.market
         self._leads = leads
+        self._hold_back = hold
+        self._release = release
         self.vendors = Vendors(broker, registry, address, keeper.now)
         self.launches = Launches()
         self._responses: dict[str, Responses] = {}
@@ -233,7 +240,7 @@ class Tender:
         self._tests.pop(name, None)
         self._away.pop(name, None)
         if self._held.pop(name, None) is not None:
-            self._registry.release(self._account(name))
+            self._release(self._account(name))
 
     # -- what vendors have
 
@@ -394,11 +401,10 @@ class Tender:
             return
         if why:
             self._held[machine.name] = why
-            self._registry.hold(self._account(machine.name), why)
+            self._hold_back(self._account(machine.name), why)
         else:
             del self._held[machine.name]
-            self._registry.release(self._account(machine.name))
-        self._broker.look_again()
+            self._release(self._account(machine.name))
 
     async def _test(self, machine: Machine, pool: Pool) -> None:
         """Run a pool's self-test on a machine."""
@@ -667,14 +673,17 @@ class Tender:
         except Impossible as exc:
             await self._is_short(pool, "; ".join([str(exc), *_told(errors)]))
             return
-        for offer in found.offers:
+        for one in found.rent:
+            # A machine is paid in the currency of its vendor.
+            offer = one.listed
             if not self.launches.room(
                 offer.key, asked(self.machines.values())[offer.key], self.now()
             ):
                 continue
-            pool = await self._order_one(pool, offer)
-            if pool is None:
+            ordered = await self._order_one(pool, offer)
+            if ordered is None:
                 return
+            pool = ordered
 
     def planned(self, spec: PoolSpec, offers: Sequence[Offer], wanted: int) -> Plan:
         """Say what would be ordered now, so that a pool has as many machines.
@@ -683,24 +692,41 @@ class Tender:
             Impossible: nothing fits.
         """
         now, market = self.now(), self.market()
-        counted = [one for one in self.of_pool(spec.pool) if one.state.counts and not one.retiring]
+        limits = {
+            name: account.limit
+            for name, account in market.accounts.items()
+            if account.limit is not None
+        }
+        room = money.room(
+            self.budgets(spec),
+            self.all(),
+            now,
+            spec.pool,
+            spec.money.label,
+            drain=spec.life.drain,
+        )
         return plan(
             spec,
             offers,
             market.exchange,
-            counted,
+            # What is to be replaced is paid for until it is gone, and does not count.
+            [
+                replace(one, state=State.DRAINING) if one.retiring else one
+                for one in self.machines.values()
+            ],
             wanted,
-            self.launches.blocked(now),
-            money.room(
-                self.budgets(spec),
-                self.all(),
-                now,
-                spec.pool,
-                spec.money.label,
-                drain=spec.life.drain,
-            ),
             now,
+            blocked=self.blocked(),
+            room=room,
+            limits=limits,
         )
+
+    def blocked(self) -> Blocked:
+        """Give what is not asked for now, until when, and why."""
+        return {
+            key: (block.until, f"{block.kind}: {block.said}")
+            for key, block in self.launches.blocked(self.now()).items()
+        }
 
     def budgets(self, spec: PoolSpec | None = None) -> list[Budget]:
         """Give the budgets of the home, and of a pool, in the home's currency.

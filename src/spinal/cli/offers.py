@@ -22,7 +22,7 @@ from .common import (
     table,
 )
 from .jobview import span
-from .pool import money
+from .pool import money, passed_over
 
 Row = Mapping[str, Any]
 
@@ -104,10 +104,8 @@ def offers(
         say(f"{vendor}: {why}")
     if explain:
         say("")
-        counts = ", ".join(f"{number} {reason}" for reason, number in row["counts"].items())
-        say(f"passed over: {counts or 'nothing'}")
-        for one in row["rejected"]:
-            say(f"  {one['vendor']} {one['region']} {one['type']}: {one['reason']}")
+        for line in passed_over(row["rejected"]):
+            say(line)
 
 
 def _cells(one: Row) -> tuple[str, ...]:

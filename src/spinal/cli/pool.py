@@ -393,19 +393,24 @@ def _show_plan(row: Row) -> None:
 
 
 def _plan_facts(row: Row) -> list[tuple[str, str]]:
-    currency = row.get("currency", "")
+    currency = row["currency"]
+    kept = f", with {len(row['keep'])} that are kept" if row["keep"] else ""
     found = [
-        (
-            "price",
-            f"{money(row['price'], currency)} an hour, with {row.get('keep', 0)} that are kept",
-        ),
-        ("at least", f"{money(row['bound'], currency)} (gap {row.get('gap', 0) * 100:.1f} %)"),
+        ("price", f"{money(row['price'], currency)} an hour{kept}"),
+        ("at least", f"{money(row['bound'], currency)} (gap {row['gap'] * 100:.1f} %)"),
+        ("found by", row["method"]),
+        *(("note", note) for note in row["notes"]),
+        *(("passed over", line) for line in passed_over(row["rejected"])),
+        *(row["errors"].items()),
     ]
-    reasons = [f"{count} {reason}" for reason, count in row.get("counts", {}).items()]
-    found += [("passed over", ", ".join(reasons))] if reasons else []
-    found += [("note", note) for note in row.get("notes", ())]
-    found += [(vendor, why) for vendor, why in row.get("errors", {}).items()]
     return [*found, ("hash", row["hash"][:12])]
+
+
+def passed_over(rejected: Sequence[Row]) -> list[str]:
+    """Say what was passed over: how many for each reason, and some of them."""
+    return [
+        f"{one['count']} {one['reason']}: {'; '.join(one['examples'])}" for one in rejected
+    ] or ["nothing"]
 
 
 def _facts(row: Row) -> list[tuple[str, str]]:

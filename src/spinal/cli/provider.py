@@ -29,6 +29,7 @@ from .common import (
 )
 
 if TYPE_CHECKING:
+    from spinal.agents.agent import Agent
     from spinal.agents.provider.settings import Account, Providers
     from spinal.agents.provider.vendors.vendor import Vendor
 
@@ -287,9 +288,10 @@ def _day(milliseconds: int) -> str:
 
 @provider.command(name="run", context_settings=CONTEXT)
 @click.argument("account")
+@click.option("--supervisor", "descriptor", type=int, hidden=True)
 @json_option
 @show_home
-def run_(account: str, as_json: bool) -> None:
+def run_(account: str, descriptor: int | None, as_json: bool) -> None:
     """Run the agent of ACCOUNT until Ctrl-C or SIGTERM; one at a time.
 
     The first signal lets what runs end, so that no machine is bought that nobody hears of.
@@ -302,7 +304,54 @@ def run_(account: str, as_json: bool) -> None:
     place = home()
     agent = assemble(_settings().account(account), place.id)
     # The dispatcher finds it by this name, and two of them could buy one machine twice.
-    serve(agent, agent.declared, None, (), (), None, as_json)
+    if descriptor is None:
+        serve(agent, agent.declared, None, (), (), None, as_json)
+        return
+    from spinal.bus.loops import run as run_fast
+
+    if run_fast(_supervised(agent, place.path, descriptor)):
+        end_local(_settings().account(account))
+
+
+async def _supervised(agent: Agent, home: Path, descriptor: int) -> bool:
+    """Run an agent for ``spinal up``; tells whether that ended it, and is still there."""
+    import asyncio
+    import os
+    import signal
+
+    from spinal.agents import runner
+    from spinal.dispatcher.supervised import supervised
+    from spinal.protocols import SpinalError
+
+    gone = asyncio.Event()
+
+    async def end_with_it() -> None:
+        await gone.wait()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    async with supervised(descriptor, gone) as supervisor:
+        watching = asyncio.create_task(end_with_it(), name="supervisor")
+        try:
+            await runner.serve(
+                agent,
+                log_in=lambda one: runner.log_in(one, home, name=one.declared),
+                ready=lambda lives: supervisor.ready(),
+            )
+        except SpinalError as error:
+            supervisor.failed(error)
+            raise
+        finally:
+            watching.cancel()
+        return not gone.is_set()
+
+
+def end_local(account: Account) -> None:
+    """End the machines of a local account: what ``spinal up`` started, it leaves nothing of."""
+    if account.driver != "local":
+        return
+    from spinal.agents.provider.vendors.local import Local
+
+    Local(account).connect("").end_all()
 
 
 @provider.command(context_settings=CONTEXT)

@@ -132,7 +132,7 @@ async def _up(home: Home, as_json: bool) -> None:
 
     emit: Callable[[str, Mapping[str, object]], None]
     emit = _emit_json if as_json else _emit_text
-    platform = Platform(parts(home), emit)
+    platform = Platform(parts(home), emit, providers(home))
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -206,6 +206,24 @@ def parts(home: Home) -> list[Part]:
         )
         return [server, dispatcher]
     return [dispatcher]
+
+
+def providers(home: Home) -> list[Part]:
+    """Give the provider agents of a home's accounts.
+
+    Raises:
+        BadDocument: ``providers.yaml`` has mistakes.
+    """
+    from spinal.agents.provider.settings import Providers
+
+    from .supervisor import ChildProcess
+
+    run = [sys.executable, "-m", "spinal", "--home", str(home.path), "provider", "run"]
+    return [
+        ChildProcess(f"provider {name}", [*run, name], os.environ)
+        for name, account in Providers.find(home.path).accounts.items()
+        if not account.options.get("elsewhere")
+    ]
 
 
 def _emit_json(event: str, detail: Mapping[str, object]) -> None:

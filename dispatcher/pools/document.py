@@ -279,9 +279,7 @@ class _Reader:
         at_least, at_most = self._parsed(bound, steps), self._parsed(lasting or 0.0, steps)
         if given != sign:
             way = "removed" if "remove_when" in steps else "added"
-            self._tell(
-                steps, f"machines are {way} when this is '{sign}' something, not '{given}'"
-            )
+            self._tell(steps, f"machines are {way} when this is '{sign}' something, not '{given}'")
         elif given == "<" and at_least == 0:
             self._tell(steps, "nothing is less than 0: write a greater number")
         return Rule(sign=given, bound=at_least, lasting=at_most)
@@ -427,9 +425,7 @@ class _Reader:
                     f"{window.size} is more than size.max, which is {size.max}",
                 )
         if scale.add > size.max:
-            self._tell(
-                ("scale", "add"), f"{scale.add} is more than size.max, which is {size.max}"
-            )
+            self._tell(("scale", "add"), f"{scale.add} is more than size.max, which is {size.max}")
         if spec.life.ttl <= spec.life.join and not self._mistakes:
             self._tell(
                 ("life", "ttl" if "ttl" in said.get("life", {}) else "join"),
@@ -461,8 +457,7 @@ def schema(*, sent: bool = False) -> dict[str, Json]:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Spinal pool",
-        "description": "Machines that are rented where they are cheapest; "
-        "`spinal pool plan FILE`.",
+        "description": "Machines that are rented where they are cheapest; `spinal pool plan FILE`.",
         **_mapping(
             {
                 "pool": {
@@ -761,5 +756,7 @@ _LIFE: Final[dict[str, Json]] = {
         "A machine that has not joined and passed after so long is returned; 15m if not said.",
         "15m",
     ),
-    "drain": _length("A machine that goes may finish its jobs for so long; 10m if not said.", "10m"),
+    "drain": _length(
+        "A machine that goes may finish its jobs for so long; 10m if not said.", "10m"
+    ),
 }

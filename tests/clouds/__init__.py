@@ -17,8 +17,8 @@ All have the same faults and the same control API (:mod:`tests.clouds.front`), o
         ...
         assert linode.living() == [] and linode.twice() == []
 
-In a conftest: ``from tests.clouds.fixtures import clouds as clouds, running_clouds as running_clouds``;
-in the tests ``pytestmark = needs_clouds``.  From a shell: ``make cloud-sim``.
+In a ``conftest.py``: ``from tests.clouds.fixtures import clouds, running_clouds``; in the tests
+``pytestmark = needs_clouds``.  From a shell: ``make cloud-sim``.
 
 moto and mimic are not in our environment but in ``.venv-clouds`` (``make clouds``).
 """

@@ -1,2 +1,3 @@
-from .fixtures import clouds as clouds
-from .fixtures import running_clouds as running_clouds
+from .fixtures import clouds, running_clouds
+
+__all__ = ["clouds", "running_clouds"]

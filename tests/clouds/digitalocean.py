@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from .catalogue import DO_REGIONS, DO_SIZES, Size
 from .ledger import ERROR, RUNNING, Machine
-from .rest import LINUX, Call, Image, Rest, address, number, stamp
+from .rest import Call, Image, Rest, address, number, stamp
 from .vendor import Refusal
 from .wire import Reply
 
@@ -18,6 +18,12 @@ class DigitalOcean(Rest):
     """Droplets, their sizes, regions and images; snapshots; the account."""
 
     name = "digitalocean"
+    systems: ClassVar[Mapping[str, str]] = {
+        "debian-12-x64": "12 x64",
+        "debian-13-x64": "13 x64",
+        "ubuntu-22-04-x64": "22.04 (LTS) x64",
+        "ubuntu-24-04-x64": "24.04 (LTS) x64",
+    }
     regions, sizes = DO_REGIONS, DO_SIZES
     keys = ("region", "size", "name")
     refusals: ClassVar[Mapping[str, Refusal]] = {
@@ -61,12 +67,17 @@ class DigitalOcean(Rest):
             return self.invalid("You specified an invalid size or region for Droplet creation.")
         if not call.ask.name:
             return self.invalid("Name can't be blank")
+        image = str(given.get("image", ""))
+        # Its own may be named by slug or by number.
+        image = next((slug for slug in self.systems if str(_number(slug)) == image), image)
+        if not self.has_image(image):
+            return self.invalid("You specified an invalid image for Droplet creation.")
         count = self.ledger.number()
         machine = self.make(
             call,
             str(400_000_000 + count),
             count,
-            image=str(given.get("image", "")),
+            image=image,
             tags=[str(tag) for tag in given.get("tags") or []],
             user_data=given.get("user_data") or "",
         )
@@ -107,7 +118,7 @@ class DigitalOcean(Rest):
         id = self.ledger.number()
         if kind == "snapshot":
             name = str(given.get("name") or machine.name)
-            image = Image(str(150_000_000 + id), name, machine, call.at)
+            image = Image(str(190_000_000 + id), name, machine, call.at)
             self.images[image.id] = image
         elif kind not in ("reboot", "power_cycle", "power_on", "power_off", "shutdown"):
             return self.invalid(f"{kind} is not a valid action")
@@ -125,13 +136,15 @@ class DigitalOcean(Rest):
         return Reply.of(201, {"action": action})
 
     def _sizes(self, call: Call) -> Reply:
-        return self.page(call, "sizes", [self._size(size, call.view.priced) for size in self.sizes])
+        return self.page(
+            call, "sizes", [self._size(size, call.view.priced(size.id)) for size in self.sizes]
+        )
 
     def _regions(self, call: Call) -> Reply:
         return self.page(call, "regions", [self._region(region.id) for region in self.regions])
 
     def _images(self, call: Call) -> Reply:
-        rows = [self._image(str(i), name, slug) for i, (slug, name) in enumerate(LINUX, 100)]
+        rows = [self._system(slug) for slug in self.systems]
         if call.request.query.get("private") == "true":
             rows = []
         rows += [self._snapshot(image) for image in self.images.values()]
@@ -174,11 +187,7 @@ class DigitalOcean(Rest):
                 }
             ]
         taken = self.images.get(machine.image)
-        image = (
-            self._snapshot(taken)
-            if taken is not None
-            else self._image(machine.image or "100", "Debian 12", machine.image or "debian-12")
-        )
+        image = self._snapshot(taken) if taken is not None else self._system(machine.image)
         return {
             "id": int(machine.id),
             "name": machine.name,
@@ -228,18 +237,21 @@ class DigitalOcean(Rest):
             "sizes": [size.id for size in self.sizes if region.id in size.regions],
         }
 
-    def _image(self, id: str, name: str, slug: str | None) -> dict[str, Any]:
+    def _system(self, slug: str) -> dict[str, Any]:
+        distribution = slug.split("-")[0].capitalize()
+        # Of a machine whose image was deleted the vendor still tells.
+        name = self.systems.get(slug, slug)
         return {
-            "id": int(id) if id.isdecimal() else 100,
+            "id": _number(slug),
             "name": name,
-            "distribution": name.split()[0],
+            "distribution": distribution,
             "slug": slug,
             "public": True,
             "regions": [region.id for region in self.regions],
             "created_at": "2026-01-15T10:00:00Z",
             "min_disk_size": 10,
             "size_gigabytes": 2.3,
-            "description": name,
+            "description": f"{distribution} {name}",
             "tags": [],
             "status": "available",
             "error_message": "",
@@ -247,7 +259,11 @@ class DigitalOcean(Rest):
         }
 
     def _snapshot(self, image: Image) -> dict[str, Any]:
-        return self._image(image.id, image.name, None) | {
+        return self._system(image.machine.image) | {
+            "id": int(image.id),
+            "name": image.name,
+            "slug": None,
+            "description": "",
             "public": False,
             "type": "snapshot",
             "regions": [image.machine.region],
@@ -267,3 +283,9 @@ class DigitalOcean(Rest):
         ("DELETE", "/v2/images/(?P<id>[0-9]+)", "other", _delete_image),
         ("GET", "/v2/account", "other", _account),
     )
+
+
+def _number(slug: str) -> int:
+    """Give the number of one of the vendor's images."""
+    known = [*DigitalOcean.systems]
+    return 150_000_000 + known.index(slug) if slug in known else 1

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import ClassVar, Final
 from urllib.parse import parse_qsl
 from xml.etree import ElementTree
@@ -32,6 +34,20 @@ OPERATIONS: Final = {
     "DescribeImages": "images",
     "CreateImage": "freeze",
 }
+
+#: Images that there are: owner, architecture, name.
+#: moto's own are 1,300, of which libcloud takes five seconds to read.
+DEBIAN, CANONICAL = "136693071363", "099720109477"
+IMAGES: Final = (
+    (DEBIAN, "x86_64", "debian-12-amd64-20260112-1990"),
+    (DEBIAN, "arm64", "debian-12-arm64-20260112-1990"),
+    (DEBIAN, "x86_64", "debian-13-amd64-20260112-1990"),
+    (DEBIAN, "arm64", "debian-13-arm64-20260112-1990"),
+    (CANONICAL, "x86_64", "ubuntu/images/hvm-ssd/ubuntu-jammy-22.04-amd64-server-20260115"),
+    (CANONICAL, "arm64", "ubuntu/images/hvm-ssd/ubuntu-jammy-22.04-arm64-server-20260115"),
+    (CANONICAL, "x86_64", "ubuntu/images/hvm-ssd-gp3/ubuntu-noble-24.04-amd64-server-20260115"),
+    (CANONICAL, "arm64", "ubuntu/images/hvm-ssd-gp3/ubuntu-noble-24.04-arm64-server-20260115"),
+)
 
 #: States of an instance, and their numbers.
 PENDING: Final = ("pending", "0")
@@ -66,7 +82,7 @@ class Ec2(Vendor):
     def __init__(self, settings: Settings | None = None) -> None:
         super().__init__(settings)
         self.upstream = Upstream(
-            lambda port, _: [str(BIN / "moto_server"), "-H", "127.0.0.1", "-p", str(port)]
+            lambda port, _: [str(BIN / "moto_server"), "-H", "127.0.0.1", "-p", str(port)], _prepare
         )
         #: What each client token bought, by region and token.
         self._tokens: dict[tuple[str, str], tuple[str, Reply]] = {}
@@ -170,6 +186,38 @@ class Ec2(Vendor):
         ElementTree.register_namespace("", NAMESPACE)
         body = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
         return Reply(reply.status, body, reply.headers)
+
+
+def _prepare(folder: Path) -> dict[str, str]:
+    """Write the images for moto; it is to refuse what is none, and types that are none."""
+    images = [
+        {
+            "ami_id": f"ami-{number:017x}",
+            "state": "available",
+            "public": True,
+            "owner_id": owner,
+            "image_location": f"amazon/{name}",
+            "sriov": "simple",
+            "root_device_type": "ebs",
+            "root_device_name": "/dev/xvda",
+            "description": name,
+            "image_type": "machine",
+            "platform": None,
+            "architecture": architecture,
+            "name": name,
+            "virtualization_type": "hvm",
+            "hypervisor": "xen",
+            "creation_date": "2026-01-15T10:00:00.000Z",
+        }
+        for number, (owner, architecture, name) in enumerate(IMAGES, 1)
+    ]
+    path = folder / "images.json"
+    path.write_text(json.dumps(images))
+    return {
+        "MOTO_AMIS_PATH": str(path),
+        "MOTO_ENABLE_AMI_VALIDATION": "1",
+        "MOTO_EC2_ENABLE_INSTANCE_TYPE_VALIDATION": "1",
+    }
 
 
 def _alter(item: ElementTree.Element, state: str, machine: Machine) -> None:

@@ -26,7 +26,7 @@ KINDS: Final[Mapping[str, str]] = {
     "created_slow": "create",
     # Made, and never runs.
     "error_state": "create",
-    # Sizes are listed with a price of nothing.
+    # Sizes are listed with a price of nothing, all or those of `type`.
     "no_price": "sizes",
     # Answered with an error; the machine stays.
     "delete_fails": "delete",
@@ -75,7 +75,9 @@ class Fault:
 
     def meets(self, ask: Ask) -> bool:
         """Say whether it hits this request; draws if it is left to chance."""
-        wanted = ((self.region, ask.region), (self.type, ask.type), (self.name, ask.name))
+        # A list of sizes is of all types: which of them has no price is seen in the answer.
+        type_ = "" if self.kind == "no_price" else self.type
+        wanted = ((self.region, ask.region), (type_, ask.type), (self.name, ask.name))
         if self.on not in ("any", ask.operation) or self.count == 0:
             return False
         if any(filter_ and filter_ != value for filter_, value in wanted):

@@ -84,8 +84,8 @@ class Front:
         return await vendor.answer(request, ask, self._view(kind, fault))
 
     def _view(self, kind: str, fault: Fault | None) -> View:
-        if kind == "no_price":
-            return View(priced=False)
+        if kind == "no_price" and fault is not None:
+            return View(unpriced=fault.type or "*")
         if kind == "stale" and fault is not None:
             ledger = self.vendor.ledger
             at = ledger.before(fault.changes) if fault.changes else ledger.now() - fault.seconds
@@ -154,7 +154,7 @@ async def _read(raw: web.Request) -> Request:
 async def _object(raw: web.Request) -> dict[str, Any]:
     value = await raw.json()
     if not isinstance(value, dict):
-        raise ValueError("not a JSON object")
+        raise TypeError("not a JSON object")
     return value
 
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from .catalogue import LINODE_REGIONS, LINODE_SIZES, Size
 from .ledger import RUNNING, Machine
-from .rest import LINUX, Call, Image, Rest, address, number, plain, stamp
+from .rest import Call, Image, Rest, address, number, plain, stamp
 from .vendor import Refusal
 from .wire import Reply
 
@@ -17,6 +17,12 @@ class Linode(Rest):
     """Instances, their types, disks and images; regions."""
 
     name = "linode"
+    systems: ClassVar[Mapping[str, str]] = {
+        "linode/debian12": "Debian 12",
+        "linode/debian13": "Debian 13",
+        "linode/ubuntu22.04": "Ubuntu 22.04 LTS",
+        "linode/ubuntu24.04": "Ubuntu 24.04 LTS",
+    }
     regions, sizes = LINODE_REGIONS, LINODE_SIZES
     keys = ("region", "type", "label")
     #: The code is the field that the error names.
@@ -55,6 +61,8 @@ class Linode(Rest):
             return self._wrong("region", "region is not valid")
         if self.size(ask.type) is None:
             return self._wrong("type", "A valid plan type by that ID was not found")
+        if given.get("image") and not self.has_image(given["image"]):
+            return self._wrong("image", "image is not valid")
         if given.get("image") and not given.get("root_pass"):
             return self._wrong("root_pass", "root_pass is required")
         if any(machine.name == ask.name for machine in self.ledger.living(call.at)):
@@ -123,10 +131,7 @@ class Linode(Rest):
         return Reply.of(200, self._private(image))
 
     def _images(self, call: Call) -> Reply:
-        rows = [
-            self._image(f"linode/{slug.replace('-', '', 1).replace('-', '.')}", name)
-            for slug, name in LINUX
-        ]
+        rows = [self._image(id, name) for id, name in self.systems.items()]
         return self.page(call, rows + [self._private(image) for image in self.images.values()])
 
     def _one_image(self, call: Call) -> Reply:
@@ -138,7 +143,7 @@ class Linode(Rest):
         return self.absent() if gone is None else Reply.of(200, {})
 
     def _types(self, call: Call) -> Reply:
-        return self.page(call, [self._type(size, call.view.priced) for size in self.sizes])
+        return self.page(call, [self._type(size, call.view.priced(size.id)) for size in self.sizes])
 
     def _regions(self, call: Call) -> Reply:
         rows = [

@@ -32,6 +32,17 @@ ROUTES: Final = tuple(
     )
 )
 
+#: Regions of three continents; mimic alone has the American ones.
+REGIONS: Final = ("ORD", "DFW", "IAD", "LON", "SYD", "HKG")
+
+#: Starts mimic, as its program `twistd` does, with these regions.
+START: Final = f"""
+from mimic.plugins import nova_plugin
+from twisted.scripts.twistd import run
+nova_plugin.nova._regions = {[*REGIONS]!r}
+run()
+"""
+
 #: What Nova says of a server that never runs.
 WORDS: Final = {
     "capacity": "No valid host was found. There are not enough hosts available.",
@@ -65,7 +76,7 @@ class OpenStack(Vendor):
         super().__init__(settings)
         self.upstream = Upstream(
             lambda port, folder: [
-                *(str(BIN / "twistd"), "--nodaemon", f"--pidfile={folder / 'pid'}"),
+                *(str(BIN / "python"), "-c", START, "--nodaemon", f"--pidfile={folder / 'pid'}"),
                 *("mimic", "--realtime", "--listen", f"tcp:{port}:interface=127.0.0.1"),
             ]
         )

@@ -9,15 +9,12 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
 from .catalogue import Region, Size
 from .ledger import Machine
 from .vendor import TOKEN, Refusal, Settings, Vendor
 from .wire import Ask, Reply, Request, View
-
-#: The vendors' own images that there are: id, name, distribution.
-LINUX: Final = (("debian-12", "Debian 12"), ("ubuntu-24-04", "Ubuntu 24.04"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +43,8 @@ class Image:
 class Rest(Vendor):
     """A vendor with a table of routes: method and path, operation, and what answers."""
 
+    #: The vendor's own images: what a request calls it, and the name.
+    systems: ClassVar[Mapping[str, str]]
     regions: ClassVar[tuple[Region, ...]]
     sizes: ClassVar[tuple[Size, ...]]
     routes: ClassVar[tuple[tuple[str, str, str, Handler], ...]]
@@ -110,6 +109,10 @@ class Rest(Vendor):
         """Give the living machine that a request is about."""
         machine = self.ledger.machines.get(call.ask.id)
         return machine if machine is not None and machine.lives(call.at) else None
+
+    def has_image(self, id: str) -> bool:
+        """Say whether there is such an image, the vendor's or one that was made."""
+        return id in self.systems or id in self.images
 
     def size(self, id: str) -> Size | None:
         """Give a size by its id."""

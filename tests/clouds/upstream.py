@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +29,8 @@ HOP: Final = frozenset(
 
 #: Gives the argument list of a server on this port, with its files in that folder.
 Command = Callable[[int, Path], list[str]]
+#: Writes what it reads into that folder; gives its environment variables.
+Prepare = Callable[[Path], Mapping[str, str]]
 
 
 def missing() -> str | None:
@@ -39,8 +41,8 @@ def missing() -> str | None:
 class Upstream:
     """A server that is started on a free port; requests go to it as they came."""
 
-    def __init__(self, command: Command) -> None:
-        self._command = command
+    def __init__(self, command: Command, prepare: Prepare = lambda _: {}) -> None:
+        self._command, self._prepare = command, prepare
         self._process: asyncio.subprocess.Process | None = None
         self._session: aiohttp.ClientSession | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
@@ -55,6 +57,7 @@ class Upstream:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command(self.port, folder),
                 cwd=folder,
+                env={**os.environ, **self._prepare(folder)},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

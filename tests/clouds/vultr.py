@@ -10,18 +10,21 @@ from typing import Any, ClassVar
 
 from .catalogue import VULTR_REGIONS, VULTR_SIZES, Size
 from .ledger import RUNNING, Machine
-from .rest import LINUX, Call, Image, Rest, address, number, plain, stamp
+from .rest import Call, Image, Rest, address, number, plain, stamp
 from .vendor import Refusal
 from .wire import Reply
-
-#: Vultr's numbers of operating systems.
-NUMBERS = {"debian-12": 2136, "ubuntu-24-04": 2284}
 
 
 class Vultr(Rest):
     """Instances, plans, regions, operating systems, snapshots; the account."""
 
     name = "vultr"
+    systems: ClassVar[Mapping[str, str]] = {
+        "2136": "Debian 12 x64 (bookworm)",
+        "2625": "Debian 13 x64 (trixie)",
+        "1743": "Ubuntu 22.04 LTS x64",
+        "2284": "Ubuntu 24.04 LTS x64",
+    }
     regions, sizes = VULTR_REGIONS, VULTR_SIZES
     keys = ("region", "plan", "label")
     refusals: ClassVar[Mapping[str, Refusal]] = {
@@ -59,13 +62,16 @@ class Vultr(Rest):
             return self.invalid("Invalid region.")
         if self.size(call.ask.type) is None:
             return self.invalid("Invalid plan chosen.")
+        image = str(given.get("os_id") or given.get("snapshot_id") or "")
+        if not self.has_image(image):
+            return self.invalid("Invalid OS or snapshot.")
         tags = given.get("tags") or ([given["tag"]] if given.get("tag") else [])
         count = self.ledger.number()
         machine = self.make(
             call,
             str(uuid.uuid5(uuid.NAMESPACE_URL, f"vultr/{count}/{call.at}")),
             count,
-            image=str(given.get("os_id") or given.get("snapshot_id") or ""),
+            image=image,
             tags=[str(tag) for tag in tags],
             user_data=plain(given.get("user_data") or ""),
         )
@@ -119,7 +125,9 @@ class Vultr(Rest):
         return self.absent() if self.images.pop(call.ask.id, None) is None else Reply(204)
 
     def _plans(self, call: Call) -> Reply:
-        return self.page(call, "plans", [self._plan(size, call.view.priced) for size in self.sizes])
+        return self.page(
+            call, "plans", [self._plan(size, call.view.priced(size.id)) for size in self.sizes]
+        )
 
     def _metal_plans(self, call: Call) -> Reply:
         return self.page(call, "plans_metal", [])
@@ -129,13 +137,8 @@ class Vultr(Rest):
 
     def _systems(self, call: Call) -> Reply:
         rows = [
-            {
-                "id": NUMBERS[slug],
-                "name": f"{name} x64",
-                "arch": "x64",
-                "family": slug.split("-")[0],
-            }
-            for slug, name in LINUX
+            {"id": int(id), "name": name, "arch": "x64", "family": name.split()[0].lower()}
+            for id, name in self.systems.items()
         ]
         return self.page(call, "os", rows)
 
@@ -177,7 +180,7 @@ class Vultr(Rest):
         tags = [str(tag) for tag in machine.tags]
         return {
             "id": machine.id,
-            "os": "Debian 12 x64 (bookworm)",
+            "os": self.systems.get(machine.image, "Snapshot"),
             "ram": size.ram,
             "disk": size.disk,
             "main_ip": address(machine.number) if running else "0.0.0.0",

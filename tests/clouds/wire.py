@@ -60,9 +60,14 @@ class View:
 
     #: Show the machines as they were at this time; None is now.
     at: float | None = None
-    priced: bool = True
+    #: Show no price of this type, or of any ("*").
+    unpriced: str = ""
     #: The machine that is made will never run, because of this kind of fault.
     broken: str = ""
+
+    def priced(self, type: str) -> bool:
+        """Say whether this type is shown with its price."""
+        return self.unpriced not in ("*", type)
 
 
 TRUTH: Final = View()

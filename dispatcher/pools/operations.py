@@ -85,6 +85,7 @@ class PoolOperations:
                 memory = replace(known.memory, wanted=wanted)
             known = replace(known, spec=spec, caller=caller, phase=Phase.UP, hash=found.hash)
             known = replace(known, wanted=wanted, memory=memory, why="applied", short="")
+            known = replace(known, failures=0, pause=0)
             return known.noting(event)
 
         pool = await self._make(spec.pool, change, new=True)

@@ -68,6 +68,9 @@ class Pool:
     refused: int = 0
     never_joined: int = 0
     lost: int = 0
+    #: Machines in a row that never joined, and until when no further ones are ordered for that.
+    failures: int = 0
+    pause: int = 0
     #: Counts how often it was saved; 0 if it never was.
     version: int = 0
 

@@ -28,6 +28,7 @@ from spinal.agents.provider.offer import Offer
 from spinal.agents.provider.settings import Providers
 from spinal.bus.errors import CallError
 from spinal.protocols import Json, LocalProtocolError, Problem
+from spinal.protocols.retry import doubled
 
 from ..agent import KnownAgent
 from ..broker import Broker
@@ -61,6 +62,10 @@ STOPPED: Final = 4.0
 #: Seconds that a self-test may take, and between two of them.
 TESTING: Final = 20.0
 TEST_AGAIN: Final = 2.0
+
+#: Seconds after which a machine is ordered in place of one that never joined, at first and at most.
+FIRST_PAUSE: Final = 4.0
+MAX_PAUSE: Final = 600.0
 
 #: Most pools, and machines that may exist.
 MAX_POOLS: Final = 200
@@ -360,15 +365,16 @@ class Tender:
         if pool is not None and step.event:
             at = self._keeper.now()
             event = Event(at=at, what=step.event, about=after.name, said=step.said)
-            member = _COUNTED.get(step.event)
-            counted = {} if member is None else {member: getattr(pool, member) + 1}
-            pool = replace(pool, **counted).noting(event)
+            pool = _counting(pool, step.event, at).noting(event)
             changes.append(Keep(record.of_pool(pool)))
         if (await self._keeper.store.write(*changes))[0] is FENCED:
             await self.refresh()
             return None
         if pool is not None and step.event:
             self.pools[pool.name] = replace(pool, version=pool.version + 1)
+            if step.event in _BROKEN:
+                key = after.vendor, after.region, after.type
+                self.launches = self.launches.refused(key, "unknown", step.said, self.now())
         if after.state is not before.state:
             log.info(
                 "machine_moved",
@@ -475,7 +481,8 @@ class Tender:
         counted = [one for one in machines if one.state.counts and not one.retiring]
         pool = await self._scaled(pool, machines, counted)
         if len(counted) < pool.wanted:
-            self._order(pool)
+            if self.now() >= pool.pause:
+                self._order(pool)
             return
         for one in tending.victims(counted, len(counted) - pool.wanted):
             await self._send_away(one, pool.why or "the pool wants fewer")
@@ -840,6 +847,9 @@ _HOLDS: Final[Mapping[State, str]] = {
     State.LEAVING: "it is returned",
 }
 
+#: Events after which an offer is left alone for a while: what came of it was of no use.
+_BROKEN: Final = frozenset({"never-joined", "failed"})
+
 #: What a pool counts, by event.
 _COUNTED: Final[Mapping[str, str]] = {
     "joined": "joined",
@@ -848,6 +858,20 @@ _COUNTED: Final[Mapping[str, str]] = {
     "failed": "never_joined",
     "lost": "lost",
 }
+
+
+def _counting(pool: Pool, event: str, now: int) -> Pool:
+    """Give a pool that counts an event; one whose machines never join orders ever more slowly."""
+    member = _COUNTED.get(event)
+    if member is None:
+        return pool
+    pool = replace(pool, **{member: getattr(pool, member) + 1})
+    if member == "joined":
+        return replace(pool, failures=0, pause=0)
+    if member == "never_joined":
+        pause = doubled(FIRST_PAUSE, pool.failures, MAX_PAUSE)
+        return replace(pool, failures=pool.failures + 1, pause=now + int(pause * 1000))
+    return pool
 
 
 def _moving(before: Machine, after: Machine) -> Iterable[Change]:

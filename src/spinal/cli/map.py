@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from spinal.bus.arguments import ArgumentError, Given, convert, parse
+from spinal.bus.arguments import ArgumentError, Given, Schema, convert, parse
 from spinal.protocols import Json, path
 
 from .call import describe, patience, save
@@ -130,7 +130,13 @@ def map_command(
 
     async def work() -> int:
         async with client() as bus:
-            described = await describe(bus, op)
+            described = await describe(bus, op, may_miss=durable)
+            if "op" not in described:
+                say(
+                    f"nobody offers {op} now: {each.name} goes as a file, and other arguments as "
+                    "text; key:=json sends anything else"
+                )
+                described["args"] = unknown(each)
             inputs = [
                 convert([replace(each, text=str(file)), *always], described["args"])
                 for file in files
@@ -159,6 +165,11 @@ def map_command(
 
     if run(work()):
         raise Ended(1)
+
+
+def unknown(each: Given) -> Schema:
+    """Give what an operation takes that nobody offers yet: files, and anything else as it comes."""
+    return {"properties": {each.name: {"format": "blob"}}, "additionalProperties": True}
 
 
 def matches(each: Given) -> list[Path]:

@@ -251,7 +251,12 @@ class Tender:
 
     def _look_at_vendors(self) -> None:
         names, pace = self._names(), self._pace
-        moving = {m.vendor for m in self.machines.values() if m.state is not State.READY}
+        moving = {
+            m.vendor
+            for m in self.machines.values()
+            # Whose agents are away may have ended, which its vendor knows.
+            if m.state is not State.READY or m.name in self._away
+        }
         # Also where we have no machine: there may be one that nobody remembers.
         every = {v: pace.look if v in moving else pace.rest for v in self.vendors.here()}
 

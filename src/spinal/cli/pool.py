@@ -327,7 +327,7 @@ async def _converged(bus: Client, name: str, timeout: float | None) -> Row:
                 new = row["events"] if told is None else _since(row["events"], told)
                 if told is not None:
                     for one in new:
-                        say(_event(one))
+                        say(event(one))
                 told = row["events"][-1]["at"] if row["events"] else ""
                 if row["converged"] and row["phase"] != "down":
                     return row
@@ -432,14 +432,16 @@ def _facts(row: Row) -> list[tuple[str, str]]:
         ("applied by", row["caller"]),
         ("plan", row["hash"][:12] or NONE),
     ]
-    events = [f"{clock(one['at'], now)} {_event(one)}" for one in row["events"][-MAX_EVENTS:]]
+    events = [f"{clock(one['at'], now)} {event(one)}" for one in row["events"][-MAX_EVENTS:]]
     found += [("" if at else "events", line) for at, line in enumerate(events)]
     return [(title, value) for title, value in found if value]
 
 
-def _event(one: Row) -> str:
+def event(one: Row) -> str:
+    """Write what happened to a pool in one line."""
+    about = f"scaled to {one['about']}" if one["what"] == "scaled" else f"{one['about']} {one['what']}"
     said = f": {one_line(one['said'])}" if one["said"] else ""
-    return f"{one['about']} {one['what']}{said}"
+    return f"{about}{said}"
 
 
 def _say_pool(row: Row, as_json: bool) -> None:

@@ -289,6 +289,7 @@ def machine_row(one: Machine) -> dict[str, Json]:
         "price": one.price,
         "currency": one.currency,
         "id": one.id or None,
+        "created": stamp(one.created),
         "began": None if one.began is None else stamp(one.began),
         "expires": stamp(one.expires),
         "why": one.why or None,

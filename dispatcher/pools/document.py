@@ -134,6 +134,7 @@ def to_json(spec: PoolSpec) -> dict[str, Json]:
             "packages": list(life.packages),
             "join": life.join,
             "drain": life.drain,
+            **_some(ends=life.ends),
         },
     }
 
@@ -314,6 +315,7 @@ class _Reader:
                 "ttl": self._seconds(said, "ttl", Life().ttl, "life"),
                 "join": self._seconds(said, "join", Life().join, "life"),
                 "drain": self._seconds(said, "drain", Life().drain, "life"),
+                "ends": self._seconds(said, "ends", 0.0, "life") or None,
             }
         )
 
@@ -758,5 +760,8 @@ _LIFE: Final[dict[str, Json]] = {
     ),
     "drain": _length(
         "A machine that goes may finish its jobs for so long; 10m if not said.", "10m"
+    ),
+    "ends": _length(
+        "The pool itself goes down so long after it was made; never if not said.", "8h"
     ),
 }

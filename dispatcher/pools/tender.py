@@ -479,6 +479,8 @@ class Tender:
 
     async def _keep_to_size(self, pool: Pool) -> None:
         machines = self.of_pool(pool.name)
+        if pool.over(self.now()):
+            pool = await self._end(pool) or pool
         if pool.phase is not Phase.UP:
             await self._wind_down(pool, machines)
             return
@@ -495,6 +497,11 @@ class Tender:
         for one in machines:
             if one.retiring and one.state.counts and ready >= pool.wanted:
                 await self._send_away(one, one.why)
+
+    async def _end(self, pool: Pool) -> Pool | None:
+        """Have a pool go down whose time is over, whatever became of whoever made it."""
+        event = Event(at=self.now(), what="down", about=pool.name, said="its time is over")
+        return await self.keep(replace(pool, phase=Phase.DOWN, wanted=0, short="").noting(event))
 
     async def _wind_down(self, pool: Pool, machines: Sequence[Machine]) -> None:
         for one in machines:

@@ -60,14 +60,14 @@ def test_one_input_is_never_done_by_halves() -> None:
         (
             {"left": 200},
             {"most": 8, "per_hour": 0.07},
-            "3 machines take 250s, and more than 3 would cost more than 0.07 an hour",
+            "3 machines take 4m10s, and more than 3 would cost more than 0.07 an hour",
         ),
         (
             {},
             {"most": 8, "per_hour": 0.01},
             "the cheapest machine costs 0.018 an hour, and the most is 0.01",
         ),
-        ({"left": 700}, {"most": 1}, "1 machine takes 750s, and 1 is the most"),
+        ({"left": 700}, {"most": 1}, "1 machine takes 12m30s, and 1 is the most"),
     ],
 )
 def test_what_cannot_be_says_what_it_would_take(

@@ -78,6 +78,19 @@ def of(found: Document, exchange: Exchange | None = None) -> PoolSpec:
     return _Reader(found).spec(exchange)
 
 
+def of_words(value: Json) -> PoolSpec:
+    """Make a pool of what was said elsewhere than in a file; paths in it start where we are.
+
+    Raises:
+        BadDocument: as for :func:`load`; each mistake with its key.
+    """
+    found = Document("pool", value, {})
+    mistakes = list(document.check(found, schema()))
+    if mistakes:
+        raise BadDocument(mistakes)
+    return of(found)
+
+
 def to_json(spec: PoolSpec) -> dict[str, Json]:
     """Give a pool as JSON, all defaults filled in, the content of the agents' files in it."""
     server, scale, money, life = spec.server, spec.scale, spec.money, spec.life

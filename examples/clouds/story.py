@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -119,7 +119,7 @@ class Story:
         return shown.decode().replace("\r\n", "\n").strip("\n")
 
     @contextmanager
-    def running(self, name: str, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+    def running(self, name: str, *words: str) -> Generator[subprocess.Popen[bytes]]:
         """Have a command run in the background; it is ended by SIGTERM when the block ends."""
         self.say(f"$ spinal {' '.join(words)} &")
         with (self._logs / f"{name}.log").open("wb") as log:

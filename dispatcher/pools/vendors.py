@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import structlog
@@ -46,6 +47,9 @@ FRESH: Final = 60.0
 
 #: Most offers that each vendor is asked for.
 MOST: Final = 100
+
+#: Times that a demand which nothing meets is halved, to find what comes near.
+HALVED: Final = 10
 
 #: An answer to an order or a delete: ``outcome``, and what belongs to it.
 Outcome = Mapping[str, Any]
@@ -89,7 +93,30 @@ class Vendors:
     async def offers(
         self, server: Server, refresh: bool = False
     ) -> tuple[list[Offer], Mapping[str, str]]:
-        """Give what all vendors offer for a demand, and why one of them gave nothing."""
+        """Give what all vendors offer for a demand, and why one of them gave nothing.
+
+        Where nothing is large enough, it is what comes near, so that it can be said what there is.
+        """
+        found, errors = await self._offers_for(server, refresh)
+        for halved in range(1, HALVED + 1):
+            if found or errors or not self.here():
+                break
+            smaller = replace(
+                server,
+                cpu=server.cpu / 2**halved,
+                ram=server.ram >> halved,
+                disk=server.disk >> halved,
+                arch="any",
+            )
+            found, errors = await self._offers_for(smaller, refresh=False)
+            for vendor, (time, _, offers) in list(self._offers.items()):
+                # It stands for the demand itself, so that this is not found out again every second.
+                self._offers[vendor] = time, server, offers
+        return found, errors
+
+    async def _offers_for(
+        self, server: Server, refresh: bool
+    ) -> tuple[list[Offer], Mapping[str, str]]:
         errors: dict[str, str] = {}
 
         async def of(vendor: str) -> list[Offer]:

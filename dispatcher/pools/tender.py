@@ -266,7 +266,8 @@ class Tender:
             for vendor, listing in self.vendors.listings.items():
                 if before.get(vendor) is not listing:
                     await self._reap(vendor, listing)
-            self._changed.set()
+                    # Not if nobody was asked: that would be a look after the other without a pause.
+                    self._changed.set()
 
         self._keeper.spawn("looking at vendors", look)
 

@@ -674,7 +674,6 @@ class Tender:
                 log.warning("machines_not_ordered", pool=pool.name, error=str(exc))
             finally:
                 self._ordering.discard(pool.name)
-                self._changed.set()
 
         self._ordering.add(pool.name)
         self._keeper.spawn("ordering", order)

@@ -347,6 +347,8 @@ class Burst:
             CallError: nothing fits, or a bound is in a currency that has no rate.
             click.Abort: the answer was no.
         """
+        from spinal.dispatcher.pools.batch import TooMuch
+
         wish, server = self.wish, self.wish.spec.server
         self._offers = await self.bus.ask_dispatcher(
             "/spinal/offers",
@@ -364,6 +366,8 @@ class Burst:
             machines = self.choice.machines
         spec = self._spec(machines)
         plan: Row = await self.bus.ask_dispatcher("/spinal/pools/plan", spec=_sent(spec))
+        if plan["missing"]:
+            raise TooMuch("; ".join(plan["notes"]))
         self._hash = plan["hash"]
         per_hour, currency = self._per_hour(), plan["currency"]
         if not self.as_json:
@@ -445,9 +449,12 @@ class Burst:
         cancelled and :attr:`late` set.
 
         Raises:
-            TooMuch: once the first inputs were timed: the deadline cannot be met for the money.
+            TooMuch: once the first inputs were timed: the deadline cannot be met for the money; or
+                no machine was ready by then.
             Ended: by SIGTERM or SIGHUP.
         """
+        from spinal.dispatcher.pools.batch import TooMuch
+
         stopped: list[int] = []
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert task is not None
@@ -470,6 +477,9 @@ class Burst:
                 watching.cancel()
         except TimeoutError:
             self.late = True
+            if not self._ready.is_set():
+                why = self._row.get("short") or "none has joined"
+                raise TooMuch(f"no machine was ready by the deadline: {why}") from None
         except asyncio.CancelledError:
             if stopped:
                 raise Ended(128 + stopped[0]) from None

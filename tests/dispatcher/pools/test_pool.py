@@ -23,4 +23,4 @@ def test_a_pool_is_over_so_long_after_it_was_made_and_once() -> None:
 def test_its_end_is_sent_with_it() -> None:
     ending = replace(SPEC, life=Life(ends=60.0))
     assert of_json(to_json(ending)) == ending
-    assert "ends" not in to_json(SPEC)["life"]  # type: ignore[operator] # pyright: ignore[reportOperatorIssue, reportArgumentType]
+    assert "ends" not in to_json(SPEC)["life"]  # pyright: ignore[reportOperatorIssue, reportArgumentType]

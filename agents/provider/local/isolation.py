@@ -94,7 +94,7 @@ class Isolation(ABC):
         """Make what the machine needs to find; give the ``joins`` of the warden's orders."""
         return ()
 
-    @staticmethod
+    @staticmethod  # noqa: B027 - most leave nothing
     def clear(id: str) -> None:
         """Remove what outside of its folder is left of a machine that has ended."""
 

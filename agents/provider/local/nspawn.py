@@ -121,6 +121,8 @@ class Nspawn(Isolation):
         argv = ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--boot"]
         argv += ["--directory", str(plan.place / "system")]
         argv += ["--machine", plan.id, "--hostname", plan.name, "--link-journal=no"]
+        # Of its first process, which outlives a killed systemd-nspawn, and by this is found.
+        argv += [f"--setenv=SPINAL_MACHINE_ID={plan.id}"]
         return argv + [f"--bind-ro={plan.place / here}:{there}" for here, there in PUT.items()]
 
     def environment(self, plan: Plan) -> dict[str, str]:

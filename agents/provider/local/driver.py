@@ -133,7 +133,7 @@ class LocalNodeDriver(NodeDriver):
         self.key = ""
         self.secret = None
         self.region = regions[0]
-        self._store = Store(Path(folder).absolute())
+        self._store = Store(Path(folder).resolve())
         self._sizes = dict(sizes)
         self._currency = currency
         self._limit = limit
@@ -232,10 +232,6 @@ class LocalNodeDriver(NodeDriver):
         """Give the last lines that a machine wrote; empty if there is no such one."""
         place = self._store.at(str(node.id))
         return "\n".join(LogFile(place / "console.log", self._console).tail(lines))
-
-    def ex_folder(self, node: Node) -> Path:
-        """Give a machine's own folder, as it is seen from here; it need not be there any more."""
-        return self._store.at(str(node.id)) / KINDS[node.extra["isolation"]].kept
 
     # -- images
 
@@ -374,6 +370,7 @@ class LocalNodeDriver(NodeDriver):
     # -- looking
 
     def _find(self, id: str) -> Record | None:
+        """Give a machine that there is; hold the lock."""
         return next((record for record in self._store.records() if record.id == id), None)
 
     def _node(self, record: Record) -> Node:
@@ -395,6 +392,8 @@ class LocalNodeDriver(NodeDriver):
                 "pid": record.pid,
                 "created": record.created,
                 "said": said,
+                # Its own, as it is seen from here.
+                "folder": str(self._store.at(record.id) / KINDS[record.isolation].kept),
             },
             created_at=datetime.fromtimestamp(record.created / 1000, UTC),
         )

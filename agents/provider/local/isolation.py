@@ -170,7 +170,7 @@ class Bubblewrap(Isolation):
     asked = (2, None)
 
     def __init__(self, hidden: Sequence[Path] = ()) -> None:
-        self._hidden = tuple(hidden)
+        self._hidden = [path.resolve() for path in hidden if path.is_dir()]
 
     def missing(self) -> str:
         """See :meth:`Isolation.missing`."""

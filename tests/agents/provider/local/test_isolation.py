@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 from tests.needs import needs
 
-from .conftest import MakeDriver, look, renter, says, state
+from .conftest import MakeDriver, extra, look, renter, says, state
 
 CHOOSE = """\
 import sys
@@ -20,11 +21,26 @@ print(node.extra["isolation"])
 driver.end_all()
 """
 
+#: Prints where the Python of a machine is that is made by the Python that runs it.
+PREFIX = """\
+import sys, time
+from pathlib import Path
+from spinal.agents.provider.local import LocalNodeDriver
+driver = LocalNodeDriver(
+    Path(sys.argv[1]), isolation="bubblewrap", environment={"PYTHONPATH": sys.argv[2]}
+)
+script = '#!/bin/sh\\nexec "$SPINAL_PYTHON" -c "import sys, spinal.agents; print(sys.prefix)"'
+size, image = driver.list_sizes()[0], driver.list_images()[0]
+node = driver.create_node("pool-a", size, image, ex_userdata=script)
+while driver.list_nodes()[0].state == "running":
+    time.sleep(0.02)
+print(driver.ex_get_console_output(node))
+driver.end_all()
+"""
+
 
 def choose(folder: Path, wanted: str, path: str) -> subprocess.CompletedProcess[str]:
     """Let a process that finds its programs elsewhere make a driver."""
-    import os
-
     return subprocess.run(
         [sys.executable, "-c", CHOOSE, str(folder), wanted],
         env={**os.environ, "PATH": path},
@@ -38,14 +54,16 @@ def broken(folder: Path) -> str:
     """Make a bubblewrap that may not do what it needs, as in a container."""
     folder.mkdir()
     program = folder / "bwrap"
-    program.write_text("#!/bin/sh\necho 'bwrap: No permissions to create a namespace' >&2\nexit 1\n")
+    program.write_text(
+        "#!/bin/sh\necho 'bwrap: No permissions to create a namespace' >&2\nexit 1\n"
+    )
     program.chmod(0o755)
     return f"{folder}:/usr/bin:/bin"
 
 
 @needs("bwrap")
 def test_auto_is_bubblewrap_where_that_works(make_driver: MakeDriver) -> None:
-    assert renter(make_driver())().extra["isolation"] == "bubblewrap"
+    assert extra(renter(make_driver())())["isolation"] == "bubblewrap"
 
 
 def test_auto_is_process_where_there_is_no_bubblewrap_and_says_so(tmp_path: Path) -> None:
@@ -96,7 +114,7 @@ class TestBubblewrap:
         assert "BREACH" not in said
         assert said.count("Read-only file system") >= 3
         assert not Path("/tmp", mark).exists()
-        assert (driver.ex_folder(node) / mark).exists()
+        assert (Path(extra(node)["folder"]) / mark).exists()
 
     async def test_it_sees_no_other_machine_and_nothing_that_is_hidden(
         self, make_driver: MakeDriver, tmp_path: Path, folder: Path
@@ -112,8 +130,24 @@ class TestBubblewrap:
 
         said = await says(driver, node, "seen")
 
-        assert other.id not in said and "ticket" not in said
-        assert node.id in said and "[]" in said
+        assert str(other.id) not in said and "ticket" not in said
+        assert str(node.id) in said and "[]" in said
+
+    def test_a_python_below_tmp_can_be_used_in_it(self, folder: Path, tmp_path: Path) -> None:
+        # Its own /tmp hides what this machine has there.
+        subprocess.run(
+            [sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True
+        )
+        places = os.pathsep.join(filter(None, sys.path))
+        done = subprocess.run(
+            [str(tmp_path / "venv" / "bin" / "python"), "-c", PREFIX, str(folder), places],
+            env={**os.environ, "PYTHONPATH": places},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+
+        assert done.stdout.splitlines()[-1] == str(tmp_path / "venv"), done.stderr
 
     async def test_the_network_is_this_machines(self, make_driver: MakeDriver) -> None:
         driver = make_driver(isolation="bubblewrap")
@@ -134,7 +168,7 @@ class TestBubblewrap:
 
         await state(driver, "stopped")
 
-        assert look(driver).extra["said"] == "it was killed by signal 11"
+        assert extra(look(driver))["said"] == "it was killed by signal 11"
 
 
 async def test_a_machine_that_was_started_with_another_isolation_is_ended_as_it_was_started(
@@ -143,7 +177,7 @@ async def test_a_machine_that_was_started_with_another_isolation_is_ended_as_it_
     node = renter(make_driver(isolation="process"))("echo up; exec sleep 1000")
     other = make_driver(isolation="auto")
 
-    assert look(other).extra["isolation"] == "process"
+    assert extra(look(other))["isolation"] == "process"
     assert other.destroy_node(node)
     assert other.list_nodes() == []
 

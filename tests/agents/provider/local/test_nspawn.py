@@ -21,7 +21,7 @@ from spinal.agents.errors import AgentError
 from spinal.agents.provider.local import LocalNodeDriver, image
 from spinal.testing import eventually
 
-from .conftest import MakeDriver, below, look, renter, says, state
+from .conftest import MakeDriver, below, extra, look, renter, says, state
 
 #: Where the system that is made once is kept.
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "spinal"
@@ -116,7 +116,7 @@ async def test_cloud_init_runs_the_script_which_reaches_what_listens_here(
     assert 'WORD is a "b" 100% $HOME \\' in said
     assert look(driver).state == "running"
     # What it changes is its own, and so are its mounts.
-    assert (driver.ex_folder(node) / "etc" / "breach").exists()
+    assert (Path(extra(node)["folder"]) / "etc" / "breach").exists()
     assert sorted(path.name for path in (root / "etc").iterdir()) == system
     assert mounts() == before
     processes = below(node)
@@ -128,16 +128,16 @@ async def test_cloud_init_runs_the_script_which_reaches_what_listens_here(
     assert driver.list_nodes() == []
     assert os.listdir(folder) == ["lock"]
     assert mounts() == before
-    assert groups(node.id) == []
+    assert groups(str(node.id)) == []
     assert not any(process.is_running() for process in processes)
 
 
 async def test_it_shuts_down_in_good_order(driver: LocalNodeDriver) -> None:
     node = renter(driver)("echo finished")
     await says(driver, node, "finished")
-    assert groups(node.id), "it has groups of its own"
+    assert groups(str(node.id)), "it has groups of its own"
 
-    os.kill(node.extra["pid"], signal.SIGTERM)
+    os.kill(extra(node)["pid"], signal.SIGTERM)
 
     await state(driver, "stopped")
     assert "Reached target shutdown.target" in driver.ex_get_console_output(node)
@@ -151,18 +151,20 @@ async def test_one_whose_warden_is_killed_leaves_neither_process_nor_mount(
     await says(driver, node, "finished")
     processes = below(node)
 
-    os.kill(node.extra["pid"], signal.SIGKILL)
+    os.kill(extra(node)["pid"], signal.SIGKILL)
 
     await state(driver, "stopped")
     await eventually(
-        lambda: not any(
-            process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-            for process in processes
+        lambda: (
+            not any(
+                process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+                for process in processes
+            )
         )
     )
     node.destroy()
     assert mounts() == before
-    assert groups(node.id) == []
+    assert groups(str(node.id)) == []
 
 
 async def test_a_machine_begins_with_what_an_image_has(
@@ -181,7 +183,7 @@ async def test_a_machine_begins_with_what_an_image_has(
     said = await says(driver, second, "finished")
     assert "treasure" in said and "cannot access '/etc/issue'" in said
     # Its script and not the first one's, and its name.
-    assert listener.said == [f"pool-b {second.id} again"]
+    await eventually(lambda: listener.said == [f"pool-b {second.id} again"])
     assert "buried" not in said
 
 

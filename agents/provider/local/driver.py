@@ -75,12 +75,16 @@ class LocalNodeDriver(NodeDriver):
     execs what is to keep running.  It is given ``SPINAL_MACHINE_ID``, ``SPINAL_MACHINE_NAME``,
     ``SPINAL_MACHINE_DIR`` (the folder, also ``HOME``), ``SPINAL_PYTHON`` (an interpreter that has
     the Spinal that is here), ``PATH``, ``LANG`` and ``environment``; nothing else of ours.
-    One that ends with an exit code from 1 to 127 has state ``ERROR``, else ``STOPPED``; it is listed
-    until it is destroyed.
+    A machine with a system of its own (nspawn) has what that has, and no ``SPINAL_PYTHON``; its
+    script is run by cloud-init, and may end without the machine.
+
+    A machine that ends with an exit code from 1 to 127 has state ``ERROR``, else ``STOPPED``; it is
+    listed until it is destroyed.
 
     A size's memory is the most that one process of the machine may have (RLIMIT_DATA).  Nothing
     limits what they have together, nor processors or disk: put the provider agent into a cgroup
-    where that matters.
+    where that matters.  Machines are in it as well, so what ends a whole cgroup ends them, as systemd
+    does with a service that it stops unless it says ``KillMode=process``.
 
     Args:
         folder: where machines and images are.
@@ -199,8 +203,8 @@ class LocalNodeDriver(NodeDriver):
         with self._store.locked():
             self._store.sweep()
             self._check_room(record, self._store.records())
-            self._store.add(record, data)
             try:
+                self._store.add(record, data)
                 record = self._start(record)
             except OSError as exc:
                 self._end(record)

@@ -472,17 +472,18 @@ def _chosen(name: IsolationName, root: Path | None, hidden: Sequence[Path]) -> I
     Raises:
         ValueError: it cannot be used here.
     """
+    if name == "auto":
+        best = Bubblewrap(hidden)
+        why = best.missing()
+        if not why:
+            return best
+        log.info("machines_not_isolated", why=why)
+        name = "process"
     table: dict[str, Callable[[], Isolation]] = {
         "process": Plain,
         "bubblewrap": lambda: Bubblewrap(hidden),
         "nspawn": lambda: Nspawn(root),
     }
-    if name == "auto":
-        best = Bubblewrap(hidden)
-        if why := best.missing():
-            log.info("machines_not_isolated", why=why)
-            return Plain()
-        return best
     if name not in table:
         raise ValueError(f"isolation {name!r}: one of {', '.join(get_args(IsolationName))}")
     isolation = table[name]()

@@ -148,7 +148,7 @@ class Plain(Isolation):
 
     def missing(self) -> str:
         """See :meth:`Isolation.missing`."""
-        return ""
+        return "" if Path("/proc/self/stat").exists() else "there is no /proc, which Linux has"
 
     def argv(self, plan: Plan) -> list[str]:
         """See :meth:`Isolation.argv`."""

@@ -16,9 +16,11 @@ import sys
 from pathlib import Path
 from spinal.agents.provider.local import LocalNodeDriver
 driver = LocalNodeDriver(Path(sys.argv[1]), isolation=sys.argv[2])
-node = driver.create_node("pool-a", driver.list_sizes()[0], driver.list_images()[0])
-print(node.extra["isolation"])
-driver.end_all()
+try:
+    node = driver.create_node("pool-a", driver.list_sizes()[0], driver.list_images()[0])
+    print(node.extra["isolation"])
+finally:
+    driver.end_all()
 """
 
 #: Prints where the Python of a machine is that is made by the Python that runs it.
@@ -31,11 +33,13 @@ driver = LocalNodeDriver(
 )
 script = '#!/bin/sh\\nexec "$SPINAL_PYTHON" -c "import sys, spinal.agents; print(sys.prefix)"'
 size, image = driver.list_sizes()[0], driver.list_images()[0]
-node = driver.create_node("pool-a", size, image, ex_userdata=script)
-while driver.list_nodes()[0].state == "running":
-    time.sleep(0.02)
-print(driver.ex_get_console_output(node))
-driver.end_all()
+try:
+    node = driver.create_node("pool-a", size, image, ex_userdata=script)
+    while driver.list_nodes()[0].state == "running":
+        time.sleep(0.02)
+    print(driver.ex_get_console_output(node))
+finally:
+    driver.end_all()
 """
 
 

@@ -79,17 +79,19 @@ def test_a_step_that_fails_is_the_last(orders: dict[str, Any], argv: list[str], 
 
 def test_the_dead_that_it_was_given_are_buried(orders: dict[str, Any]) -> None:
     # Each of them loses its parent, and would stay where the first process buries nobody.
-    orders["steps"] = [["sh", "-c", "for n in 1 2 3 4 5; do (setsid sleep 27182 &) ; done"]]
+    orders["steps"] = [["sh", "-c", "for n in 1 2 3 4 5; do (setsid sleep 1000 & echo $!); done"]]
 
-    run(orders)
+    _, said = run(orders)
 
-    assert not [one for one in psutil.process_iter(["cmdline"]) if "27182" in str(one.info)]
+    assert len(said.split()) == 5
+    assert not [pid for pid in said.split() if psutil.pid_exists(int(pid))]
 
 
 async def test_its_child_dies_with_it(orders: dict[str, Any]) -> None:
     orders["steps"] = [["sleep", "1000"]]
     process = start(json.dumps(orders) + "\n")
     children = await eventually(lambda: psutil.Process(process.pid).children())
+    await eventually(lambda: children[0].name() == "sleep")
 
     process.send_signal(signal.SIGKILL)
     process.wait(10)

@@ -21,6 +21,9 @@ setsid env -i sh -c "trap '' TERM; echo stubborn; while :; do sleep 1001; done" 
 while :; do sleep 1002; done
 """
 
+#: Seconds in which a machine does what it is to do, on a machine that does much else.
+WITHIN = 60.0
+
 LIGHT = [pytest.param("process"), pytest.param("bubblewrap", marks=needs("bwrap"))]
 
 
@@ -82,15 +85,13 @@ def look(driver: LocalNodeDriver, name: str = "pool-a") -> Node:
 
 async def state(driver: LocalNodeDriver, wanted: str, name: str = "pool-a") -> Node:
     """Wait until a machine is in a state."""
-    await eventually(
-        lambda: look(driver, name).state == wanted, what=f"{extra(look(driver, name))} is {wanted}"
-    )
+    await eventually(lambda: look(driver, name).state == wanted, WITHIN, f"it is {wanted}")
     return look(driver, name)
 
 
 async def says(driver: LocalNodeDriver, node: Node, word: str) -> str:
     """Wait until a machine has written a word; give all that it wrote."""
-    await eventually(lambda: word in driver.ex_get_console_output(node), what=f"it says {word}")
+    await eventually(lambda: word in driver.ex_get_console_output(node), WITHIN, f"it says {word}")
     return driver.ex_get_console_output(node)
 
 

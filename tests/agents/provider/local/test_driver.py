@@ -308,7 +308,7 @@ async def test_what_ignores_being_asked_or_has_left_the_group_is_killed(
     began = time.monotonic()
     node.destroy()
 
-    assert 2.5 < time.monotonic() - began < 6
+    assert 2.5 < time.monotonic() - began < 15
     assert not any(process.is_running() for process in processes)
 
 
@@ -333,7 +333,8 @@ async def test_everything_ends_at_once(driver: LocalNodeDriver, rent: Rent) -> N
     began = time.monotonic()
     driver.end_all()
 
-    assert time.monotonic() - began < 6
+    # One after the other would take three times three seconds.
+    assert time.monotonic() - began < 9
     assert driver.list_nodes() == []
     assert not any(process.is_running() for process in processes)
 
@@ -471,23 +472,29 @@ def test_a_region_runs_out_of_one_size(make_driver: MakeDriver) -> None:
 
 
 async def test_a_boot_can_take_its_time(make_driver: MakeDriver) -> None:
-    driver = make_driver(boot_delay=0.5)
+    driver = make_driver(boot_delay=0.3)
+
     node = renter(driver)("echo booted; exec sleep 1000")
 
-    assert look(driver).state == "pending"
-    assert driver.ex_get_console_output(node) == ""
     await says(driver, node, "booted")
+    assert _now() - extra(node)["created"] >= 300
     assert look(driver).state == "running"
 
 
-def test_one_that_has_not_begun_is_destroyed_at_once(make_driver: MakeDriver) -> None:
+def test_one_that_has_not_begun_is_pending_and_destroyed_at_once(make_driver: MakeDriver) -> None:
     driver = make_driver(boot_delay=60)
-    node = renter(driver)()
+    node = renter(driver)("echo booted")
 
+    assert look(driver).state == "pending"
+    assert driver.ex_get_console_output(node) == ""
     began = time.monotonic()
     node.destroy()
 
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 3
+
+
+def _now() -> float:
+    return time.time() * 1000
 
 
 # -- several at once

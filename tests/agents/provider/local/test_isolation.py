@@ -128,11 +128,12 @@ class TestBubblewrap:
         rent = renter(driver)
         other = rent("# ticket-for-the-other\nexec sleep 1000", name="pool-b")
         node = rent(
-            f"ls {folder}; cat {folder}/*/user-data; echo [$(ls -A {home})]; echo seen\n"
-            "exec sleep 1000"
+            f"ls {folder}; cat {folder}/*/user-data; echo [$(ls -A {home})]\n"
+            # It writes its own script as well.
+            "printf 'all %s\\n' seen; exec sleep 1000"
         )
 
-        said = await says(driver, node, "seen")
+        said = await says(driver, node, "all seen")
 
         assert str(other.id) not in said and "ticket" not in said
         assert str(node.id) in said and "[]" in said

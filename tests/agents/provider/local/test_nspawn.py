@@ -21,7 +21,7 @@ from spinal.agents.errors import AgentError
 from spinal.agents.provider.local import LocalNodeDriver, image
 from spinal.testing import eventually
 
-from .conftest import MakeDriver, below, extra, look, renter, says, state
+from .conftest import WITHIN, MakeDriver, below, extra, look, renter, says, state
 
 #: Where the system that is made once is kept.
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "spinal"
@@ -107,7 +107,7 @@ async def test_cloud_init_runs_the_script_which_reaches_what_listens_here(
     began = time.monotonic()
     node = renter(driver)(f'{script}\necho "WORD is $WORD"; touch /etc/breach; echo finished')
 
-    await eventually(lambda: listener.said, timeout=60)
+    await eventually(lambda: listener.said, WITHIN)
 
     print(f"from create to joined: {time.monotonic() - began:.1f} s")
     assert listener.said == [f"pool-a {node.id} joined"]

@@ -11,7 +11,8 @@ of ``remove_when`` holds.  Against flapping:
 - a rule has to hold without interruption for its time, and ``cool`` passes between two changes;
 - machines that are joining are counted as having taken the jobs that they will have slots for, and
   the p95 says nothing while some are: what they will do to it cannot be seen yet;
-- none is removed whose jobs the others could not carry, and the last one only when nothing runs;
+- none is removed while one joins or a rule to grow holds, however short; none whose jobs the others
+  could not carry; and the last one only when nothing runs;
 - a removal that had to be undone makes the next one wait twice as long.
 """
 
@@ -188,11 +189,13 @@ def decide(spec: PoolSpec, memory: Memory, measures: Measures, have: Have, now: 
             wanted, _worded(due, growing), since={}, changed=now, removed=None, regrets=regrets
         )
 
-    if _lasts(since.get(_MISSING), IDLE, 1.0, now) and have.total < last and last > least:
+    missing = _lasts(since.get(_MISSING), IDLE, 1.0, now) and last > least
+    if missing and not _left(memory.changed, scale.cool, now):
         return result(max(least, have.total), "what is missing is not needed any more", changed=now)
 
     there = min(last, have.total)
-    if not due and there > least and _removable(measures, have, each, there):
+    growing_soon = have.joining or any(f"+{name}" in since for name in growing)
+    if not growing_soon and there > least and _removable(measures, have, each, there):
         longer = doubled(1.0, memory.regrets, 2.0**MAX_REGRETS)
         if all(
             _lasts(since.get(f"-{name}"), rule, longer, now) for name, rule in shrinking.items()

@@ -9,8 +9,8 @@ A pool grows by ``add`` machines when jobs wait or the p95 is too high, and shri
 of ``remove_when`` holds.  Against flapping:
 
 - a rule has to hold without interruption for its time, and ``cool`` passes between two changes;
-- machines that are joining are counted as having taken the jobs that they will have slots for, and
-  the p95 says nothing while some are: what they will do to it cannot be seen yet;
+- machines that are joining are counted as having taken the jobs that they will have slots for; and
+  a high p95 adds none while some join, as what they do to it cannot be seen yet, or one is idle;
 - none is removed while one joins or a rule to grow holds, however short; none whose jobs the others
   could not carry; and the last one only when nothing runs;
 - a removal that had to be undone makes the next one wait twice as long.
@@ -155,7 +155,8 @@ def decide(spec: PoolSpec, memory: Memory, measures: Measures, have: Have, now: 
     # What is joining will take these.
     unmet = max(0, measures.waiting - have.joining * each)
     values = {"waiting": float(unmet), "idle": float(measures.idle), "p95": _p95(measures)}
-    seen = dict(values, p95=None if have.joining else values["p95"])
+    # Those that ended waited for what joins, or did, or another machine would not make them quicker.
+    seen = dict(values, p95=None if have.joining or measures.idle else values["p95"])
     growing, shrinking = _growing(scale), _shrinking(scale)
     held = {f"+{name}": _holds(rule, seen[name]) for name, rule in growing.items()}
     held |= {f"-{name}": _holds(rule, values[name]) for name, rule in shrinking.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spinal.dispatcher.pools import launches
@@ -176,6 +176,7 @@ EVENTS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(EVENTS)
 def test_a_block_is_never_made_shorter_and_budgets_stay_within_bounds(
     events: list[tuple[Offering, str, float | None, int]],

@@ -123,6 +123,7 @@ def test_a_forecast_is_what_this_month_has_cost_and_the_rest_of_it_as_now() -> N
     assert found.spent == pytest.approx(1)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.floats(0, 100), min_size=2, max_size=8),
     st.floats(0, 100),

@@ -8,7 +8,7 @@ from datetime import datetime
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spinal.agents.provider.offer import Offer
@@ -135,6 +135,14 @@ def test_p95_says_nothing_while_machines_join() -> None:
     for _ in range(60):
         assert run.ask(full(1, p95=9.0), joining=1).wanted == 2
         run.now += 1000
+
+
+def test_a_slow_p95_adds_nothing_while_a_machine_is_idle() -> None:
+    run = at(2, pool(p95=rule("> 0.4", 5)))
+    busy = Measures(slots=2 * EACH, busy=3, p95=9.0)
+
+    assert run.go(60, replace(busy, idle=1)) == []
+    assert run.go(10, busy) == [65]
 
 
 def test_nothing_is_added_to_what_could_not_be_had() -> None:
@@ -343,6 +351,7 @@ measured = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(specs(), st.lists(st.tuples(measured, st.integers(0, 9), st.integers(0, 120)), max_size=60))
 def test_what_is_wanted_is_within_bounds_and_changes_only_after_the_pause(
     spec: PoolSpec, steps: list[tuple[Measures, int, int]]
@@ -363,6 +372,7 @@ def test_what_is_wanted_is_within_bounds_and_changes_only_after_the_pause(
             changed = now
 
 
+@settings(max_examples=60, deadline=None)
 @given(specs(), st.integers(0, 100), st.integers(0, 120))
 def test_under_constant_load_a_pool_that_shrank_never_grows_again(
     spec: PoolSpec, load: int, boot: int

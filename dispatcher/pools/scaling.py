@@ -195,8 +195,8 @@ def decide(spec: PoolSpec, memory: Memory, measures: Measures, have: Have, now: 
         return result(max(least, have.total), "what is missing is not needed any more", changed=now)
 
     there = min(last, have.total)
-    growing_soon = have.joining or any(f"+{name}" in since for name in growing)
-    if not growing_soon and there > least and _removable(measures, have, each, there):
+    strained = any(_holds(rule, values[name]) for name, rule in growing.items())
+    if not (have.joining or strained) and there > least and _removable(measures, have, each, there):
         longer = doubled(1.0, memory.regrets, 2.0**MAX_REGRETS)
         if all(
             _lasts(since.get(f"-{name}"), rule, longer, now) for name, rule in shrinking.items()

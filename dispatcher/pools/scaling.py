@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import ceil
+from math import ceil, inf
 from typing import Any, Final
 
 from spinal.agents.provider.offer import Offer
@@ -143,12 +143,10 @@ def decide(spec: PoolSpec, memory: Memory, measures: Measures, have: Have, now: 
     floor, said = _floor(scale.schedule, now)
     least = min(size.max, max(size.min, floor))
     last = memory.wanted
-    if last is None:
+    if last is None or not scale.ops:
         wanted = min(size.max, max(least, size.start))
-        return Decision(wanted, "as many as at first", replace(memory, wanted=wanted))
-    if not scale.ops:
-        wanted = min(size.max, max(least, size.start))
-        why = said if wanted == floor else "its size; it follows no operations"
+        own = "as many as at first" if scale.ops else "its size; it follows no operations"
+        why = said if said and wanted == floor else own
         return Decision(wanted, why, replace(memory, wanted=wanted))
 
     each = _slots_of_one(spec, measures, have)
@@ -171,7 +169,7 @@ def decide(spec: PoolSpec, memory: Memory, measures: Measures, have: Have, now: 
 
     if not least <= last <= size.max:
         return result(min(size.max, max(least, last)), said if last < floor else "its bounds")
-    if measures.waiting and last == 0:
+    if measures.waiting and last == 0 < size.max:
         return result(1, f"{_jobs(measures.waiting)} for a pool without machines", woken=now)
 
     due = [name for name, rule in growing.items() if _lasts(since.get(f"+{name}"), rule, 1.0, now)]
@@ -180,14 +178,13 @@ def decide(spec: PoolSpec, memory: Memory, measures: Measures, have: Have, now: 
             return result(last, f"{last - have.total} of {last} machines are still to be ordered")
         if left := _left(memory.changed, scale.cool, now):
             return result(last, f"{_worded(due, growing)}, but it changed {left}")
-        wanted = min(size.max, last + scale.add)
-        regrets = memory.regrets
-        if memory.removed is not None:
-            soon = doubled(_patience(scale, shrinking), regrets, 1e9) * 1000
-            regretted = now - memory.removed <= soon
-            regrets = min(MAX_REGRETS, regrets + 1) if regretted else 0
         return result(
-            wanted, _worded(due, growing), since={}, changed=now, removed=None, regrets=regrets
+            min(size.max, last + scale.add),
+            _worded(due, growing),
+            since={},
+            changed=now,
+            removed=None,
+            regrets=_regrets(memory, scale, shrinking, now),
         )
 
     missing = _lasts(since.get(_MISSING), IDLE, 1.0, now) and last > least
@@ -266,9 +263,13 @@ def _removable(measures: Measures, have: Have, each: int, there: int) -> bool:
     return measures.busy <= max(0, min(there, have.ready) - 1) * each
 
 
-def _patience(scale: Scale, shrinking: Mapping[str, Rule]) -> float:
-    """Give the seconds after a removal in which machines that are added show it was a mistake."""
-    return 2 * max(scale.cool, *(rule.lasting for rule in shrinking.values()))
+def _regrets(memory: Memory, scale: Scale, shrinking: Mapping[str, Rule], now: int) -> int:
+    """Count the removals in a row that had to be undone, when machines are added."""
+    if memory.removed is None:
+        return memory.regrets
+    patience = 2 * max(scale.cool, *(rule.lasting for rule in shrinking.values()))
+    soon = now - memory.removed <= doubled(patience, memory.regrets, inf) * 1000
+    return min(MAX_REGRETS, memory.regrets + 1) if soon else 0
 
 
 def _later(one: int | None, other: int | None) -> int | None:

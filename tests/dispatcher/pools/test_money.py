@@ -236,8 +236,11 @@ def test_a_month_that_is_nearly_over_does_not_open_the_next_one_beyond_its_budge
     budget = Budget(per_month=1)
 
     assert room([budget], [], end - 1000, "web") == pytest.approx(1, rel=0.02)
-    many = [machine(f"web-{number}", 0) for number in range(9)]
+    late = (NOW - end) / HOUR + 0.01
+    assert room([budget], [machine(hours=late, price=0.9)], end - 1000, "web") < 0.1
+    many = [machine(f"web-{number}", late) for number in range(9)]
     assert len(overdue([budget], many, end - 1000)) >= 6
+    assert overdue([Budget(per_month=5)], many, end - 1000) == []
 
 
 def test_what_there_is_just_room_for_is_not_overdue_right_after() -> None:

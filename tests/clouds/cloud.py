@@ -6,11 +6,12 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Self
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from libcloud.compute.base import NodeDriver
@@ -123,6 +124,9 @@ class Cloud:
     def connect(self, region: str = "", name: str = "") -> NodeDriver:
         """Make a driver of libcloud; one for each thread."""
         wanted = self.driver(region, name)
+        if wanted.name == "openstack":
+            # Else libcloud reads its table of prices once per flavour: 2 seconds for a list.
+            set_pricing("compute", "openstack", defaultdict(float))
         made: NodeDriver = get_driver(wanted.name)(*wanted.args, **wanted.kwargs)
         if wanted.name == "digitalocean":
             connection = made.connection
@@ -191,9 +195,13 @@ class Cloud:
         data = None if body is None else json.dumps(body).encode()
         request = Request(f"{self.url}/__sim/{path}", data, method=method)
         request.add_header("Content-Type", "application/json")
-        with urlopen(request, timeout=ANSWER) as answer:
-            found: dict[str, Any] = json.load(answer)
-            return found
+        try:
+            with urlopen(request, timeout=ANSWER) as answer:
+                found: dict[str, Any] = json.load(answer)
+                return found
+        except HTTPError as error:
+            with error:
+                raise ValueError(error.read().decode(errors="replace")) from None
 
 
 class Clouds:

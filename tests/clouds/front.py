@@ -61,6 +61,7 @@ class Front:
             # Cut, as a broken line is: no answer of any kind.
             if raw.transport is not None:
                 raw.transport.abort()
+            return web.Response()
         reply = await self._reply(request, ask, fault)
         return web.Response(status=reply.status, body=reply.body, headers=dict(reply.headers))
 

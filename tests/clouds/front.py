@@ -153,10 +153,7 @@ async def _read(raw: web.Request) -> Request:
 
 
 async def _object(raw: web.Request) -> dict[str, Any]:
-    value = await raw.json()
-    if not isinstance(value, dict):
-        raise TypeError("not a JSON object")
-    return value
+    return (await _read(raw)).object()
 
 
 def _bad(error: Exception) -> web.StreamResponse:

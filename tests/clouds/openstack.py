@@ -29,6 +29,7 @@ ROUTES: Final = tuple(
         ("POST", "/servers/(?P<id>[^/]+)/action", "freeze"),
         ("GET", "/flavors(/detail)?", "sizes"),
         ("GET", "/images(/.*)?", "images"),
+        ("GET", "/limits", "limits"),
     )
 )
 
@@ -108,7 +109,7 @@ class OpenStack(Vendor):
             return Ask("other")
         operation, id = _route(request.method, path["rest"])
         if operation == "create":
-            server = request.json().get("server", {})
+            server = request.object().get("server", {})
             flavour, name = str(server.get("flavorRef", "")), str(server.get("name", ""))
             return Ask("create", path["region"], flavour, name)
         machine = self.ledger.machines.get(id)
@@ -120,7 +121,7 @@ class OpenStack(Vendor):
         """Say whether it has a token, or the password for one."""
         if not request.path.endswith("/v2.0/tokens"):
             return "x-auth-token" in request.headers or _PATH.fullmatch(request.path) is None
-        given = request.json().get("auth", {})
+        given = request.object().get("auth", {})
         password = given.get("passwordCredentials", {}).get("password")
         return TOKEN in (password, given.get("RAX-KSKEY:apiKeyCredentials", {}).get("apiKey"))
 
@@ -143,8 +144,14 @@ class OpenStack(Vendor):
             self._made(request, ask, view, json.loads(reply.body))
         elif ask.operation == "delete" and machine is not None:
             self.ledger.delete(machine)
-        elif ask.operation == "freeze" and "createImage" in request.json():
+        elif ask.operation == "freeze" and "createImage" in request.object():
             return await self._froze(request, reply)
+        elif ask.operation == "limits":
+            value = json.loads(reply.body)
+            living = [m for m in self.ledger.living(self.ledger.now()) if m.region == ask.region]
+            own = {"maxTotalInstances": self.settings.limit, "totalInstancesUsed": len(living)}
+            value["limits"]["absolute"] |= own
+            return Reply.of(reply.status, value)
         elif ask.operation == "images":
             # Of a saved image mimic does not tell its times, which libcloud wants.
             value = json.loads(reply.body)
@@ -158,7 +165,9 @@ class OpenStack(Vendor):
 
     def _made(self, request: Request, ask: Ask, view: View, answer: Any) -> None:
         """Write down what mimic made."""
-        server, ledger = request.json()["server"], self.ledger
+        server: dict[str, Any] = request.object()["server"]
+        metadata: dict[str, Any] = server.get("metadata") or {}
+        ledger = self.ledger
         machine = Machine(
             ask.name,
             answer["server"]["id"],
@@ -167,7 +176,7 @@ class OpenStack(Vendor):
             ledger.now(),
             ledger.number(),
             image=str(server.get("imageRef", "")),
-            tags={str(key): str(value) for key, value in (server.get("metadata") or {}).items()},
+            tags={str(key): str(value) for key, value in metadata.items()},
             user_data=plain(server.get("user_data") or ""),
             broken=view.broken,
         )
@@ -181,7 +190,7 @@ class OpenStack(Vendor):
         listed = await self.upstream.ask(
             request, method="GET", target=f"{base}/images/detail", body=b""
         )
-        name = request.json()["createImage"]["name"]
+        name = request.object()["createImage"]["name"]
         ids = [i["id"] for i in json.loads(listed.body)["images"] if i["name"] == name]
         place = f"http://{request.headers['host']}{base}/images/{ids[-1]}"
         return Reply(reply.status, reply.body, {**reply.headers, "Location": place})

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -44,8 +44,8 @@ class Extract:
         return self._schema(at, node["content"]["application/json"]["schema"])
 
     def _follow(self, at: Path, node: Any) -> tuple[Path, Any]:
-        while isinstance(node, dict) and "$ref" in node:
-            at, node = self._target(at, str(node["$ref"]))
+        while "$ref" in node:
+            at, node = self._target(at, node["$ref"])
         return at, node
 
     def _target(self, at: Path, reference: str) -> tuple[Path, Any]:
@@ -58,11 +58,16 @@ class Extract:
 
     def _schema(self, at: Path, node: Any) -> Any:
         if isinstance(node, list):
-            return [self._schema(at, item) for item in node]
-        if not isinstance(node, dict):
-            return node
+            items: list[Any] = node  # pyright: ignore[reportUnknownVariableType] - of Any
+            return [self._schema(at, item) for item in items]
+        if isinstance(node, dict):
+            one: dict[str, Any] = node  # pyright: ignore[reportUnknownVariableType] - of Any
+            return self._object(at, one)
+        return node
+
+    def _object(self, at: Path, node: Mapping[str, Any]) -> dict[str, Any]:
         if "$ref" in node:
-            return {"$ref": f"#/definitions/{self._define(at, str(node['$ref']))}"}
+            return {"$ref": f"#/definitions/{self._define(at, node['$ref'])}"}
         found = {key: value for key, value in node.items() if self._counts(key)}
         nullable = found.pop("nullable", False)
         for key, value in found.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.request import Request, urlopen
 
@@ -201,6 +202,24 @@ def test_an_account_that_is_full_refuses(clouds: Clouds, vendor: str) -> None:
     assert [machine["name"] for machine in cloud.living()] == ["web-1"]
     connect(cloud).destroy_node(node)
     assert rent(cloud, "web-3").name == "web-3"
+
+
+@pytest.mark.parametrize("vendor", ["ec2", "digitalocean"])
+def test_a_limit_holds_against_many_at_once(clouds: Clouds, vendor: str) -> None:
+    cloud = clouds[vendor]
+    cloud.settings(limit=3)
+    rent(cloud, "web-0")  # What is slow the first time is done.
+
+    def one(number: int) -> str:
+        try:
+            return str(rent(cloud, f"web-{number}").name)
+        except BaseHTTPError:
+            return ""
+
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(one, range(1, 9)))
+    assert len(list(filter(None, made))) == 2
+    assert len(cloud.living()) == 3
 
 
 @ALL

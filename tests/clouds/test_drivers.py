@@ -95,6 +95,13 @@ def test_there_are_regions_on_three_continents(clouds: Clouds, vendor: str) -> N
     assert len(connect(clouds[vendor]).list_locations()) >= 4
 
 
+@ALL
+def test_there_are_images_of_today(clouds: Clouds, vendor: str) -> None:
+    names = " ".join(image.name for image in connect(clouds[vendor]).list_images())
+    words = {"digitalocean": ("12 x64", "24.04")}.get(vendor, ("12", "24.04"))
+    assert all(word in names for word in words)
+
+
 def test_prices_have_the_units_of_the_vendors(clouds: Clouds) -> None:
     def price(driver: Any, type: str) -> float:
         return float(next(s.price for s in driver.list_sizes() if s.id == type))

@@ -297,19 +297,3 @@ def test_a_reset_forgets_everything(clouds: Clouds, vendor: str) -> None:
     rent(cloud, "web-2")
     rent(cloud, "web-3")
     assert _node(connect(cloud), "web-3").state == NodeState.RUNNING
-
-
-def test_a_vendor_starts_alone() -> None:
-    with Clouds("linode") as clouds:
-        assert [cloud.name for cloud in clouds] == ["linode"]
-        assert connect(clouds["linode"]).list_nodes() == []
-
-
-async def test_clouds_start_from_a_loop_too() -> None:
-    async with Clouds("vultr", boot=1000) as clouds:
-        assert clouds["vultr"].state()["machines"] == []
-
-
-def test_an_unknown_vendor_is_told() -> None:
-    with pytest.raises(OSError, match="no such vendor: tencent"), Clouds("tencent"):
-        pass

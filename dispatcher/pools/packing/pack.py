@@ -148,6 +148,13 @@ def pack(
     )
 
 
+def first_fit_price(jobs: Sequence[Job], offers: Sequence[Offer]) -> float | None:
+    """Give what plain first-fit-decreasing costs, to compare with; none where it finds no way."""
+    problem = _Work(jobs, offers, (), {}, None).problem
+    packed = greedy.first_fit(problem, [each.size for each in problem.classes])
+    return None if packed is None else problem.price(packed)
+
+
 def room(cpu: float, ram: int, arch: str) -> Box:
     """Say what a machine that runs has room for."""
     return Box(int(cpu * 1000 + 1e-6), ram, 0.0, 1.0, arch)

@@ -52,6 +52,7 @@ class Program:
         self._highspy: Any = importlib.import_module("highspy")
         self._highs: Any = self._highspy.Highs()
         self._highs.setOptionValue("output_flag", False)
+        self._highs.setOptionValue("log_to_console", False)
         # Several threads do not pay for programs of this size, and make the answer vary.
         self._highs.setOptionValue("threads", 1)
         self._highs.setOptionValue("random_seed", 0)

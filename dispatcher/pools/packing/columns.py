@@ -58,8 +58,8 @@ def generate(
     Args:
         problem: what to pack.
         start: a packing, whose patterns are taken up; empty if none is known.
-        seconds: after which the best that was found is given.
-        clock: tells the time in seconds.
+        seconds: of computing after which the best that was found is given.
+        clock: tells the seconds of computing.
         good: how near the bound is near enough, as a share.
 
     Raises:
@@ -67,8 +67,8 @@ def generate(
     """
     until = clock() + seconds
     master = _Master(problem)
-    for box, load in start:
-        master.add(box, load)
+    for place, load in start:
+        master.add(place, load)
     for place, box in enumerate(problem.boxes):
         for index, each in enumerate(problem.classes):
             if box.fits(each):
@@ -104,7 +104,7 @@ def generate(
         if exact:
             proof = _Proof(max(proof.bound, min(above, found.bound)), proof.worth, proof.extra)
 
-    better(*master.whole(max(0.1, (until - clock()) / 3), good / 10))
+    better(*master.whole(max(0.1, (until - clock()) / 3), good / 5))
     if best and above > proof.bound * (1 + good / 10) and clock() < until:
         tables = pricing.tables(proof.worth)
         for part in (1, 4, 16):
@@ -115,7 +115,7 @@ def generate(
                 exact = part == 1 and pricing.exact
                 for place, load in listed:
                     master.add(place, load)
-                better(*master.whole(max(0.1, until - clock()), good / 10))
+                better(*master.whole(max(0.1, until - clock()), good / 5))
                 break
     return Found(best or None, min(proof.bound, above), exact)
 

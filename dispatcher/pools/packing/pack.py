@@ -19,7 +19,7 @@ from spinal.protocols import SpinalError
 from . import bounds, columns, greedy, solver
 from .problem import Box, Class, Limit, Load, Problem, milli, whole
 
-#: Seconds after which the best that was found is given.
+#: Seconds of computing after which the best that was found is given.
 SECONDS: Final = 10.0
 
 #: How far above the bound is near enough.
@@ -85,7 +85,7 @@ def pack(
     seconds: float = SECONDS,
     good: float = GOOD,
     solve: bool | None = None,
-    clock: Callable[[], float] = time.monotonic,
+    clock: Callable[[], float] = time.thread_time,
 ) -> Packing:
     """Pack jobs onto machines.
 
@@ -95,10 +95,11 @@ def pack(
         running: machines that are paid in any case and carry nothing yet; see :func:`room`.
         limits: vendor -> machines that can still be had there.
         most: machines that may be bought at most.
-        seconds: after which the best that was found is given.
+        seconds: of computing after which the best that was found is given; on a machine that is
+            busy with other things it takes longer, so that the answer is the same all the same.
         good: a gap at which it is good enough.
         solve: whether HiGHS is used; where it is installed, if not said.
-        clock: tells the time in seconds.
+        clock: tells the seconds of computing.
 
     Raises:
         Unplaceable: some jobs fit on no machine, or no way was found to place them all.
@@ -108,7 +109,7 @@ def pack(
     began = clock()
     work = _Work(jobs, offers, running, limits or {}, most)
     problem = work.problem
-    best: tuple[float, str, Sequence[tuple[int, Load]]] | None = None
+    best: tuple[float, str, list[tuple[int, Load]]] | None = None
     for name, packed in greedy.variants(problem):
         price = problem.price(packed)
         if best is None or price < best[0] - 1e-12:
@@ -118,7 +119,7 @@ def pack(
     bound = bounds.simple(problem)
     note = " (install spinal[packing] for less)"
     if solver.available() if solve is None else solve:
-        start = best[2] if best else ()
+        start = best[2] if best else []
         left = max(0.5, seconds - (clock() - began))
         try:
             found = columns.generate(problem, start, left, clock, good)
@@ -216,8 +217,8 @@ class _Work:
         if most is not None:
             groups.append((frozenset(range(first, len(boxes))), most))
         self.problem = Problem(classes, boxes, [group for group in groups if group[0]])
-        for each, places in zip(classes, self._places, strict=True):
-            if not any(box.cap >= 1 and box.fits(each) for box in boxes):
+        for kind, places in zip(classes, self._places, strict=True):
+            if not any(box.cap >= 1 and box.fits(kind) for box in boxes):
                 job = jobs[places[0]]
                 raise Unplaceable(
                     f"no machine that can be had carries a job of {job.cpu:g} cpu and "

@@ -10,7 +10,13 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any
+from typing import Any, Final
+
+#: Most nodes of one search in whole numbers; usually this and not the time ends a long one.
+MAX_NODES: Final = 2000
+
+#: Seconds for each second of computing that may take: HiGHS goes by the clock on the wall.
+PATIENCE: Final = 4.0
 
 
 class SolverError(Exception):
@@ -50,9 +56,7 @@ class Program:
 
     def __init__(self, rows: Sequence[tuple[float, float]]) -> None:
         self._highspy: Any = importlib.import_module("highspy")
-        self._highs: Any = self._highspy.Highs()
-        self._highs.setOptionValue("output_flag", False)
-        self._highs.setOptionValue("log_to_console", False)
+        self._highs: Any = _quiet(self._highspy)()
         # Several threads do not pay for programs of this size, and make the answer vary.
         self._highs.setOptionValue("threads", 1)
         self._highs.setOptionValue("random_seed", 0)
@@ -89,14 +93,18 @@ class Program:
         """Solve it in whole numbers.
 
         Args:
-            seconds: after which the best that was found is taken.
+            seconds: of computing, roughly, after which the best that was found is taken.
             gap: how far above the bound a solution is good enough, as a share.
         """
         kind = self._highspy.HighsVarType.kInteger
         for place in range(self._columns):
             self._highs.changeColIntegrality(place, kind)
-        self._highs.setOptionValue("time_limit", float(self._highs.getRunTime() + seconds))
+        self._highs.setOptionValue(
+            "time_limit", float(self._highs.getRunTime() + seconds * PATIENCE)
+        )
         self._highs.setOptionValue("mip_rel_gap", gap)
+        # Nodes are the same each time, and seconds are not: the same input gives the same answer.
+        self._highs.setOptionValue("mip_max_nodes", MAX_NODES)
         self._highs.run()
         info = self._highs.getInfo()
         bound = float(info.mip_dual_bound)
@@ -104,3 +112,15 @@ class Program:
         if not solution.value_valid or not isfinite(float(info.objective_function_value)):
             return Whole(None, bound)
         return Whole([round(value) for value in solution.col_value], bound)
+
+
+def _quiet(highspy: Any) -> Any:
+    """Give a solver that does not greet on the standard output, where results go."""
+
+    class Quiet(highspy.Highs):  # type: ignore[misc]
+        # The greeting comes with the first thing that the constructor does.
+        def enableCallbacks(self) -> None:
+            self.setOptionValue("output_flag", False)
+            super().enableCallbacks()  # pyright: ignore[reportUnknownMemberType]
+
+    return Quiet

@@ -103,15 +103,31 @@ MISTAKES = [
     _case("vendors: 2}", "vendors: 0}", 4, "place.at_least_vendors", "at least 1"),
     _case("vendors: 2}", "vendors: 13}", 4, "place.at_least_vendors", "13", "size.max is 12"),
     # Scaling.
-    _case("  op: /image/resize\n  waiting: \"> 20 for 30s\"\n  p95: \"> 400ms for 3m\"\n"
-          "  add: 1\n  remove_when: {p95: \"< 150ms for 15m\"}\n",
-          "  waiting: \"> 20 for 30s\"\n", 6, "scale.waiting", "whose jobs", "op: /image/resize"),
-    _case("  op: /image/resize\n  waiting: \"> 20 for 30s\"\n  p95: \"> 400ms for 3m\"\n"
-          "  add: 1\n  remove_when: {p95: \"< 150ms for 15m\"}\n",
-          "  p95: \"> 1s\"\n", 6, "scale.p95", "whose jobs"),
-    _case("  op: /image/resize\n  waiting: \"> 20 for 30s\"\n  p95: \"> 400ms for 3m\"\n"
-          "  add: 1\n  remove_when: {p95: \"< 150ms for 15m\"}\n",
-          "  remove_when: {idle: \"> 0\"}\n", 6, "scale.remove_when", "whose jobs"),
+    _case(
+        '  op: /image/resize\n  waiting: "> 20 for 30s"\n  p95: "> 400ms for 3m"\n'
+        '  add: 1\n  remove_when: {p95: "< 150ms for 15m"}\n',
+        '  waiting: "> 20 for 30s"\n',
+        6,
+        "scale.waiting",
+        "whose jobs",
+        "op: /image/resize",
+    ),
+    _case(
+        '  op: /image/resize\n  waiting: "> 20 for 30s"\n  p95: "> 400ms for 3m"\n'
+        '  add: 1\n  remove_when: {p95: "< 150ms for 15m"}\n',
+        '  p95: "> 1s"\n',
+        6,
+        "scale.p95",
+        "whose jobs",
+    ),
+    _case(
+        '  op: /image/resize\n  waiting: "> 20 for 30s"\n  p95: "> 400ms for 3m"\n'
+        '  add: 1\n  remove_when: {p95: "< 150ms for 15m"}\n',
+        '  remove_when: {idle: "> 0"}\n',
+        6,
+        "scale.remove_when",
+        "whose jobs",
+    ),
     _case("op: /image/resize", "op: image/resize", 6, "scale.op", "must start with '/'"),
     _case("op: /image/resize", "op: /", 6, "scale.op", "'/' is no operation"),
     _case("op: /image/resize", "op: /image/*", 6, "scale.op", "/image/resize"),
@@ -128,13 +144,28 @@ MISTAKES = [
     _case("add: 1", "add: 0", 9, "scale.add", "at least 1"),
     _case("add: 1", "add: 13", 9, "scale.add", "more than size.max"),
     _case('{p95: "< 150ms for 15m"}', '{p95: "> 150ms"}', 10, "scale.remove_when.p95", "'<'"),
-    _case('{p95: "< 150ms for 15m"}', '{p95: "< 500ms"}', 10, "scale.remove_when.p95",
-          "would remove what '> 400ms for 3m' adds"),
-    _case('{p95: "< 150ms for 15m"}', '{waiting: "< 21"}', 10, "scale.remove_when.waiting",
-          "would remove what '> 20 for 30s' adds"),
+    _case(
+        '{p95: "< 150ms for 15m"}',
+        '{p95: "< 500ms"}',
+        10,
+        "scale.remove_when.p95",
+        "would remove what '> 400ms for 3m' adds",
+    ),
+    _case(
+        '{p95: "< 150ms for 15m"}',
+        '{waiting: "< 21"}',
+        10,
+        "scale.remove_when.waiting",
+        "would remove what '> 20 for 30s' adds",
+    ),
     _case('{p95: "< 150ms for 15m"}', '{idle: "< 1"}', 10, "scale.remove_when.idle", "'>'"),
-    _case('{p95: "< 150ms for 15m"}', '{waiting: "< 0"}', 10, "scale.remove_when.waiting",
-          "nothing is less than 0"),
+    _case(
+        '{p95: "< 150ms for 15m"}',
+        '{waiting: "< 0"}',
+        10,
+        "scale.remove_when.waiting",
+        "nothing is less than 0",
+    ),
     _case('{p95: "< 150ms for 15m"}', '{load: "< 1"}', 10, "scale.remove_when.load", "not known"),
     _case('{p95: "< 150ms for 15m"}', "{}", 10, "scale.remove_when", "is empty"),
     _case("cool: 5m", "cool: soon", 11, "scale.cool", "'soon'", "length of time"),
@@ -172,12 +203,33 @@ MISTAKES = [
     _case("drain: 10m", "drian: 10m", 22, "life.drian", "did you mean 'drain'?"),
     # Demands.
     _case("", "pool: web\nserver: {cpu: 1, ram: 1G}\ndemand: []\n", 3, "demand", "is empty"),
-    _case("", "pool: web\nserver: {cpu: 1, ram: 1G}\ndemand: [{cpu: 1}]\n", 3, "demand.0",
-          "'ram' is missing"),
-    _case("", "pool: web\nserver: {cpu: 1, ram: 1G}\ndemand:\n- {cpu: 1, ram: 1G, count: 0}\n",
-          4, "demand.0.count", "at least 1"),
-    _case("", "pool: web\nserver: {cpu: 1, ram: 1G}\ndemand:\n- {cpu: 1, ram: 1G, count: 9000}\n"
-          "- {cpu: 2, ram: 1G, count: 9000}\n", 3, "demand", "more than 10000 jobs"),
-    _case("", "pool: web\nserver: {cpu: 1, ram: 1G}\ndemand: [{cpu: 1, ram: 1G}]\n"
-          "scale: {op: /a}\n", 4, "scale.op", "packs a demand"),
+    _case(
+        "",
+        "pool: web\nserver: {cpu: 1, ram: 1G}\ndemand: [{cpu: 1}]\n",
+        3,
+        "demand.0",
+        "'ram' is missing",
+    ),
+    _case(
+        "",
+        "pool: web\nserver: {cpu: 1, ram: 1G}\ndemand:\n- {cpu: 1, ram: 1G, count: 0}\n",
+        4,
+        "demand.0.count",
+        "at least 1",
+    ),
+    _case(
+        "",
+        "pool: web\nserver: {cpu: 1, ram: 1G}\ndemand:\n- {cpu: 1, ram: 1G, count: 9000}\n"
+        "- {cpu: 2, ram: 1G, count: 9000}\n",
+        3,
+        "demand",
+        "more than 10000 jobs",
+    ),
+    _case(
+        "",
+        "pool: web\nserver: {cpu: 1, ram: 1G}\ndemand: [{cpu: 1, ram: 1G}]\nscale: {op: /a}\n",
+        4,
+        "scale.op",
+        "packs a demand",
+    ),
 ]

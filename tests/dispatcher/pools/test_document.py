@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spinal.agents.document import BadDocument
@@ -71,7 +71,9 @@ def test_a_pool_file_is_read_with_all_that_it_says(folder: Path) -> None:
             waiting=Rule(sign=">", bound=20, lasting=30),
             p95=Rule(sign=">", bound=0.4, lasting=180),
             remove_when={"p95": Rule(sign="<", bound=0.15, lasting=900)},
-            schedule=(Window(cron="0 8 * * mon-fri", zone="Europe/Berlin", lasting=36_000, size=4),),
+            schedule=(
+                Window(cron="0 8 * * mon-fri", zone="Europe/Berlin", lasting=36_000, size=4),
+            ),
             consolidate=0.15,
         ),
         money=Money(max_per_hour=0.6, max_per_month=200, currency="EUR", label="shop"),
@@ -175,6 +177,7 @@ def test_what_is_sent_is_read_back_as_it_was(folder: Path) -> None:
     assert of_json(json.loads(json.dumps(to_json(spec)))) == spec
 
 
+@settings(max_examples=30, deadline=None)
 @given(
     cpu=st.floats(0.1, 1000),
     ram=st.integers(1, 2**45),

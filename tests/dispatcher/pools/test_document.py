@@ -222,7 +222,7 @@ def test_what_is_sent_is_checked_as_a_file_is(change: dict[str, object], key: st
     sent = {**to_json(PoolSpec(pool="web", server=Server(cpu=1, ram=GIB))), **change}
 
     with pytest.raises(BadDocument) as caught:
-        of_json(sent)  # type: ignore[arg-type]
+        of_json(sent)
 
     assert [one.key for one in caught.value.mistakes] == [key]
 
@@ -230,7 +230,7 @@ def test_what_is_sent_is_checked_as_a_file_is(change: dict[str, object], key: st
 @pytest.mark.parametrize("sent", [None, 7, "web", [], {}])
 def test_what_is_no_pool_at_all_is_refused(sent: object) -> None:
     with pytest.raises(BadDocument):
-        of_json(sent)  # type: ignore[arg-type]
+        of_json(sent)
 
 
 def test_the_schema_that_is_published_is_that_of_the_code() -> None:

@@ -22,7 +22,8 @@ ARM = offer("aws", "m4g", 4, 8, 0.05, "eu-west-1", arch="arm64")
 
 
 def server(**more: Any) -> Server:
-    return Server(**{"cpu": 4, "ram": 8 * GIB, **more})
+    given: dict[str, Any] = {"cpu": 4, "ram": 8 * GIB, **more}
+    return Server(**given)
 
 
 def types(offers: list[Offer], **more: Any) -> list[str]:
@@ -97,8 +98,7 @@ def test_rejected_offers_are_counted_with_examples() -> None:
         ("other region", 1),
     ]
     examples = counted[0]["examples"]
-    assert isinstance(examples, list) and examples[0] == "x0 at a in eu-1: has 1 cpu, 1G"
-    assert len(examples) == 3
+    assert examples == [f"x{n} at a in eu-1: has 1 cpu, 1G" for n in range(3)]
 
 
 def test_rows_are_json() -> None:

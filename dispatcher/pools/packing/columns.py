@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, isinf
 from typing import Any, Final
 
@@ -23,6 +23,9 @@ from .solver import Program, Whole
 
 #: Rounds of generation.
 MAX_ROUNDS: Final = 200
+
+#: The same, for what is left after a dive.
+DIVE_ROUNDS: Final = 6
 
 #: Most numbers in the tables of one round.
 MAX_CELLS: Final = 12_000_000
@@ -104,8 +107,15 @@ def generate(
         if exact:
             proof = _Proof(max(proof.bound, min(above, found.bound)), proof.worth, proof.extra)
 
+    dived = _dive(problem, master.patterns, clock, clock() + (until - clock()) / 3)
+    if dived is not None and problem.price(dived) < above:
+        best, above = dived, problem.price(dived)
+    for place, load in dived or ():
+        master.add(place, load)
+    if best and above <= proof.bound * (1 + good / 5):
+        return Found(best, min(proof.bound, above), exact)
     better(*master.whole(max(0.1, (until - clock()) / 3), good / 5))
-    if best and above > proof.bound * (1 + good / 10) and clock() < until:
+    if best and above > proof.bound * (1 + good / 5) and clock() < until:
         tables = pricing.tables(proof.worth)
         for part in (1, 4, 16):
             # What costs more than this is in no better packing.
@@ -118,6 +128,67 @@ def generate(
                 better(*master.whole(max(0.1, until - clock()), good / 5))
                 break
     return Found(best or None, min(proof.bound, above), exact)
+
+
+def _dive(
+    problem: Problem,
+    patterns: Sequence[tuple[int, Load]],
+    clock: Callable[[], float],
+    until: float,
+) -> list[tuple[int, Load]] | None:
+    """Take what the master uses whole times, pack the rest anew with patterns of its own, and so on.
+
+    Returns:
+        None where the boxes do not suffice this way, or the time does not.
+    """
+    left = [each.count for each in problem.classes]
+    caps = [box.cap for box in problem.boxes]
+    limits = [most for _, most in problem.limits]
+    packed: list[tuple[int, Load]] = []
+    known = dict.fromkeys(patterns)
+    while any(left):
+        if clock() > until:
+            return None
+        rest = Problem(
+            [replace(each, count=count) for each, count in zip(problem.classes, left, strict=True)],
+            [replace(box, cap=cap) for box, cap in zip(problem.boxes, caps, strict=True)],
+            [(members, n) for (members, _), n in zip(problem.limits, limits, strict=True)],
+        )
+        master, pricing = _Master(rest), _Pricing(rest, up=True)
+        for box, load in known:
+            if any(cut := tuple(map(min, load, left))):
+                master.add(box, cut)
+        for _ in range(DIVE_ROUNDS):
+            prices = master.prices()
+            tables = pricing.tables(prices.worth)
+            new = [
+                (place, pricing.pattern(tables, place, prices.worth))
+                for place, box in enumerate(rest.boxes)
+                if pricing.best(tables, place) > box.price + prices.extra[place] + _SMALL
+            ]
+            added = [master.add(place, load) for place, load in new]
+            if not any(added):
+                break
+        master.prices()
+        used = master.used()
+        if not used:
+            return None
+        known.update(dict.fromkeys((box, load) for _, box, load in used))
+        # What is used whole times; if nothing is, what is used most.
+        whole = [each for each in used if each[0] >= 1 - _SMALL] or used[:1]
+        for value, box, load in whole:
+            for _ in range(max(1, int(value + _SMALL))):
+                carried = tuple(map(min, load, left))
+                if not any(carried):
+                    break
+                caps[box] -= 1
+                for place, (members, _) in enumerate(problem.limits):
+                    limits[place] -= box in members
+                if caps[box] < 0 or any(n < 0 for n in limits):
+                    return None
+                left = [have - count for have, count in zip(left, carried, strict=True)]
+                packed.append((box, carried))
+    return smaller(problem, packed)
 
 
 # -- the master
@@ -148,6 +219,7 @@ class _Master:
         self._missing = 100 * max(1e-3, *(box.price for box in problem.boxes))
         self._patterns: dict[tuple[int, Load], None] = {}
         self._program = self._new()
+        self._values: Sequence[float] = ()
 
     def _new(self) -> Program:
         program = Program(self._rows)
@@ -174,7 +246,8 @@ class _Master:
 
     def prices(self) -> _Prices:
         """Solve it in any numbers."""
-        duals = self._program.relaxed().duals
+        linear = self._program.relaxed()
+        self._values, duals = linear.values, linear.duals
         classes = len(self._problem.classes)
         limits = [max(0.0, -value) for value in duals[self._first_limit :]]
         extra = [
@@ -183,6 +256,18 @@ class _Master:
             for place in range(len(self._problem.boxes))
         ]
         return _Prices([max(0.0, value) for value in duals[:classes]], limits, extra)
+
+    @property
+    def patterns(self) -> Sequence[tuple[int, Load]]:
+        """All that there are."""
+        return list(self._patterns)
+
+    def used(self) -> list[tuple[float, int, Load]]:
+        """Give how often each pattern is used in the last solution in any numbers, most first."""
+        values = self._values[len(self._problem.classes) :]
+        pairs = zip(values, self._patterns, strict=False)
+        used = [(value, box, load) for value, (box, load) in pairs if value > _SMALL]
+        return sorted(used, key=lambda each: -each[0])
 
     def whole(self, seconds: float, gap: float) -> tuple[Whole, list[tuple[int, Load]] | None]:
         """Solve it in whole numbers, with the patterns that there are."""

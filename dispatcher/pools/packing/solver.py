@@ -13,10 +13,10 @@ from math import isfinite
 from typing import Any, Final
 
 #: Most nodes of one search in whole numbers; usually this and not the time ends a long one.
-MAX_NODES: Final = 2000
+MAX_NODES: Final = 500
 
 #: Seconds for each second of computing that may take: HiGHS goes by the clock on the wall.
-PATIENCE: Final = 4.0
+PATIENCE: Final = 3.0
 
 
 class SolverError(Exception):
@@ -35,6 +35,8 @@ class Linear:
     objective: float
     #: One for each row: what one more of it costs.
     duals: Sequence[float]
+    #: One for each column.
+    values: Sequence[float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +88,9 @@ class Program:
         self._highs.run()
         if self._highs.getModelStatus() != self._highspy.HighsModelStatus.kOptimal:
             raise SolverError(str(self._highs.getModelStatus()))
-        duals = list(self._highs.getSolution().row_dual)
-        return Linear(float(self._highs.getInfo().objective_function_value), duals)
+        found = self._highs.getSolution()
+        objective = float(self._highs.getInfo().objective_function_value)
+        return Linear(objective, list(found.row_dual), list(found.col_value))
 
     def whole(self, seconds: float, gap: float) -> Whole:
         """Solve it in whole numbers.

@@ -13,7 +13,7 @@ from math import isfinite
 from typing import Any, Final
 
 #: Most nodes of one search in whole numbers; usually this and not the time ends a long one.
-MAX_NODES: Final = 500
+MAX_NODES: Final = 2000
 
 #: Seconds for each second of computing that may take: HiGHS goes by the clock on the wall.
 PATIENCE: Final = 3.0

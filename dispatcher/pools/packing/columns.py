@@ -156,7 +156,8 @@ def _dive(
         )
         master, pricing = _Master(rest), _Pricing(rest, up=True)
         for box, load in known:
-            if any(cut := tuple(map(min, load, left))):
+            cut = tuple(map(min, load, left))
+            if any(cut):
                 master.add(box, cut)
         for _ in range(DIVE_ROUNDS):
             prices = master.prices()

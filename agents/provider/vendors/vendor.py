@@ -234,19 +234,24 @@ class Vendor:
         state = self.state_of(node)
         if state == "gone":
             return None
-        size, addresses = self.type_of(node), (*(node.public_ips or ()), *(node.private_ips or ()))
         return Machine(
             name=str(node.name),
             id=str(node.id),
             region=self.region_of(node, scope),
-            type=size,
+            type=self.type_of(node),
             state=state,
             created=milliseconds(node.created_at),
-            addresses=tuple(str(one) for one in dict.fromkeys(addresses) if one),
+            addresses=self.addresses_of(node),
             tags=self.tags_of(node),
             said=self.said_of(node),
             node=node,
         )
+
+    @staticmethod
+    def addresses_of(node: Any) -> tuple[str, ...]:
+        """Give its addresses, public ones first."""
+        found = (*(node.public_ips or ()), *(node.private_ips or ()))
+        return tuple(str(one) for one in dict.fromkeys(found) if one)
 
     def state_of(self, node: Any) -> str:
         """Say where a machine is in its life; ``gone`` for one that is merely still shown."""
@@ -256,21 +261,22 @@ class Vendor:
         """Have a machine made, in one call; it is not there yet when this returns."""
         scope = "" if self.whole else order.region
         made: Any = self.driver(scope).create_node(**arguments)
-        found = self.machine(made, scope)
-        if found is None:
-            raise LibcloudError(f"{order.name} was accepted and is gone at once")
-        # A fresh machine's answer is often short of what we know.
+        return self.fresh(made, order)
+
+    def fresh(self, node: Any, order: Order) -> Machine:
+        """Read a machine just made, of which the answer may show less than we know."""
+        state, type = self.state_of(node), self.type_of(node)
         return Machine(
             name=order.name,
-            id=found.id,
+            id=str(node.id),
             region=order.region,
-            type=found.type or order.type,
-            state=found.state,
-            created=found.created,
-            addresses=found.addresses,
-            tags={**order.tags, **found.tags},
-            said=found.said,
-            node=found.node,
+            type=type or order.type,
+            state="error" if state == "gone" else state,
+            created=milliseconds(node.created_at),
+            addresses=self.addresses_of(node),
+            tags={**order.tags, **self.tags_of(node)},
+            said=self.said_of(node) or ("it ended at once" if state == "gone" else ""),
+            node=node,
         )
 
     def destroy(self, machine: Machine) -> None:

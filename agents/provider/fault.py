@@ -112,7 +112,7 @@ _RULES: Final = (
     _Rule(
         "quota",
         _words(
-            r"quota|limit ?exceeded|limit (has been |was |is )?reached"
+            r"quota|(limit|count) ?exceeded|limit (has been |was |is )?reached"
             r"|(droplet|instance|server|linode|vcpu|core)s? limit|will exceed your"
             r"|exceed(s|ed|ing)? .{0,40}(limit|allowed|maximum)"
             r"|maximum (number|count|of)?.{0,40}(droplet|instance|server|linode|machine)"

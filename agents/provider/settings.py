@@ -427,12 +427,13 @@ _NAME: Final = "^[a-z0-9][a-z0-9-]{0,39}$"
 
 def account_schema(driver: str | None) -> dict[str, Json]:
     """Give the schema of an account with this driver."""
-    if driver is not None and driver not in FORMS and driver not in others():
+    if driver is None or (driver not in FORMS and driver not in others()):
         # What else it may have, nobody knows.
-        return {"type": "object", "properties": {"driver": {"enum": list(FORMS)}}}
-    form = FORMS.get(driver or "", OTHER)
+        named: dict[str, Json] = {"enum": list(FORMS), "examples": ["digitalocean"]}
+        return {"type": "object", "properties": {"driver": named}, "required": ["driver"]}
+    form = FORMS.get(driver, OTHER)
     properties = {**_ANY, **{key: _SOME[key] for key in (*form.needs, *form.may) if key in _SOME}}
-    return _object(properties, required=["driver", *(form.needs if driver else ())])
+    return _object(properties, required=["driver", *form.needs])
 
 
 def others() -> set[str]:

@@ -89,7 +89,7 @@ class Generic(Vendor):
             "size": named(driver.list_sizes(), order.type, "size"),
             "image": named(driver.list_images(), self.image(order), "image"),
         }
-        if places := self._locations():
+        if "location" in takes and (places := self._locations()):
             arguments["location"] = named(places, order.region, "location")
         key = self._words.get("user_data") or next((one for one in _USER_DATA if one in takes), "")
         if order.user_data and not key:

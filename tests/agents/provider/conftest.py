@@ -85,7 +85,6 @@ def account(cloud: Cloud, **changed: Any) -> Account:
         driver=cloud.name,
         regions=(region,),
         endpoint=endpoint,
-        timeout=5.0,
         images=images,
         prices={kind: 0.03} if cloud.name == "openstack" else {},
         options=options,

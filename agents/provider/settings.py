@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from spinal.agents import secret
-from spinal.agents.document import DURATION, SIZE, BadDocument, Document, Mistake, check, load
+from spinal.agents.document import (
+    DURATION,
+    SIZE,
+    BadDocument,
+    Document,
+    Mistake,
+    check,
+    load,
+    members,
+)
 from spinal.agents.document import seconds as read_seconds
 from spinal.agents.document import size as read_size
 from spinal.agents.errors import AgentError
@@ -445,11 +454,9 @@ def others() -> set[str]:
 
 def schema(value: Any = None) -> dict[str, Json]:
     """Give the schema of a file; what an account may have depends on its driver."""
-    given: Any = value.get("accounts") if isinstance(value, dict) else None
-    accounts: Mapping[str, Any] = given if isinstance(given, dict) else {}
     each: dict[str, Json] = {}
-    for name, account in accounts.items():
-        driver = account.get("driver") if isinstance(account, dict) else None
+    for name, account in members(members(value).get("accounts")).items():
+        driver: Any = members(account).get("driver")
         each[name] = account_schema(driver if isinstance(driver, str) else None)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

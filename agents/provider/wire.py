@@ -94,8 +94,8 @@ class Wire(LibcloudConnection):
         left = _call.until - time.monotonic()
         own: Any = self
         own.session.timeout = max(LEAST, min(_call.timeout, left))
-        ask: Any = super().request
-        ask(*args, **kwargs)
+        base: Any = super()
+        base.request(*args, **kwargs)
         answer: Any = self.response
         _call.answer = Answer.of(answer.status_code, answer.headers, time.time())
 

@@ -73,6 +73,8 @@ class Order:
     tags: Mapping[str, str] = field(default_factory=dict[str, str])
     #: Public key that may log in.
     ssh_key: str = ""
+    #: Bytes that its disk has at least, where disks are rented by themselves.
+    disk: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ TYPES = {
     "digitalocean": ("s-1vcpu-1gb", "fra1"),
     "linode": ("g6-standard-1", "eu-central"),
     "vultr": ("vc2-1c-1gb", "fra"),
+    "rackspace": ("2", "ord"),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,15 +12,19 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from libcloud.common.exceptions import BaseHTTPError, RateLimitReachedError
-from libcloud.common.google import GoogleBaseError
+from libcloud.common import exceptions, google, vultr
 from libcloud.common.types import InvalidCredsError, LibcloudError, MalformedResponseError
-from libcloud.common.vultr import VultrException
 from libcloud.compute.providers import get_driver
 
 from spinal.agents.provider import wire
 from spinal.agents.provider.fault import MAX_SAID, Fault, Impossible, classify
 from spinal.agents.provider.wire import Answer
+
+#: Untyped in libcloud.
+BaseHTTPError: Any = exceptions.BaseHTTPError
+RateLimitReachedError: Any = exceptions.RateLimitReachedError
+GoogleBaseError: Any = google.GoogleBaseError
+VultrException: Any = vultr.VultrException
 
 
 class _Canned(BaseHTTPRequestHandler):
@@ -39,7 +43,7 @@ class _Canned(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def answering(status: int, body: str, **headers: str) -> Iterator[int]:
+def answering(status: int, body: str, **headers: str) -> Generator[int]:
     """Answer everything with this; gives the port."""
     fixed = {key.replace("_", "-"): value for key, value in headers.items()}
     handler = type(
@@ -56,7 +60,7 @@ def answering(status: int, body: str, **headers: str) -> Iterator[int]:
 
 
 def driver(name: str, port: int) -> Any:
-    at = {"host": "127.0.0.1", "port": port, "secure": False}
+    at: dict[str, Any] = {"host": "127.0.0.1", "port": port, "secure": False}
     match name:
         case "ec2":
             return get_driver("ec2")("KEY", "geheim", signature_version="4", **at)

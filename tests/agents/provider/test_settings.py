@@ -80,7 +80,7 @@ def test_without_accounts_there_is_this_machine(tmp_path: Path, text: str) -> No
 
 def test_without_a_file_as_well(tmp_path: Path) -> None:
     assert list(Providers.find(tmp_path).accounts) == ["local"]
-    with pytest.raises(AgentError, match="no account 'aws' in providers.yaml, only local"):
+    with pytest.raises(AgentError, match=r"no account 'aws' in providers\.yaml, only local"):
         Providers.find(tmp_path).account("aws")
 
 

@@ -62,7 +62,7 @@ def test_what_the_account_calls_it_counts() -> None:
     ],
 )
 def test_what_is_not_there_is_named(changed: dict[str, str], words: str) -> None:
-    wanted = {"name": "web-1", "type": "1", "region": "1", "image": "1", **changed}
+    wanted: Any = {"name": "web-1", "type": "1", "region": "1", "image": "1", **changed}
 
     with pytest.raises(Exception, match=words):
         Generic(account()).arguments(Order(**wanted))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from tests.clouds.cloud import Clouds
+from tests.clouds.fixtures import needs_clouds
 from tests.clouds.vendor import TOKEN
 
 from spinal.testing import eventually
@@ -77,8 +79,7 @@ async def test_offers_have_a_price_of_an_hour_and_say_where_it_is_from(
 @ALL
 async def test_one_name_is_bought_once(clouds: Clouds, start: Start, vendor: str) -> None:
     async with start(account(clouds[vendor])) as world:
-        answers = await asyncio.gather(world.create(), world.create())
-        answers.append(await world.create())
+        answers = [*await asyncio.gather(world.create(), world.create()), await world.create()]
 
     assert [one["outcome"] for one in answers] == 3 * ["created"], answers
     assert len({one["machine"]["id"] for one in answers}) == 1
@@ -344,6 +345,33 @@ async def test_an_image_is_kept_of_a_machine(clouds: Clouds, start: Start, vendo
 
     assert found["outcome"] == "frozen" and found["image"]
     assert len(clouds[vendor].living()) == 1
+
+
+@needs_clouds
+async def test_the_disk_of_ec2_is_as_large_as_was_asked_for(clouds: Clouds, start: Start) -> None:
+    async with start(account(clouds["ec2"])) as world:
+        found = await world.ask("/plan", disk=20 * 1024**3)
+        assert (await world.create(disk=20 * 1024**3))["outcome"] == "created"
+        assert (await world.create("web-bbbbbb", image="ami-1"))["kind"] == "invalid"
+
+    [disk] = found["machines"][0]["arguments"]["ex_blockdevicemappings"]
+    assert disk["DeviceName"].startswith("/dev/") and disk["Ebs"] == {"VolumeSize": 20}
+
+
+@needs_clouds
+async def test_rackspace_logs_in_in_its_own_way(clouds: Clouds, start: Start) -> None:
+    plain = account(clouds["openstack"])
+    rackspace = replace(plain, driver="rackspace", regions=("ord",), prices={})
+    async with start(rackspace) as world:
+        offers = (await world.ask("/offers"))["offers"]
+        made = await world.create(type=offers[0]["type"], region="ord")
+        listed = await world.ask("/list")
+        ended = await world.ask("/destroy", name=NAME)
+
+    assert offers[0]["price"] > 0 and offers[0]["source"] == "seed"
+    assert made["outcome"] == "created"
+    assert [one["type"] for one in listed["machines"]] == [offers[0]["type"]]
+    assert ended["outcome"] == "ending" and clouds["openstack"].living() == []
 
 
 async def test_a_caller_that_has_gone_does_not_keep_a_machine_from_being_made(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Mapping
@@ -10,11 +9,10 @@ from types import SimpleNamespace
 from typing import Any, ClassVar, Final
 
 from libcloud.compute.providers import get_driver
-from libcloud.pricing import get_pricing_file_path
 
 from ..fault import Impossible
 from ..machine import Machine
-from .vendor import GIB, MIB, Order, Size, Vendor, at
+from .vendor import GIB, MIB, Order, Size, Vendor, at, priced_at
 
 #: Families with processors of ARM: ``a1``, and those with a ``g`` behind the generation.
 _ARM: Final = re.compile(r"^(a1|[a-z]+\d+g[a-z]*)\.")
@@ -34,17 +32,6 @@ _KEPT: Final = 3600.0
 def arch_of(type: str) -> str:
     """Say what processor a type has, by its name."""
     return "arm64" if _ARM.match(type) else "x86_64"
-
-
-def priced_at() -> int:
-    """Say when libcloud's table of prices was made, in milliseconds since 1970 UTC."""
-    if not _priced:
-        with open(get_pricing_file_path(), encoding="utf-8") as file:
-            _priced.append(int(json.load(file).get("updated", 0)) * 1000)
-    return _priced[0]
-
-
-_priced: list[int] = []
 
 
 class EC2(Vendor):

@@ -7,6 +7,7 @@ and puts the answers in our words.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import Any, ClassVar, Final
 from libcloud.common.types import LibcloudError
 from libcloud.compute.base import NodeImage, NodeLocation, NodeSize
 from libcloud.compute.types import NodeState
+from libcloud.pricing import get_pricing_file_path
 
 from ..area import of as area_of
 from ..fault import Impossible
@@ -315,6 +317,17 @@ class Vendor:
     def made_location(self, order: Order) -> NodeLocation:
         """Make a location by its id alone."""
         return NodeLocation(order.region, order.region, "", self.driver(order.region))
+
+
+def priced_at() -> int:
+    """Say when libcloud's table of prices was made, in milliseconds since 1970 UTC."""
+    if not _priced:
+        with open(get_pricing_file_path(), encoding="utf-8") as file:
+            _priced.append(int(json.load(file).get("updated", 0)) * 1000)
+    return _priced[0]
+
+
+_priced: list[int] = []
 
 
 def milliseconds(when: Any) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -322,9 +321,13 @@ def run_(account: str, as_json: bool) -> None:
 
 @provider.command(context_settings=CONTEXT)
 @click.option("--force", is_flag=True, help="Replace the file that is there.")
+@json_option
 @show_home
-def init(force: bool) -> None:
-    """Write a providers.yaml with comments into the home, to be filled in."""
+def init(force: bool, as_json: bool) -> None:
+    """Write a providers.yaml with comments into the home, to be filled in.
+
+    With --json: {"file"}.
+    """
     from spinal.agents.provider.settings import FILE
     from spinal.bus.server.files import write
 
@@ -332,10 +335,10 @@ def init(force: bool) -> None:
     if path.exists() and not force:
         raise click.UsageError(f"{path} is there already: edit it, or add --force")
     write(path, SAMPLE.encode(), 0o600)
-    say(f"wrote {path}: fill it in, then `spinal provider check`")
-    if sys.stdout.isatty():
-        return
-    click.echo(str(path))
+    if as_json:
+        print_json({"file": str(path)})
+    else:
+        say(f"wrote {path}: fill it in, then `spinal provider check`")
 
 
 #: What ``init`` writes; as it stands it has the one account that is there without it.

@@ -274,7 +274,7 @@ async def test_the_commands_make_list_and_revoke_tickets(
         "ticket", "create", name, "--agent", str(tmp_path / "greeter.py"), "--run", "machine"
     )
     assert await create.wait() == 0, create.errors
-    pasted = "\n".join(create.lines).replace("spinal join", f"{sys.executable} -m spinal join")
+    pasted = "\n".join(create.lines).replace("spinal join", f"exec {sys.executable} -m spinal join")
     listed = await running.spinal("ticket", "list", "--json")
     assert await listed.wait() == 0
     (row,) = [one for one in json.loads(listed.lines[0])["items"] if one["name"] == name]
@@ -292,8 +292,7 @@ async def test_the_commands_make_list_and_revoke_tickets(
         "run": ["machine", "greeter.py"],
     }
     machine.kill(signal.SIGTERM)
-    assert await machine.wait() in (0, -signal.SIGTERM)
-    await _ended(folder)
+    assert await machine.wait() == 0
     revoke = await running.spinal("ticket", "revoke", "nobody")
     assert await revoke.wait() == 1
     assert "no ticket 'nobody'" in revoke.errors[-1]
@@ -344,18 +343,3 @@ def _alive(process: psutil.Process) -> bool:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
-
-
-async def _ended(folder: Path) -> None:
-    """Wait until nothing runs in a machine's folder any more; what does is ended."""
-
-    def ours() -> list[psutil.Process]:
-        return [
-            one
-            for one in psutil.process_iter(["cmdline"])
-            if str(folder) in " ".join(one.info["cmdline"] or ())
-        ]
-
-    for one in ours():
-        one.terminate()
-    await eventually(lambda: not ours(), SOON, "nothing runs there")

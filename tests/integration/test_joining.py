@@ -281,9 +281,7 @@ async def test_the_commands_make_list_and_revoke_tickets(
     assert (row["state"], row["run"]) == ("open", ["machine", "greeter.py"])
     folder = tmp_path / "m"
 
-    machine = await boot(
-        running, f"cd {tmp_path}\n{pasted} --folder {folder} --json\n", folder
-    )
+    machine = await boot(running, f"cd {tmp_path}\n{pasted} --folder {folder} --json\n", folder)
 
     await joined(running, machine, full(running, name, "greeter"))
     assert json.loads(machine.lines[0]) == {

@@ -272,3 +272,37 @@ def test_trying_ends_and_says_what_was_tried(joining: Joining, tmp_path: Path) -
     slept = [int(line) for line in (tmp_path / "m" / "slept").read_text().split()]
     assert slept[:6] == [1, 2, 4, 8, 16, 30]
     assert sum(slept) < 900
+
+
+def test_under_systemd_it_is_a_service_that_is_back_after_a_reboot(
+    joining: Joining, tmp_path: Path
+) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("MISSING: systemd-analyze")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "etc").mkdir()
+    folder = tmp_path / "m"
+    path = path_with(tmp_path / "bin", systemctl='echo "$@" >> "$NODE_DIR/systemctl"', id="echo 0")
+    interpreter = folder / "venv/bin/python"
+    interpreter.parent.mkdir(parents=True)
+    interpreter.symlink_to(sys.executable)
+    (folder / "installed").touch()
+    text = script(joining).replace("/run/systemd/system", str(tmp_path / "run"))
+
+    ended = run(text.replace("/etc/systemd/system", str(tmp_path / "etc")), folder, PATH=path)
+
+    assert ended.returncode == 0, ended.stderr
+    assert (folder / "systemctl").read_text().splitlines() == [
+        "daemon-reload",
+        "enable --now --no-block spinal-machine.service",
+    ]
+    unit = tmp_path / "etc" / "spinal-machine.service"
+    start = f"ExecStart={interpreter} -m spinal join https://127.0.0.1:2 --name web-1"
+    assert start in unit.read_text()
+    verified = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(unit)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "spinal-machine" not in verified.stderr, verified.stderr

@@ -235,7 +235,7 @@ def _size(file: tuple[str, str]) -> int:
 
 def written(ticket: Ticket) -> Record:
     """Give the record of a ticket."""
-    members = asdict(ticket)
+    members: dict[str, Any] = asdict(ticket)
     del members["name"], members["version"]
     body: Json = members
     return Record(KIND, ticket.name, ticket.version, body)

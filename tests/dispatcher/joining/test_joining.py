@@ -338,9 +338,7 @@ async def test_where_a_server_elsewhere_makes_the_accounts_nobody_can_join(tmp_p
     home = Home.create(tmp_path / "home", domain="bus.test", server="bus.test:5222", environ={})
 
     async with Joining(home, MemoryRecords()) as joining:
-        with pytest.raises(
-            JoiningError, match="cannot join here: the server at bus.test"
-        ) as caught:
+        with pytest.raises(JoiningError, match="cannot join here: the server at bus") as caught:
             await joining.invite("web-1")
 
     assert "\n" not in str(caught.value)
@@ -371,7 +369,7 @@ async def test_a_desk_whose_port_is_taken_is_said_and_the_bus_goes_on(
     async with Joining(home, records):
         with structlog.testing.capture_logs() as said:
             async with Joining(home, records) as second:
-                with pytest.raises(JoiningError, match="desk is closed: .*port"):
+                with pytest.raises(JoiningError, match=r"desk is closed: .*port"):
                     await second.make("web-1")
 
     assert [one["event"] for one in said] == ["desk_not_open"]

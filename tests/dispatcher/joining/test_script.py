@@ -8,7 +8,7 @@ import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from spinal.bus.server.certificates import Certificates, ensure
-from spinal.dispatcher.joining.script import MAX_BYTES, Joining, script
+from spinal.dispatcher.joining.script import MAX_BYTES, Boot, script
 from spinal.dispatcher.joining.ticket import JoiningError
 
 WHEEL = b"the bytes of a wheel"
@@ -29,8 +29,8 @@ def files(tmp_path: Path) -> Certificates:
 
 
 @pytest.fixture
-def joining(files: Certificates) -> Joining:
-    return Joining(
+def boot(files: Certificates) -> Boot:
+    return Boot(
         name="web-1",
         ticket="web-1/abcdef",
         url="https://127.0.0.1:2",
@@ -81,19 +81,19 @@ def there(shell: str) -> str:
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_every_shell_reads_it(joining: Joining, shell: str, tmp_path: Path) -> None:
-    (tmp_path / "user-data").write_text(script(joining))
+def test_every_shell_reads_it(boot: Boot, shell: str, tmp_path: Path) -> None:
+    (tmp_path / "user-data").write_text(script(boot))
 
     subprocess.run([*there(shell).split(), "-n", str(tmp_path / "user-data")], check=True)
 
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_with_an_interpreter_that_has_spinal_it_joins_at_once(
-    joining: Joining, shell: str, tmp_path: Path
+    boot: Boot, shell: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "a machine's folder"
 
-    ended = run(script(joining), folder, there(shell), SPINAL_PYTHON=noter(tmp_path))
+    ended = run(script(boot), folder, there(shell), SPINAL_PYTHON=noter(tmp_path))
 
     assert ended.returncode == 0, ended.stderr
     assert (folder / "called").read_text().splitlines() == [
@@ -101,33 +101,33 @@ def test_with_an_interpreter_that_has_spinal_it_joins_at_once(
         *("--folder", str(folder), "--ca", "desk.pem", "--ticket-file", "ticket"),
     ]
     assert (folder / "ticket").read_text() == "web-1/abcdef\n"
-    assert (folder / "desk.pem").read_text() == joining.ca
+    assert (folder / "desk.pem").read_text() == boot.ca
     assert {(folder / name).stat().st_mode & 0o077 for name in ("ticket", "desk.pem")} == {0}
 
 
-def test_a_machine_that_has_joined_gets_no_ticket_again(joining: Joining, tmp_path: Path) -> None:
+def test_a_machine_that_has_joined_gets_no_ticket_again(boot: Boot, tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "machine.json").write_text("{}")
 
-    ended = run(script(joining), tmp_path / "m", SPINAL_PYTHON=noter(tmp_path))
+    ended = run(script(boot), tmp_path / "m", SPINAL_PYTHON=noter(tmp_path))
 
     assert ended.returncode == 0
     assert not (tmp_path / "m" / "ticket").exists()
 
 
-def test_an_interpreter_with_another_version_is_not_used(joining: Joining, tmp_path: Path) -> None:
-    ended = run(script(joining), tmp_path / "m", SPINAL_PYTHON=noter(tmp_path, "0.0.9"))
+def test_an_interpreter_with_another_version_is_not_used(boot: Boot, tmp_path: Path) -> None:
+    ended = run(script(boot), tmp_path / "m", SPINAL_PYTHON=noter(tmp_path, "0.0.9"))
 
     assert ended.returncode == 1
     assert ended.stderr == "spinal: SPINAL_PYTHON has Spinal 0.0.9, and the home has 0.1.0\n"
 
 
-def test_nothing_of_a_value_is_run(joining: Joining, tmp_path: Path) -> None:
+def test_nothing_of_a_value_is_run(boot: Boot, tmp_path: Path) -> None:
     # None of this gets past the checks of a ticket; the script must not depend on that.
     evil = "x'; touch hit; '\"$(touch hit)`touch hit`\\;@ticket@"
 
     ended = run(
-        script(replace(joining, name=evil, ticket=evil, wheel=evil)),
+        script(replace(boot, name=evil, ticket=evil, wheel=evil)),
         tmp_path / "m",
         SPINAL_PYTHON=noter(tmp_path),
     )
@@ -151,17 +151,17 @@ def test_nothing_of_a_value_is_run(joining: Joining, tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_stand_in_a_script_is_refused(
-    joining: Joining, changes: dict[str, Any], said: str
+    boot: Boot, changes: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(JoiningError, match=said):
-        script(replace(joining, **changes))
+        script(replace(boot, **changes))
 
 
-def test_it_is_small_and_its_only_secret_is_the_ticket(joining: Joining) -> None:
-    text = script(joining)
+def test_it_is_small_and_its_only_secret_is_the_ticket(boot: Boot) -> None:
+    text = script(boot)
 
     assert len(text) < 6000
-    assert text.count(joining.ticket) == 1
+    assert text.count(boot.ticket) == 1
     assert "PRIVATE" not in text
     assert "@" not in text.replace('"$@"', "")
 
@@ -184,9 +184,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 @contextmanager
-def desk(files: Certificates, content: bytes) -> Iterator[tuple[str, list[str]]]:
+def desk(files: Certificates, content: bytes) -> Generator[tuple[str, list[str]]]:
     """A server whose first answer is an error."""
-    handler = type("Handler", (_Handler,), {"asked": [], "content": content})
+
+    class Handler(_Handler):
+        pass
+
+    handler = Handler
+    handler.asked, handler.content = [], content
     server = http.server.HTTPServer(("127.0.0.1", 0), handler)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(files.certificate, files.key)
@@ -223,38 +228,38 @@ def path_with(folder: Path, **programs: str) -> str:
 
 
 def test_the_wheel_is_fetched_with_patience_and_its_hash_compared(
-    joining: Joining, files: Certificates, tmp_path: Path
+    boot: Boot, files: Certificates, tmp_path: Path
 ) -> None:
     path = path_with(tmp_path / "bin", sleep='echo "$1" >> "$NODE_DIR/slept"')
     with desk(files, WHEEL) as (url, asked):
-        text = only(script(replace(joining, url=url)), "again fetch")
+        text = only(script(replace(boot, url=url)), "again fetch")
         ended = run(text, tmp_path / "m", PATH=path)
 
     assert ended.returncode == 0, ended.stderr
-    assert (tmp_path / "m" / joining.wheel).read_bytes() == WHEEL
-    assert asked == [f"/wheels/{joining.sha256}"] * 2
+    assert (tmp_path / "m" / boot.wheel).read_bytes() == WHEEL
+    assert asked == [f"/wheels/{boot.sha256}"] * 2
     assert (tmp_path / "m" / "slept").read_text() == "1\n"
 
 
 def test_another_wheel_than_the_one_that_was_promised_is_not_kept(
-    joining: Joining, files: Certificates, tmp_path: Path
+    boot: Boot, files: Certificates, tmp_path: Path
 ) -> None:
     path = path_with(tmp_path / "bin", sleep='echo "$1" >> "$NODE_DIR/slept"')
     with desk(files, WHEEL + b"!") as (url, _):
-        text = only(script(replace(joining, url=url)), "fetch || fetch || echo refused >&2")
+        text = only(script(replace(boot, url=url)), "fetch || fetch || echo refused >&2")
         ended = run(text, tmp_path / "m", PATH=path)
 
     assert "not the wheel that was promised" in ended.stderr
     assert ended.stderr.endswith("refused\n")
-    assert not (tmp_path / "m" / joining.wheel).exists()
+    assert not (tmp_path / "m" / boot.wheel).exists()
 
 
 def test_a_desk_of_another_authority_gets_nothing(
-    joining: Joining, files: Certificates, tmp_path: Path
+    boot: Boot, files: Certificates, tmp_path: Path
 ) -> None:
     other = ensure(tmp_path / "other", "bus.test").ca.read_text()
     with desk(files, WHEEL) as (url, asked):
-        text = only(script(replace(joining, url=url, ca=other)), "fetch || echo refused >&2")
+        text = only(script(replace(boot, url=url, ca=other)), "fetch || echo refused >&2")
         ended = run(text, tmp_path / "m")
 
     assert "CERTIFICATE_VERIFY_FAILED" in ended.stderr
@@ -262,10 +267,10 @@ def test_a_desk_of_another_authority_gets_nothing(
     assert not asked
 
 
-def test_trying_ends_and_says_what_was_tried(joining: Joining, tmp_path: Path) -> None:
+def test_trying_ends_and_says_what_was_tried(boot: Boot, tmp_path: Path) -> None:
     path = path_with(tmp_path / "bin", sleep='echo "$1" >> "$NODE_DIR/slept"')
 
-    ended = run(only(script(joining), "again false it"), tmp_path / "m", PATH=path)
+    ended = run(only(script(boot), "again false it"), tmp_path / "m", PATH=path)
 
     assert ended.returncode == 1
     assert ended.stderr.endswith("spinal: gave up after 34 tries: false it\n")
@@ -275,7 +280,7 @@ def test_trying_ends_and_says_what_was_tried(joining: Joining, tmp_path: Path) -
 
 
 def test_under_systemd_it_is_a_service_that_is_back_after_a_reboot(
-    joining: Joining, tmp_path: Path
+    boot: Boot, tmp_path: Path
 ) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("MISSING: systemd-analyze")
@@ -287,7 +292,7 @@ def test_under_systemd_it_is_a_service_that_is_back_after_a_reboot(
     interpreter.parent.mkdir(parents=True)
     interpreter.symlink_to(sys.executable)
     (folder / "installed").touch()
-    text = script(joining).replace("/run/systemd/system", str(tmp_path / "run"))
+    text = script(boot).replace("/run/systemd/system", str(tmp_path / "run"))
 
     ended = run(text.replace("/etc/systemd/system", str(tmp_path / "etc")), folder, PATH=path)
 

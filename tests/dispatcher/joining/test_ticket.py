@@ -16,7 +16,8 @@ NONCE, OTHER = "0123456789abcdef", "fedcba9876543210"
 
 
 def a_ticket(**changes: Any) -> Ticket:
-    return Ticket(**{"name": "web-1", "secret": "", "created": 0, "expires": 1000, **changes})
+    said: dict[str, Any] = {"name": "web-1", "secret": "", "created": 0, "expires": 1000}
+    return Ticket(**{**said, **changes})
 
 
 def test_a_ticket_names_its_machine_and_has_160_bits_of_chance() -> None:

@@ -111,9 +111,13 @@ def test_what_is_neither_installed_nor_a_checkout_is_said(tmp_path: Path) -> Non
 
 def test_few_old_wheels_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wheel, "KEPT", 2)
-    for number in range(3):
-        monkeypatch.setattr(wheel, "_files", lambda package, n=number: {"a.dist-info/X": b"%d" % n})
-        newest = wheel.build(tmp_path)
+    content = iter((b"1", b"2", b"3"))
 
-    assert len(list(tmp_path.iterdir())) == 2
-    assert newest.path.exists()
+    def files(package: Path) -> dict[str, bytes]:
+        return {"a.dist-info/X": next(content)}
+
+    monkeypatch.setattr(wheel, "_files", files)
+
+    built = [wheel.build(tmp_path) for _ in range(3)]
+
+    assert [one.path.exists() for one in built] == [False, True, True]

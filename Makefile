@@ -6,12 +6,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 4
 
-.PHONY: help demo test test-deps check format bench bench-deps faults languages conformance hostile clean
+.PHONY: help demo test test-deps clouds cloud-sim check format bench bench-deps faults languages conformance hostile clean
 
 help:
 	@echo "make demo       see it work: a platform, three workers, one of them killed"
 	@echo "make test       the short suite; names at its end what it had to leave out"
 	@echo "make test-deps  install Prosody, ejabberd and chat clients for it (root or sudo)"
+	@echo "make cloud-sim  run five simulated clouds until Ctrl-C: endpoints, a providers.yaml, how to break them"
 	@echo "make check      formatting, lint, types, direction of imports"
 	@echo "make format     mend what can be mended by a machine"
 	@echo "make languages  build the agents in examples/languages, and try each against the kit"
@@ -49,8 +50,22 @@ demo: links $(VENV)/user
 HEAVY := tests/faults tests/integration/test_cluster.py tests/integration/test_hostile.py \
 	tests/integration/test_servers_page.py
 
+# What two of the simulated clouds run on (moto, mimic) has an environment of its own as well.
+CLOUDS := .venv-clouds
+
+$(CLOUDS)/clouds: tests/clouds/requirements.txt
+	$(PYTHON) -m venv $(CLOUDS)
+	$(CLOUDS)/bin/python -m pip install --quiet --upgrade pip
+	$(CLOUDS)/bin/python -m pip install --quiet -r $<
+	@touch $@
+
+clouds: $(CLOUDS)/clouds
+
+cloud-sim: links $(VENV)/user $(CLOUDS)/clouds
+	$(BIN)/python -m tests.clouds.show
+
 # A part of it: make test TESTS=tests/bus
-test: links $(VENV)/dev
+test: links $(VENV)/dev $(CLOUDS)/clouds
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(or $(TESTS),$(HEAVY:%=--ignore=%))
 ifndef TESTS
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(HEAVY)
@@ -106,4 +121,4 @@ hostile: links $(VENV)/dev
 	SPINAL_MANY=100000 $(BIN)/python -m pytest -q tests/integration/test_hostile.py
 
 clean:
-	rm -rf $(VENV) $(PEERS) dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) $(CLOUDS) dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis

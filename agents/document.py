@@ -345,7 +345,8 @@ def _shared(inner: Any, outer: Any) -> int:
 def _explain(fault: _Fault) -> Iterator[tuple[Steps, str]]:
     """Say what is wrong where, and what to write."""
     steps, schema, wanted, value = fault.steps, fault.schema, fault.wanted, fault.value
-    said = _shown(value)
+    # What is only ever written is no longer a secret once it stands in a log.
+    said = "this" if schema.get("writeOnly") else _shown(value)
     properties: Mapping[str, Any] = schema.get("properties", {})
     match fault.keyword:
         case _ if "errorMessage" in schema:

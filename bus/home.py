@@ -3,7 +3,9 @@
 One home is one tenant.  Everything that finds the bus by itself (``spinal up``, the other commands,
 :class:`~spinal.bus.Client`, agents) asks here, so that ``--home`` is all one has to agree on::
 
-    home.json              version, domain, kind of server, where it listens, ports
+    home.json              version, id, domain, kind of server, where it listens, ports
+    providers.yaml         the vendors' accounts, if there are any but this machine
+    machines/              what the machines of local accounts have
     accounts.json          name -> role
     secrets/NAME.password  what the account logs in with
     secrets/component      what the dispatcher's component logs in with
@@ -19,6 +21,7 @@ so a stale one cannot be.
 
 from __future__ import annotations
 
+import base64
 import errno
 import fcntl
 import json
@@ -191,6 +194,8 @@ class Home:
     authority: Path | None = None
     #: Where the dispatcher keeps jobs, if not in a file of the home; may hold a password.
     store_url: str = field(default="", repr=False)
+    #: Its id, if it had one when it was read; ask :attr:`id`.
+    given_id: str = ""
 
     # Finding and making.
 
@@ -274,6 +279,7 @@ class Home:
                 free_ports(listen if managed else "127.0.0.1"),
                 _public_host(listen),
                 store_url=store or "",
+                given_id=_fresh_id(),
             )
             for folder in _FOLDERS:
                 (place / folder).mkdir(exist_ok=True, mode=0o700)
@@ -308,6 +314,7 @@ class Home:
                 raw.get("public_host", ""),
                 place / "ca.pem" if raw.get("authority") else None,
                 raw.get("store") or "",
+                str(raw.get("id") or ""),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise HomeError(
@@ -369,6 +376,8 @@ class Home:
             "public_host": self.public_host,
             "authority": self.authority is not None,
             **({"store": self.store_url} if self.store_url else {}),
+            # One that was given meanwhile stays.
+            **({"id": id} if (id := self.given_id or self._kept_id()) else {}),
             # For readers that are not Spinal; found from the rest when it is read.
             "dispatchers": self.dispatchers,
             "uploads": self.uploads,
@@ -376,7 +385,29 @@ class Home:
         with _told():
             write(self.path / "home.json", _json(settings), 0o600)
 
+    def _kept_id(self) -> str:
+        with suppress(OSError, ValueError, AttributeError):
+            return str(json.loads((self.path / "home.json").read_bytes()).get("id") or "")
+        return ""
+
     # What follows from the settings.
+
+    @property
+    def id(self) -> str:
+        """Short random word that tells what is this home's from what is another's, for ever.
+
+        Machines at vendors are tagged with it.  A home of an older Spinal gets one now.
+
+        Raises :class:`HomeError` if that cannot be written.
+        """
+        if self.given_id:
+            return self.given_id
+        with self._locked():
+            found = Home.find(self.path, {})
+            if not found.given_id:
+                found = replace(found, given_id=_fresh_id())
+                found._save()
+        return found.given_id
 
     @property
     def managed(self) -> bool:
@@ -820,6 +851,11 @@ def _public_host(listen: str) -> str:
         probe.connect((remote, 9))
         return str(probe.getsockname()[0])
     return socket.gethostname()
+
+
+def _fresh_id() -> str:
+    """Make an id of 8 small letters and digits, which every vendor takes in a tag."""
+    return base64.b32encode(secrets.token_bytes(5)).decode().lower()
 
 
 def _numbered(stem: str) -> Iterable[str]:

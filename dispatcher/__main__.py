@@ -32,6 +32,9 @@ from spinal.protocols import SpinalError
 
 from .garbage import seldom_collected
 from .joining.joining import Joining
+from .pools.door import Desk
+from .pools.market import Market
+from .pools.tender import Renting
 from .service import Dispatcher
 from .store import store_for
 from .supervised import Supervisor, die_with_parent, supervised
@@ -82,7 +85,9 @@ async def serve(home: Home, supervisor: Supervisor, stop: asyncio.Event) -> None
         connection = await stack.enter_async_context(connection_of(home))
         roles = Roles(home)
         store = store_for(home.store)
-        joining = Joining(home, store)
+        market = Market(home.path)
+        joining = Joining(home, store, host=market().bus)
+        renting = Renting(door=Desk(joining), domain=home.domain, home=home.id, market=market)
         dispatcher = Dispatcher(
             connection,
             roles=roles.of,
@@ -92,6 +97,7 @@ async def serve(home: Home, supervisor: Supervisor, stop: asyncio.Event) -> None
             store=store,
             on_dispatchers=home.keep_others,
             joining=joining,
+            renting=renting,
         )
         await stack.enter_async_context(dispatcher)
         await stack.enter_async_context(joining)

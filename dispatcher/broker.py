@@ -37,7 +37,7 @@ from spinal.bus.call import Call
 from spinal.bus.errors import BusError, CallError
 from spinal.bus.requests import Request
 from spinal.bus.session import Session
-from spinal.protocols import Data, Final, Log, Op, Problem, Progress, Seen, State
+from spinal.protocols import Data, Final, Json, Log, Op, Problem, Progress, Seen, State
 from spinal.protocols.address import bare
 
 from .agent import LEASE, AttemptKey, KnownAgent
@@ -268,6 +268,11 @@ class Broker:
         """Calls that wait for an agent."""
         return len(self._queue)
 
+    def waiting_for(self, ops: Iterable[str]) -> int:
+        """Count the calls of these operations that wait for an agent."""
+        counts = self._queue.operations()
+        return sum(counts.get(op, 0) for op in ops)
+
     @property
     def in_flight(self) -> int:
         """Attempts that are at agents."""
@@ -300,6 +305,18 @@ class Broker:
             f"{self._prefix}-{next(self._numbers):x}",
             asyncio.get_running_loop().time(),
         )
+
+    async def ask(
+        self, op: str, args: Mapping[str, Json], demand: Demand, caller: str, within: float
+    ) -> Json:
+        """Have something done by ourselves, within so many seconds, and give its value.
+
+        Raises:
+            CallError: it ended without one.
+        """
+        now, id = asyncio.get_running_loop().time(), f"{self._prefix}-{next(self._numbers):x}"
+        call = Op(id, op=op, left=0, args=args)
+        return (await self.run(Errand(call, demand, caller, now + within, id, now))).value
 
     async def run(self, errand: Errand) -> Final:
         """See an errand through and give the final that has its value.

@@ -52,6 +52,8 @@ from .many import ask_all, ask_any
 from .own import Own
 from .placing.operations import SERVICE_OPERATIONS, ServiceOperations
 from .placing.placer import Placer
+from .pools.operations import POOL_OPERATIONS, PoolOperations
+from .pools.tender import Renting, Tender
 from .registry import Arrival, News, Registry
 from .remembered import Remembered
 from .resolver import Demand
@@ -119,6 +121,7 @@ class Dispatcher:
         clock: what time it is for them.
         on_dispatchers: told the addresses of all dispatchers on our store when they change.
         joining: how machines join; theirs to open once we are.
+        renting: what the home says about machines that it rents; without it there are no pools.
 
     Raises:
         BusError: on entering, when the connection cannot be opened.
@@ -140,6 +143,7 @@ class Dispatcher:
         clock: Clock | None = None,
         on_dispatchers: Callable[[Collection[str]], None] = lambda addresses: None,
         joining: Joining | None = None,
+        renting: Renting | None = None,
     ) -> None:
         self._connection = connection
         self._on_dispatchers = on_dispatchers
@@ -181,6 +185,9 @@ class Dispatcher:
         )
         self.keeper: Keeper | None = None
         self.placer: Placer | None = None
+        self.tender: Tender | None = None
+        #: Of several dispatchers on one store, the one with the first address rents for all.
+        self._leads = False
         #: Our own operations, each with who answers it.
         self._own: dict[str, tuple[Own[Any], Any]] = {
             path: (own, self._catalogue) for path, own in OWN.items()
@@ -202,6 +209,20 @@ class Dispatcher:
             self._own |= {path: (own, jobs) for path, own in JOB_OPERATIONS.items()}
             self._own |= {path: (own, services) for path, own in SERVICE_OPERATIONS.items()}
             self.session.on_final = self.keeper.strays.late
+            if renting is not None:
+                self.tender = Tender(
+                    self.keeper,
+                    self.registry,
+                    self.broker,
+                    renting,
+                    address=connection.address,
+                    hold=self.hold,
+                    release=self.release,
+                    leads=lambda: self._leads,
+                )
+                self.keeper.on_end = self.tender.job_ended
+                pools = PoolOperations(self.tender)
+                self._own |= {path: (own, pools) for path, own in POOL_OPERATIONS.items()}
         if joining is not None:
             tickets = TicketOperations(joining)
             self._own |= {path: (own, tickets) for path, own in TICKET_OPERATIONS.items()}
@@ -238,6 +259,8 @@ class Dispatcher:
                 await self.keeper.start()
                 if self.placer is not None:
                     self.keeper.spawn("placing", self.placer.run)
+                if self.tender is not None:
+                    self.keeper.spawn("tending", self.tender.run)
                 stack.push_async_callback(self.keeper.close)
             self._stack = stack.pop_all()
         self._tasks.spawn(self._housekeeping(), "housekeeping")
@@ -308,6 +331,7 @@ class Dispatcher:
     def _met(self, peers: Peers) -> None:
         """Learn who dispatches on our store: agents and clients know all of us, so we tell them."""
         self._roles.shared = peers.roles
+        self._leads = self._connection.address == min(peers.addresses, default="")
         others = peers.addresses | self._named
         if self._others == others:
             return

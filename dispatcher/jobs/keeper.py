@@ -164,6 +164,8 @@ class Keeper:
         self._accounts = accounts
         self._shared: Mapping[str, str] | None = None
         self._on_peers = on_peers
+        #: Told of every job of ours that has ended.
+        self.on_end: Callable[[Job], None] = lambda job: None
         self._peers: frozenset[str] = frozenset()
         self._life = 0
         self._tasks = Tasks("keeper")
@@ -842,6 +844,7 @@ class Keeper:
 
     def _over(self, job: Job, told: Iterable[Job]) -> None:
         """A job has ended, and that is on disk, with the jobs that are told of it."""
+        self.on_end(job)
         self._unfinished -= 1
         for tell in self._waiting.pop(job.id, ()):
             tell(job)

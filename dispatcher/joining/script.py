@@ -84,7 +84,7 @@ name=@name@
 url=@url@
 version=@version@
 wheel=@wheel@
-folder=${SPINAL_FOLDER:-${NODE_DIR:-/var/lib/spinal-machine}}
+folder=${SPINAL_MACHINE_DIR:-/var/lib/spinal-machine}
 
 say() { printf 'spinal: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 1; }

@@ -20,10 +20,10 @@ import structlog
 
 from spinal.bus.errors import CallError
 from spinal.bus.jsontext import dumps
-from spinal.protocols import Json, LocalProtocolError, Op, Problem
+from spinal.protocols import Json, LocalProtocolError, Problem
 
 from ..agent import AgentState, KnownAgent
-from ..broker import Broker, Errand
+from ..broker import Broker
 from ..jobs.job import Job, mint
 from ..jobs.keeper import Keeper, want_of
 from ..registry import Registry
@@ -387,16 +387,7 @@ class Placer:
     async def _call(
         self, service: Service, agent: str, op: str, args: Mapping[str, Json], within: float
     ) -> Json:
-        now, id = self._time(), mint()
-        errand = Errand(
-            Op(id, op=op, left=0, args=args),
-            Demand(op, only=agent),
-            service.caller,
-            now + within,
-            id,
-            now,
-        )
-        return (await self._broker.run(errand)).value
+        return await self._broker.ask(op, args, Demand(op, only=agent), service.caller, within)
 
     # -- what callers ask
 

@@ -18,6 +18,8 @@ class State(Enum):
     ORDERED = "ordered"
     #: Nobody knows whether it exists: looked up until that is sure.
     UNKNOWN = "unknown"
+    #: The vendor refused.  It may exist all the same, and is looked up until that is sure.
+    REFUSED = "refused"
     #: The vendor has it; it has not joined the bus.
     BOOTING = "booting"
     #: Its agents are there, and have to pass the self-test.
@@ -90,8 +92,11 @@ class Machine:
     #: Times that something was tried in this state, and when it is tried again.
     tries: int = 0
     due: int = 0
-    #: Look-ups in a row that did not show it.
+    #: Look-ups in a row that did not show it, and when the last of them was.
     unseen: int = 0
+    looked: int = 0
+    #: Another one is to take its place.
+    retiring: bool = False
     #: Image that its disk was frozen to.
     image: str = ""
     #: Counts how often it was saved; 0 if it never was.

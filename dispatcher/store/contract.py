@@ -353,6 +353,10 @@ class Store(Protocol):
         """Give lines of a job's log with a number above ``after``."""
         ...
 
+    async def queued(self, ops: Sequence[str], most: int) -> int:
+        """Count the jobs of these operations that are queued and not begun, up to so many."""
+        ...
+
     async def overview(self) -> Overview:
         """Count what is there."""
         ...

@@ -495,6 +495,22 @@ class Database:
         self._check()
         return await self._reader.run(read)
 
+    async def queued(self, ops: Sequence[str], most: int) -> int:
+        """See the contract."""
+        some = (
+            sa.select(jobs.c.id)
+            .where(
+                LIVE,
+                jobs.c.state == sa.literal_column("'queued'"),
+                jobs.c.kind == sa.literal_column("''"),
+                jobs.c.op.in_(ops),
+            )
+            .limit(most)
+            .subquery()
+        )
+        found = await self._read(sa.select(sa.func.count()).select_from(some))
+        return int(found[0][0])
+
     async def overview(self) -> Overview:
         """See the contract."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -17,7 +16,7 @@ import pytest
 
 from spinal.bus.errors import CallError
 from spinal.bus.server.certificates import ensure
-from spinal.testing import Platform, Process, eventually
+from spinal.testing import Platform, Process, eventually, platform
 
 from .conftest import SOON
 
@@ -63,7 +62,9 @@ def at(running: Platform, address: str) -> Callable[[], Any]:
     return there
 
 
-async def joined(running: Platform, machine: Process, address: str) -> dict[str, Any]:
+async def joined(
+    running: Platform, machine: Process, address: str, within: float = 2 * SOON
+) -> dict[str, Any]:
     """Wait until an agent of a machine is on the bus."""
     there = at(running, address)
 
@@ -72,7 +73,7 @@ async def joined(running: Platform, machine: Process, address: str) -> dict[str,
             raise AssertionError("it ended:\n" + "\n".join(machine.errors[-30:]))
         return await there()
 
-    agent: dict[str, Any] = await eventually(found, 2 * SOON, f"{address} is on the bus")
+    agent: dict[str, Any] = await eventually(found, within, f"{address} is on the bus")
     return agent
 
 
@@ -297,16 +298,7 @@ async def test_the_commands_make_list_and_revoke_tickets(
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("shell", ["dash"])
-async def test_a_machine_that_has_nothing_installs_what_the_home_serves(
-    running: Platform, request: pytest.FixtureRequest, tmp_path: Path, shell: str
-) -> None:
-    if running.home.server != "embedded":
-        pytest.skip("once is enough: nothing of it depends on the server")
-    if shutil.which(shell) is None:
-        pytest.skip(f"MISSING: {shell}")
-    name = name_of(request)
-    made = await invite(running, name)
+async def test_a_machine_that_has_nothing_installs_what_the_home_serves(tmp_path: Path) -> None:
     folder = tmp_path / "m"
     folder.mkdir()
     # As a machine that was just made: no environment of ours, and nothing of Spinal to be found.
@@ -316,24 +308,21 @@ async def test_a_machine_that_has_nothing_installs_what_the_home_serves(
         "SPINAL_FOLDER": str(folder),
         **{key: text for key, text in os.environ.items() if key.startswith("PIP_")},
     }
-    (folder / "user-data").write_text(made["script"])
+    async with platform() as running:
+        made = await invite(running, "new")
+        (folder / "user-data").write_text(made["script"])
 
-    machine = await running.start(shell, str(folder / "user-data"), environ=environ)
+        machine = await running.start("sh", str(folder / "user-data"), environ=environ)
 
-    async def there() -> Any:
-        if machine.process.returncode is not None:
-            raise AssertionError("it ended:\n" + "\n".join(machine.errors[-30:]))
-        return await at(running, full(running, name))()
-
-    await eventually(there, 500.0, "it installed Spinal and joined")
-    (process,) = [
-        one
-        for one in psutil.Process(machine.pid).children(recursive=True)
-        if "agent" in one.cmdline()
-    ]
-    assert process.cmdline()[0] == str(folder / "venv/bin/python")
-    machine.kill(signal.SIGTERM)
-    assert await machine.wait() == 0
+        await joined(running, machine, full(running, "new"), 500.0)
+        agents = [
+            one
+            for one in psutil.Process(machine.pid).children(recursive=True)
+            if "agent" in one.cmdline()
+        ]
+        assert {one.cmdline()[0] for one in agents} == {str(folder / "venv/bin/python")}
+        machine.kill(signal.SIGTERM)
+        assert await machine.wait() == 0
 
 
 def _alive(process: psutil.Process) -> bool:

@@ -87,31 +87,47 @@ class Backoff:
         return self.failures >= LOOP
 
 
-async def keep(part: Part, report: Report) -> None:
-    """Watch a part that was started, and start it again whenever it ends; runs until cancelled."""
+async def keep(part: Part, report: Report, started: bool = True) -> None:
+    """Watch a part, and start it again whenever it ends; runs until cancelled.
+
+    Args:
+        part: which.
+        report: told what happens.
+        started: that was done; else it is started now, and nobody waits for it.
+    """
     backoff = Backoff()
+    if not started:
+        begun = time.monotonic()
+        try:
+            await part.start()
+        except SpinalError as error:
+            log.error("part_did_not_start", part=part.name, reason=str(error))
+            await _start_again(part, report, backoff, begun, str(error))
     while True:
         begun = time.monotonic()
         why = await part.ended()
         await part.stop()
         report("died", {"part": part.name, "reason": why})
-        while True:
-            pause = backoff.after(time.monotonic() - begun)
-            if backoff.looping:
-                log.error("part_keeps_dying", part=part.name, reason=why, pause=round(pause, 1))
-                report(
-                    "crash-loop",
-                    {"part": part.name, "reason": why, "restarts": backoff.failures},
-                )
-            await asyncio.sleep(pause)
-            begun = time.monotonic()
-            try:
-                await part.start()
-                break
-            except SpinalError as error:
-                why = str(error)
-                log.error("part_did_not_start", part=part.name, reason=why)
+        await _start_again(part, report, backoff, begun, why)
         report("restarted", {"part": part.name})
+
+
+async def _start_again(
+    part: Part, report: Report, backoff: Backoff, begun: float, why: str
+) -> None:
+    while True:
+        pause = backoff.after(time.monotonic() - begun)
+        if backoff.looping:
+            log.error("part_keeps_dying", part=part.name, reason=why, pause=round(pause, 1))
+            report("crash-loop", {"part": part.name, "reason": why, "restarts": backoff.failures})
+        await asyncio.sleep(pause)
+        begun = time.monotonic()
+        try:
+            await part.start()
+            return
+        except SpinalError as error:
+            why = str(error)
+            log.error("part_did_not_start", part=part.name, reason=why)
 
 
 class ChildProcess:
@@ -289,6 +305,8 @@ class Platform:
 
     parts: Sequence[Part]
     report: Report
+    #: Parts without which the platform is up as well: they are started once it is.
+    later: Sequence[Part] = ()
     _started: list[Part] = field(default_factory=list[Part])
     _keepers: list[asyncio.Task[None]] = field(default_factory=list[asyncio.Task[None]])
 
@@ -301,7 +319,8 @@ class Platform:
     async def watch(self) -> None:
         """Restart what ends; runs until cancelled."""
         self._keepers = [
-            asyncio.create_task(keep(part, self.report), name=part.name) for part in self.parts
+            asyncio.create_task(keep(part, self.report, part in self.parts), name=part.name)
+            for part in (*self.parts, *self.later)
         ]
         try:
             await asyncio.gather(*self._keepers)
@@ -312,12 +331,17 @@ class Platform:
 
     async def stop(self) -> None:
         """Stop what was started; every part gets its turn whatever happens to the others."""
+        # The later ones end together: each may have machines to end.
+        await asyncio.gather(*(self._stop(part) for part in self.later))
         for part in reversed(self._started):
-            try:
-                await part.stop()
-            except SpinalError as error:
-                log.error("part_did_not_stop", part=part.name, reason=str(error))
+            await self._stop(part)
         self._started.clear()
+
+    async def _stop(self, part: Part) -> None:
+        try:
+            await part.stop()
+        except SpinalError as error:
+            log.error("part_did_not_stop", part=part.name, reason=str(error))
 
 
 def told(status: int) -> str:

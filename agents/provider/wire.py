@@ -1,0 +1,105 @@
+"""The way to a vendor's API: libcloud's own, with a bound on time, and the last answer noted.
+
+Drivers keep little of an answer: Linode's loses the status but for a word in the text, and Vultr's
+and Linode's lose ``Retry-After``.  So what is needed is noted here, where every answer passes by.
+libcloud has a place for that: the class of its connections.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import libcloud.common.base
+from libcloud.http import LibcloudConnection
+
+#: Shortest time-out of one request, in seconds.
+LEAST: Final = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What is kept of an answer."""
+
+    status: int
+    #: Seconds after which to ask again.
+    after: float | None = None
+    #: Seconds by which our clock is ahead of the vendor's.
+    skew: float | None = None
+
+    @classmethod
+    def of(cls, status: int, headers: Mapping[str, str], now: float) -> Answer:
+        """Read one that came at ``now``, in seconds since 1970 UTC."""
+        return cls(status, _after(headers.get("retry-after", ""), now), _skew(headers, now))
+
+
+def _after(text: str, now: float) -> float | None:
+    """Read ``Retry-After`` (RFC 9110, 10.2.3): seconds, or a date."""
+    try:
+        return max(0.0, float(text))
+    except ValueError:
+        when = _date(text)
+    return None if when is None else max(0.0, when - now)
+
+
+def _skew(headers: Mapping[str, str], now: float) -> float | None:
+    when = _date(headers.get("date", ""))
+    return None if when is None else now - when
+
+
+def _date(text: str) -> float | None:
+    try:
+        return email.utils.parsedate_to_datetime(text).timestamp()
+    except (ValueError, TypeError):
+        return None
+
+
+class _Call(threading.local):
+    """What the thread is doing just now."""
+
+    #: Seconds that a request may take, and the monotonic time at which the whole call is over.
+    timeout: float = 20.0
+    until: float = float("inf")
+    answer: Answer | None = None
+
+
+_call = _Call()
+
+
+def begin(timeout: float, until: float = float("inf")) -> None:
+    """Bound the requests of this thread from now on.
+
+    Args:
+        timeout: seconds that the vendor may be silent in a request.
+        until: value of ``time.monotonic()`` after which no request waits any longer.
+    """
+    _call.timeout, _call.until, _call.answer = timeout, until, None
+
+
+def last() -> Answer | None:
+    """Give the answer to this thread's last request; none if it had none."""
+    return _call.answer
+
+
+class Wire(LibcloudConnection):
+    """See the module."""
+
+    def request(self, *args: Any, **kwargs: Any) -> None:
+        """Send a request and read its answer, as libcloud's own."""
+        _call.answer = None
+        left = _call.until - time.monotonic()
+        own: Any = self
+        own.session.timeout = max(LEAST, min(_call.timeout, left))
+        ask: Any = super().request
+        ask(*args, **kwargs)
+        answer: Any = self.response
+        _call.answer = Answer.of(answer.status_code, answer.headers, time.time())
+
+
+def install() -> None:
+    """Have all drivers of this process use it."""
+    libcloud.common.base.Connection.conn_class = Wire

@@ -1,0 +1,360 @@
+"""The dispatcher's own operations for pools, offers and money: the owner's alone, for they spend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from spinal.agents.errors import AgentError
+from spinal.bus.errors import CallError
+from spinal.bus.requests import Request
+from spinal.protocols import Json, Problem, readers
+from spinal.protocols.address import bare
+from spinal.protocols.readers import Reader
+
+from ..jobs.rows import stamp
+from ..listing import page
+from ..own import Arguments, Own, needed
+from ..roles import Right
+from . import money, tending
+from .document import of_json
+from .machine import Machine, State
+from .plan import Impossible, Plan
+from .pool import Event, Phase, Pool
+from .ranking import nearest, rank
+from .scaling import Memory
+from .spec import PoolSpec, Server
+from .tender import MAX_POOLS, TRIES, Tender
+
+#: Offers that are told.
+MAX_OFFERS: Final = 60
+
+#: Lines of a bill that are told.
+MAX_COSTS: Final = 200
+
+
+class PoolOperations:
+    """Answers them."""
+
+    def __init__(self, tender: Tender) -> None:
+        self._tender = tender
+
+    # -- offers and plans
+
+    async def offers(self, request: Request, args: Arguments) -> Json:
+        """Rank what all vendors offer for a demand; nothing is rented."""
+        server = Server(
+            cpu=args.get("cpu", 0.0),
+            ram=args.get("ram", 0),
+            disk=args.get("disk", 0),
+            arch=args.get("arch", "any"),
+            region=tuple(args.get("region", ())),
+        )
+        tender = self._tender
+        found, errors = await tender.vendors.offers(server, args.get("refresh", False))
+        exchange, now, blocked = tender.market().exchange, tender.now(), tender.blocked()
+        ranked = rank(found, exchange, server, now, blocked=blocked)
+        near = "" if ranked.offers else nearest(found, exchange, server, now, blocked=blocked)
+        return {
+            "offers": [one.row() for one in ranked.offers[:MAX_OFFERS]],
+            "rejected": ranked.counted(),
+            "nearest": near,
+            "errors": dict(errors),
+        }
+
+    async def plan(self, request: Request, args: Arguments) -> Json:
+        """Say exactly what applying a pool file would do."""
+        return self._plan_row(*await self._planned(_spec(args), args.get("refresh", False)))
+
+    async def apply(self, request: Request, args: Arguments) -> Json:
+        """Make a pool as its file says, or change it; refuses if the plan is another by now."""
+        spec = _spec(args)
+        found, _ = await self._planned(spec, False)
+        if "hash" in args and args["hash"] != found.hash:
+            text = f"the plan has changed: it is {found.hash[:12]} now, see `spinal pool plan`"
+            raise CallError.of(Problem("refused", text, "hash"))
+        caller, now = bare(request.caller), self._tender.now()
+
+        def change(known: Pool | None) -> Pool:
+            event = Event(at=now, what="applied", about=spec.pool, said=f"by {caller}")
+            wanted, memory = _start(spec, known), Memory()
+            if known is None:
+                known = Pool(spec=spec, caller=caller, created=now)
+            elif known.phase is Phase.UP:
+                memory = replace(known.memory, wanted=wanted)
+            known = replace(known, spec=spec, caller=caller, phase=Phase.UP, hash=found.hash)
+            known = replace(known, wanted=wanted, memory=memory, why="applied", short="")
+            known = replace(known, failures=0, pause=0)
+            return known.noting(event)
+
+        pool = await self._make(spec.pool, change, new=True)
+        return {**self._row(pool), "hash": found.hash}
+
+    async def _planned(self, spec: PoolSpec, refresh: bool) -> tuple[Plan, Mapping[str, str]]:
+        tender = self._tender
+        found, errors = await tender.vendors.offers(spec.server, refresh)
+        await tender.refresh()
+        known = tender.pools.get(spec.pool)
+        try:
+            return tender.planned(spec, found, _start(spec, known)), errors
+        except Impossible as exc:
+            told = [str(exc), *(f"{vendor}: {why}" for vendor, why in sorted(errors.items()))]
+            raise CallError.of(Problem("refused", "; ".join(told))) from exc
+
+    def _plan_row(self, found: Plan, errors: Mapping[str, str]) -> Json:
+        return {**found.row(), "errors": dict(errors)}
+
+    # -- pools
+
+    async def list(self, request: Request, args: Arguments) -> Json:
+        """List the pools by name."""
+        await self._tender.refresh()
+        pools = [self._tender.pools[name] for name in sorted(self._tender.pools)]
+        return page(pools, args.get("offset", 0), len(pools), self._row)
+
+    async def show(self, request: Request, args: Arguments) -> Json:
+        """Give all that is known of a pool, its machines, and what happened lately."""
+        await self._tender.refresh()
+        pool = self._find(args)
+        row = self._row(pool)
+        row["machines"] = [machine_row(one) for one in self._tender.of_pool(pool.name)]
+        row["events"] = [_event_row(one) for one in pool.events]
+        return row
+
+    async def wind_down(self, request: Request, args: Arguments) -> Json:
+        """Have the machines of a pool go: drained, frozen, or down, which forgets it as well."""
+        phase = Phase(needed(args, "phase"))
+
+        def change(known: Pool | None) -> Pool:
+            event = Event(at=self._tender.now(), what=phase.value, about=needed(args, "name"))
+            return replace(_known(known, args), phase=phase, wanted=0, short="").noting(event)
+
+        return self._row(await self._make(needed(args, "name"), change))
+
+    async def replace(self, request: Request, args: Arguments) -> Json:
+        """Have machines replaced one for one, before they go; all of a pool, or those named."""
+        return await self._each(args, "replaced by hand", lambda one, why: _retired(one, why))
+
+    async def drain(self, request: Request, args: Arguments) -> Json:
+        """Have machines finish what they run and go, and the pool want so many fewer."""
+        tender, names = self._tender, frozenset[str](args.get("machines", ()))
+
+        def change(known: Pool | None) -> Pool:
+            pool = _known(known, args)
+            wanted = max(pool.spec.size.min, pool.wanted - len(names))
+            return replace(pool, wanted=wanted, memory=replace(pool.memory, wanted=wanted))
+
+        await tender.refresh()
+        self._check(names, needed(args, "name"))
+        await self._make(needed(args, "name"), change)
+        return await self._each(
+            args, "drained by hand", lambda one, why: tending.draining(one, tender.now(), why)
+        )
+
+    async def _each(self, args: Arguments, why: str, change: Any) -> Json:
+        tender, name = self._tender, needed(args, "name")
+        await tender.refresh()
+        pool = self._find(args)
+        names = frozenset[str](args.get("machines", ()))
+        self._check(names, name)
+        for one in tender.of_pool(name):
+            if one.state is State.READY and (not names or one.name in names):
+                await tender.change(one.name, lambda machine: change(machine, why))
+        return self._row(tender.pools.get(name, pool))
+
+    def _check(self, names: frozenset[str], pool: str) -> None:
+        for unknown in sorted(names - {one.name for one in self._tender.of_pool(pool)}):
+            text = f"pool {pool} has no machine {unknown}: `spinal pool show` names them"
+            raise CallError.of(Problem("refused", text, "machines"))
+
+    async def _make(self, name: str, change: Any, new: bool = False) -> Pool:
+        """Change a pool, also if somebody else does at the same time."""
+        tender = self._tender
+        for _ in range(TRIES):
+            await tender.refresh()
+            known = tender.pools.get(name)
+            if known is None and new and len(tender.pools) >= MAX_POOLS:
+                raise CallError.of(Problem("full", f"there are {MAX_POOLS} pools"))
+            if (kept := await tender.keep(change(known))) is not None:
+                return kept
+        raise CallError.of(Problem("busy", f"pool {name} changes all the time", after=1.0))
+
+    def _find(self, args: Arguments) -> Pool:
+        return _known(self._tender.pools.get(needed(args, "name")), args)
+
+    def _row(self, pool: Pool) -> dict[str, Json]:
+        machines = self._tender.of_pool(pool.name)
+        market = self._tender.market()
+        ready = sum(one.state is State.READY for one in machines)
+        out: dict[str, Json] = {
+            "name": pool.name,
+            "phase": pool.phase.value,
+            "wanted": pool.wanted,
+            "ready": ready,
+            "exist": sum(one.state.costs for one in machines),
+            "why": pool.why,
+            "short": pool.short,
+            "converged": ready == pool.wanted == len(machines),
+            "price": round(sum(one.hourly for one in machines if one.state.costs), 6),
+            "currency": market.exchange.currency,
+            "hash": pool.hash,
+            "caller": pool.caller,
+            "created": stamp(pool.created),
+            "joined": pool.joined,
+            "refused": pool.refused,
+            "never_joined": pool.never_joined,
+            "lost": pool.lost,
+        }
+        return out
+
+    # -- money
+
+    async def cost(self, request: Request, args: Arguments) -> Json:
+        """Say what machines cost in a span, and what the month will."""
+        tender = self._tender
+        await tender.refresh()
+        machines, now = tender.all(), tender.now()
+        since = now - int(args.get("since", 7 * 86_400.0) * 1000)
+        rows = money.cost(machines, since, now, now, args.get("by", ["pool"]))
+        begin, end = money.month(now)
+        month = money.cost(machines, begin, now, now, ())
+        return {
+            "currency": tender.market().exchange.currency,
+            "since": stamp(since),
+            "rows": [_cost_row(one) for one in rows[:MAX_COSTS]],
+            "left_out": max(0, len(rows) - MAX_COSTS),
+            "spent": sum(one.spent for one in rows),
+            "month": sum(one.spent for one in month),
+            "forecast": sum(one.forecast for one in month),
+            "month_ends": stamp(end),
+            "budgets": [
+                {
+                    "label": one.label,
+                    "per_month": one.per_month,
+                    "per_hour": one.per_hour,
+                    "spent": money.spent(
+                        [each for each in machines if one.covers(each.pool, each.label)],
+                        begin,
+                        now,
+                        now,
+                    ),
+                }
+                for one in tender.budgets()
+            ],
+        }
+
+    async def sweep(self, request: Request, args: Arguments) -> Json:
+        """Find machines of ours that no record owns, and records whose machine is gone.
+
+        Only with ``delete`` are those deleted, and these closed.
+        """
+        return await self._tender.sweep(args.get("delete", False), args.get("names"))
+
+
+def _start(spec: PoolSpec, known: Pool | None) -> int:
+    """Give how many machines a pool has after its file is applied."""
+    if known is None or known.phase is not Phase.UP:
+        return spec.size.start
+    return min(max(known.wanted, spec.size.min), spec.size.max)
+
+
+def _retired(machine: Machine, why: str) -> Machine:
+    return replace(machine, retiring=True, why=why)
+
+
+def _known(pool: Pool | None, args: Arguments) -> Pool:
+    if pool is None:
+        text = f"there is no pool {needed(args, 'name')}: `spinal pool apply FILE` makes it"
+        raise CallError.of(Problem("refused", text, "name"))
+    return pool
+
+
+def _spec(args: Arguments) -> PoolSpec:
+    try:
+        return of_json(args.get("spec"))
+    except AgentError as exc:
+        raise CallError.of(Problem("bad-arguments", str(exc), "spec")) from exc
+
+
+def machine_row(one: Machine) -> dict[str, Json]:
+    """Give a machine as JSON, without members that would say nothing."""
+    out: dict[str, Json] = {
+        "name": one.name,
+        "state": one.state.value,
+        "since": stamp(one.since),
+        "vendor": one.vendor,
+        "region": one.region,
+        "type": one.type,
+        "price": one.price,
+        "currency": one.currency,
+        "id": one.id or None,
+        "began": None if one.began is None else stamp(one.began),
+        "expires": stamp(one.expires),
+        "why": one.why or None,
+        "said": one.said or None,
+        "retiring": one.retiring or None,
+        "image": one.image or None,
+    }
+    return {name: value for name, value in out.items() if value is not None}
+
+
+def _cost_row(one: money.Cost) -> dict[str, Json]:
+    return {
+        "key": list(one.key),
+        "machines": one.machines,
+        "hours": one.hours,
+        "spent": one.spent,
+        "hourly": one.hourly,
+        "forecast": one.forecast,
+    }
+
+
+def _event_row(one: Event) -> dict[str, Json]:
+    return {"at": stamp(one.at), "what": one.what, "about": one.about, "said": one.said}
+
+
+_NAME: Mapping[str, Reader] = {"name": readers.text(40)}
+_NAMES: Mapping[str, Reader] = {**_NAME, "machines": readers.list_of(readers.text(64), 500)}
+_SPEC: Mapping[str, Reader] = {"spec": readers.mapping, "hash": readers.text(64)}
+_Ops = PoolOperations
+
+#: Path -> what it needs and does.
+POOL_OPERATIONS: Mapping[str, Own[PoolOperations]] = {
+    "/spinal/offers": Own(
+        Right.WATCH,
+        {
+            "cpu": readers.number(0),
+            "ram": readers.integer(),
+            "disk": readers.integer(),
+            "arch": readers.one_of("any", "x86_64", "arm64"),
+            "region": readers.list_of(readers.text(64), 20),
+            "refresh": readers.flag,
+        },
+        _Ops.offers,
+    ),
+    "/spinal/pools/plan": Own(Right.WATCH, {**_SPEC, "refresh": readers.flag}, _Ops.plan),
+    "/spinal/pools/apply": Own(Right.WATCH, _SPEC, _Ops.apply),
+    "/spinal/pools/list": Own(Right.WATCH, {"offset": readers.integer()}, _Ops.list),
+    "/spinal/pools/show": Own(Right.WATCH, _NAME, _Ops.show),
+    "/spinal/pools/drain": Own(Right.WATCH, _NAMES, _Ops.drain),
+    "/spinal/pools/replace": Own(Right.WATCH, _NAMES, _Ops.replace),
+    "/spinal/pools/wind-down": Own(
+        Right.WATCH,
+        {**_NAME, "phase": readers.one_of("drained", "frozen", "down")},
+        _Ops.wind_down,
+    ),
+    "/spinal/cost": Own(
+        Right.WATCH,
+        {
+            "since": readers.number(0),
+            "by": readers.list_of(readers.one_of(*money.BY), len(money.BY)),
+        },
+        _Ops.cost,
+    ),
+    "/spinal/sweep": Own(
+        Right.WATCH,
+        {"delete": readers.flag, "names": readers.list_of(readers.text(64), 1000)},
+        _Ops.sweep,
+    ),
+}

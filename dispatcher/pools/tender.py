@@ -1,0 +1,887 @@
+"""Tends the pools: looks at each of them again and again, and carries out what is decided.
+
+Theory of operation.  Pools and machines stand in the store alone, so that any dispatcher may go on
+with them, and nothing is lost by a restart.  Every change of a machine is one write under its version,
+together with what the pool remembers of it; so of several dispatchers only the first succeeds, and
+whoever ordered a machine wrote that down before.  What to do about one machine says
+:func:`~.tending.tend`; how many a pool wants, :func:`~.scaling.decide`; which ones are ordered,
+:func:`~.plan.plan`.
+
+Orders of all pools take one turn after the other (:data:`PURSE`), so that two of them cannot spend
+the same money.
+
+While our stream is gone, nothing is decided: then silence says nothing about machines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final, Protocol
+
+import structlog
+
+from spinal.agents.provider.offer import Offer
+from spinal.agents.provider.settings import Providers
+from spinal.bus.errors import CallError
+from spinal.protocols import Json, LocalProtocolError, Problem
+from spinal.protocols.retry import doubled
+
+from ..agent import KnownAgent
+from ..broker import Broker
+from ..jobs.job import Job, JobState
+from ..jobs.keeper import Keeper
+from ..registry import Registry
+from ..resolver import Demand
+from ..store.contract import FENCED, Change, Keep, Record, StoreError
+from . import money, record, scaling, tending
+from .launches import Launches, asked
+from .machine import Machine, State
+from .money import Budget
+from .plan import Impossible, Plan, plan
+from .pool import Event, Phase, Pool
+from .ranking import Blocked
+from .responses import Responses
+from .scaling import Have, Measures
+from .spec import PoolSpec
+from .tending import Ask, Pace, Seen, Step, Terms
+from .vendors import Outcome, Vendors
+
+log = structlog.get_logger()
+
+#: Seconds between two looks, and while something is under way.
+LOOK: Final = 1.0
+SOON: Final = 0.25
+
+#: Seconds from which it may be us who were stopped, and not the machines.
+STOPPED: Final = 4.0
+
+#: Seconds that a self-test may take, and between two of them.
+TESTING: Final = 20.0
+TEST_AGAIN: Final = 2.0
+
+#: Seconds after which a machine is ordered in place of one that never joined, at first and at most.
+FIRST_PAUSE: Final = 4.0
+MAX_PAUSE: Final = 600.0
+
+#: Most pools, and machines that may exist.
+MAX_POOLS: Final = 200
+MAX_MACHINES: Final = 5000
+
+#: Most waiting jobs that are counted.
+MAX_COUNTED: Final = 10_000
+
+#: Record that every order moves on.
+PURSE: Final = ("purse", "orders")
+
+#: Letters of names: no vowels, so that they spell nothing, and nothing that looks like another.
+_LETTERS: Final = "bcdfghjkmnpqrstvwxz2456789"
+
+#: Times that a change is tried which somebody else was faster with.
+TRIES: Final = 8
+
+
+class Door(Protocol):
+    """How machines come onto the bus."""
+
+    def agents(self, spec: PoolSpec) -> Sequence[str]:
+        """Give the resources of the agents that run on each machine."""
+        ...
+
+    async def invite(self, machine: Machine, spec: PoolSpec) -> str:
+        """Make a ticket for a machine, and give the script that it boots with."""
+        ...
+
+    async def dismiss(self, name: str) -> None:
+        """Take a machine's account and tickets away; nothing for one that has none."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Renting:
+    """What a home says about machines that it rents."""
+
+    #: How machines come onto the bus, and the domain of their accounts.
+    door: Door
+    domain: str
+    #: Id of the home, which machines are tagged with.
+    home: str
+    #: Gives currency, rates and budgets as they are now.
+    market: Callable[[], Providers]
+    pace: Pace = field(default_factory=Pace)
+
+
+class Tender:
+    """See the module.
+
+    Args:
+        keeper: has the store.
+        registry: who is there.
+        broker: asks provider agents.
+        renting: what the home says.
+        address: our own, in whose name vendors are asked.
+        hold: holds back the agents of an account, and says why.
+        release: gives them work again.
+        leads: tells whether it is we who decide, of several dispatchers on one store.
+    """
+
+    def __init__(
+        self,
+        keeper: Keeper,
+        registry: Registry,
+        broker: Broker,
+        renting: Renting,
+        *,
+        address: str,
+        hold: Callable[[str, str], None],
+        release: Callable[[str], None],
+        leads: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self._keeper = keeper
+        self._registry = registry
+        self._broker = broker
+        self._door = renting.door
+        self._domain = renting.domain
+        self._home = renting.home
+        self._pace = renting.pace
+        #: Gives currency, rates and budgets as they are now.
+        self.market = renting.market
+        self._leads = leads
+        self._hold_back = hold
+        self._release = release
+        self.vendors = Vendors(broker, registry, address, keeper.now)
+        self.launches = Launches()
+        self._responses: dict[str, Responses] = {}
+        self.pools: dict[str, Pool] = {}
+        self.machines: dict[str, Machine] = {}
+        #: Machines that are over, for the bill; and their records as far as they are known.
+        self.ledger: dict[str, Machine] = {}
+        self._purse = 0
+        self._learned = False
+        self._changed = asyncio.Event()
+        #: Machines that something is being done about.
+        self._busy: set[str] = set()
+        #: Pools for which machines are being chosen.
+        self._ordering: set[str] = set()
+        self._turn = asyncio.Lock()
+        self._tests: dict[str, tuple[bool, str]] = {}
+        #: Since when no agent of a machine is there.
+        self._away: dict[str, int] = {}
+        #: The account of each machine that is held back, and why.
+        self._held: dict[str, str] = {}
+
+    # -- the loop
+
+    async def run(self) -> None:
+        """Look after the pools, for ever."""
+        looked = self._time()
+        while True:
+            self._changed.clear()
+            before, looked = looked, self._time()
+            awake = looked - before < STOPPED
+            if awake and self._registry.runs and not self._keeper.draining:
+                try:
+                    await self._look()
+                except StoreError as exc:
+                    log.warning("pools_not_looked_at", error=str(exc))
+            busy = any(m.state is not State.READY for m in self.machines.values())
+            try:
+                async with asyncio.timeout(SOON if busy else LOOK):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass
+
+    @staticmethod
+    def _time() -> float:
+        return asyncio.get_running_loop().time()
+
+    async def _look(self) -> None:
+        await self.refresh()
+        if not self._leads():
+            return
+        self._look_at_vendors()
+        for machine in list(self.machines.values()):
+            await self._tend(machine)
+        for pool in list(self.pools.values()):
+            try:
+                await self._keep_to_size(pool)
+            except LocalProtocolError as exc:
+                # What the store does not take of one must not keep the others waiting.
+                log.error("pool_not_kept", pool=pool.name, error=str(exc))
+
+    async def refresh(self) -> None:
+        """Learn what others made of pools and machines."""
+        store = self._keeper.store
+        versions = await store.versions(record.POOL)
+        self.pools = {name: one for name, one in self.pools.items() if name in versions}
+        stale = [
+            n for n, v in versions.items() if n not in self.pools or self.pools[n].version != v
+        ]
+        for one in await store.records(record.POOL, stale) if stale else ():
+            self.pools[one.name] = record.pool(one)
+        versions = await store.versions(record.MACHINE)
+        known = self.machines
+        self.machines = {name: one for name, one in known.items() if name in versions}
+        stale = [n for n, v in versions.items() if n not in known or known[n].version != v]
+        for one in await store.records(record.MACHINE, stale) if stale else ():
+            self.machines[one.name] = record.machine(one)
+        over = known.keys() - self.machines.keys()
+        if over or not self._learned:
+            self._learned = True
+            # All of them once, and then those that others close.
+            names = sorted(over - self.ledger.keys()) if self.ledger else None
+            for one in await store.records(record.LEDGER, names):
+                self.ledger[one.name] = record.machine(one)
+        for gone in over:
+            self._forget(gone)
+        self._purse = (await store.versions(PURSE[0])).get(PURSE[1], 0)
+        for machine in self.machines.values():
+            self._hold(machine)
+
+    def _forget(self, name: str) -> None:
+        self._tests.pop(name, None)
+        self._away.pop(name, None)
+        if self._held.pop(name, None) is not None:
+            self._release(self._account(name))
+
+    # -- what vendors have
+
+    def _look_at_vendors(self) -> None:
+        names, pace = self._names(), self._pace
+        moving = {m.vendor for m in self.machines.values() if m.state is not State.READY}
+        # Also where we have no machine: there may be one that nobody remembers.
+        every = {v: pace.look if v in moving else pace.rest for v in self.vendors.here()}
+
+        async def look() -> None:
+            before = dict(self.vendors.listings)
+            await self.vendors.look(names, every)
+            for vendor, listing in self.vendors.listings.items():
+                if before.get(vendor) is not listing:
+                    await self._reap(vendor, listing)
+            self._changed.set()
+
+        self._keeper.spawn("looking at vendors", look)
+
+    def _names(self) -> Mapping[str, Sequence[str]]:
+        """Give the names of our machines by vendor."""
+        names: defaultdict[str, list[str]] = defaultdict(list)
+        for machine in self.machines.values():
+            names[machine.vendor].append(machine.name)
+        return names
+
+    async def _reap(self, vendor: str, listing: tending.Listing) -> None:
+        """Take up again what should be gone and is not."""
+        strays = [name for name in listing.machines if name not in self.machines]
+        if not strays:
+            return
+        for one in await self._keeper.store.records(record.LEDGER, strays):
+            known = record.machine(one)
+            if known.vendor != vendor or listing.asked <= known.since:
+                continue
+            why = "it was held for gone, and its vendor has it"
+            back = tending.leaving(replace(known, ended=None), self._keeper.now(), why)
+            began = known.began or known.created
+            changes = Keep(one, drop=True), Keep(record.of_machine(replace(back, version=0)))
+            if (await self._keeper.store.write(*changes))[0] is not FENCED:
+                self.ledger.pop(known.name, None)
+                log.warning("machine_came_back", machine=known.name, vendor=vendor, began=began)
+
+    # -- one machine
+
+    def _account(self, name: str) -> str:
+        return f"{name}@{self._domain}"
+
+    def _agents(self, machine: Machine, spec: PoolSpec) -> list[KnownAgent]:
+        account = self._account(machine.name)
+        found = (self._registry.get(f"{account}/{one}") for one in self._door.agents(spec))
+        return [agent for agent in found if agent is not None]
+
+    def _seen(self, machine: Machine, spec: PoolSpec) -> Seen:
+        now = self._keeper.now()
+        agents = self._agents(machine, spec)
+        here = [agent for agent in agents if agent.gone_at is None and not agent.silent]
+        if here or machine.state is not State.READY:
+            self._away.pop(machine.name, None)
+        else:
+            self._away.setdefault(machine.name, now)
+        whole = len(here) == len(self._door.agents(spec))
+        passed, said = self._tests.get(machine.name, (None, ""))
+        return Seen(
+            now,
+            self.vendors.listings.get(machine.vendor),
+            len(here) if whole else 0,
+            sum(max(agent.busy, agent.in_flight) for agent in here),
+            self._away.get(machine.name),
+            passed,
+            said,
+        )
+
+    async def _tend(self, machine: Machine) -> None:
+        if machine.name in self._busy:
+            return
+        pool = self.pools.get(machine.pool)
+        spec = None if pool is None else pool.spec
+        seen = Seen(self._keeper.now(), self.vendors.listings.get(machine.vendor))
+        terms = Terms()
+        if spec is not None:
+            seen, terms = self._seen(machine, spec), Terms(spec.life.join, spec.life.drain)
+        step = tending.tend(machine, seen, terms, self._pace)
+        if step.machine is not machine and not await self._save(machine, step):
+            return
+        match step.ask:
+            case Ask.NOTHING:
+                pass
+            case Ask.TEST if pool is not None:
+                self._do(machine.name, self._test(step.machine, pool))
+            case _:
+                self._do(machine.name, self._destroy(machine.name))
+
+    def _do(self, name: str, work: Awaitable[None]) -> None:
+        """Do something about a machine, which nothing else is done about meanwhile."""
+
+        async def do() -> None:
+            try:
+                await work
+            except StoreError as exc:
+                log.warning("machine_not_kept", machine=name, error=str(exc))
+            finally:
+                self._busy.discard(name)
+                self._changed.set()
+
+        self._busy.add(name)
+        self._keeper.spawn("tending", do)
+
+    async def _save(self, before: Machine, step: Step) -> Machine | None:
+        """Keep what became of a machine, with what its pool is to remember of it.
+
+        Gives nothing if somebody else was first.
+        """
+        after = replace(step.machine, version=before.version)
+        changes: list[Change] = [*_moving(before, after)]
+        pool = self.pools.get(after.pool)
+        if pool is not None and step.event:
+            at = self._keeper.now()
+            event = Event(at=at, what=step.event, about=after.name, said=step.said)
+            pool = _counting(pool, step.event, at).noting(event)
+            changes.append(Keep(record.of_pool(pool)))
+        if (await self._keeper.store.write(*changes))[0] is FENCED:
+            await self.refresh()
+            return None
+        if pool is not None and step.event:
+            self.pools[pool.name] = replace(pool, version=pool.version + 1)
+            if step.event in _BROKEN:
+                key = after.vendor, after.region, after.type
+                self.launches = self.launches.refused(key, "unknown", step.said, self.now())
+        if after.state is not before.state:
+            log.info(
+                "machine_moved",
+                machine=after.name,
+                vendor=after.vendor,
+                state=after.state.value,
+                why=step.said or after.why or after.said,
+            )
+        if after.state.final:
+            self.machines.pop(after.name, None)
+            self.ledger[after.name] = replace(after, version=1)
+            self._forget(after.name)
+            self._keeper.spawn("dismissing", self._dismiss, after.name)
+            return after
+        kept = replace(after, version=after.version + 1)
+        self.machines[kept.name] = kept
+        self._hold(kept)
+        return kept
+
+    async def _dismiss(self, name: str) -> None:
+        try:
+            await self._door.dismiss(name)
+        except (CallError, StoreError, OSError) as exc:
+            log.warning("machine_not_dismissed", machine=name, error=str(exc))
+
+    def _hold(self, machine: Machine) -> None:
+        """Keep work from a machine that is not ready, or is to go."""
+        why = _HOLDS.get(machine.state, "")
+        if self._held.get(machine.name, "") == why:
+            return
+        if why:
+            self._held[machine.name] = why
+            self._hold_back(self._account(machine.name), why)
+        else:
+            del self._held[machine.name]
+            self._release(self._account(machine.name))
+
+    async def _test(self, machine: Machine, pool: Pool) -> None:
+        """Run a pool's self-test on a machine."""
+        try:
+            for op in pool.spec.life.self_test:
+                await self._test_one(op, self._agents(machine, pool.spec))
+        except CallError as exc:
+            self._tests[machine.name] = False, f"self-test: {exc}"
+            await asyncio.sleep(TEST_AGAIN)
+            return
+        self._tests[machine.name] = True, ""
+
+    async def _test_one(self, op: str, agents: Sequence[KnownAgent]) -> None:
+        agent = next((one for one in agents if op in one.operations), None)
+        if agent is None:
+            raise CallError.of(Problem("no-agent", f"no agent of the machine offers {op}"))
+        demand = Demand(op, only=agent.address)
+        said = await self._broker.ask(op, {}, demand, self.vendors.caller, TESTING)
+        if isinstance(said, dict) and said.get("healthy") is False:
+            raise CallError.of(Problem("failed", f"{op} says that it is not healthy"))
+
+    async def _destroy(self, name: str) -> None:
+        """Have a machine deleted, and frozen before that if its pool is to be."""
+        machine = self.machines.get(name)
+        if machine is None or machine.state is not State.LEAVING:
+            return
+        pool = self.pools.get(machine.pool)
+        if pool is not None and pool.phase is Phase.FROZEN and not machine.image and machine.began:
+            outcome = await self.vendors.freeze(machine.vendor, name, pool.name)
+            image = str(outcome.get("image", ""))
+            if outcome.get("outcome") != "frozen":
+                await self.change(name, lambda one: tending.deleted(one, outcome, self.now()))
+                return
+            step = Step(replace(machine, image=image), event="frozen", said=image)
+            if await self._save(machine, step) is None:
+                return
+        outcome = await self.vendors.destroy(machine.vendor, name)
+        await self.change(name, lambda one: tending.deleted(one, outcome, self.now()))
+
+    async def change(self, name: str, change: Callable[[Machine], Machine]) -> None:
+        """Change a machine, also if somebody else does at the same time."""
+        for _ in range(TRIES):
+            machine = self.machines.get(name)
+            if machine is None:
+                return
+            after = change(machine)
+            event = "returned" if after.state is State.GONE else ""
+            if await self._save(machine, Step(after, event=event, said=after.why)) is not None:
+                return
+
+    def now(self) -> int:
+        """Give the time, in milliseconds since 1970 UTC."""
+        return self._keeper.now()
+
+    # -- one pool
+
+    def of_pool(self, name: str) -> list[Machine]:
+        """Give the machines of a pool that exist, or may, by name."""
+        found = [one for one in self.machines.values() if one.pool == name]
+        return sorted(found, key=lambda one: one.name)
+
+    async def _keep_to_size(self, pool: Pool) -> None:
+        machines = self.of_pool(pool.name)
+        if pool.phase is not Phase.UP:
+            await self._wind_down(pool, machines)
+            return
+        machines = await self._retire(pool, machines)
+        counted = [one for one in machines if one.state.counts and not one.retiring]
+        pool = await self._scaled(pool, machines, counted)
+        if len(counted) < pool.wanted:
+            if self.now() >= pool.pause:
+                self._order(pool)
+            return
+        for one in tending.victims(counted, len(counted) - pool.wanted):
+            await self._send_away(one, pool.why or "the pool wants fewer")
+        ready = sum(one.state is State.READY for one in counted)
+        for one in machines:
+            if one.retiring and one.state.counts and ready >= pool.wanted:
+                await self._send_away(one, one.why)
+
+    async def _wind_down(self, pool: Pool, machines: Sequence[Machine]) -> None:
+        for one in machines:
+            await self._send_away(one, f"the pool is {pool.phase.value}")
+        if not machines and pool.phase is Phase.DOWN:
+            drop = Keep(record.of_pool(pool), drop=True)
+            if (await self._keeper.store.write(drop))[0] is not FENCED:
+                log.info("pool_is_down", pool=pool.name)
+            self.pools.pop(pool.name, None)
+
+    async def _send_away(self, machine: Machine, why: str) -> None:
+        """Have a machine go: at once if it is of no use yet, else when it has finished what it runs."""
+        now = self.now()
+        if machine.state is State.READY:
+            await self._save(machine, Step(tending.draining(machine, now, why)))
+        elif machine.state in (State.BOOTING, State.TESTING):
+            await self._save(machine, Step(tending.leaving(machine, now, why)))
+
+    async def _retire(self, pool: Pool, machines: Sequence[Machine]) -> list[Machine]:
+        """Send away what is too old or too dear, and have replaced what soon will be."""
+        now, found = self.now(), list[Machine]()
+        budgets = self.budgets(pool.spec)
+        overdue = {
+            one.name: why
+            for one, why in money.overdue(budgets, self.all(), now, drain=pool.spec.life.drain)
+        }
+        for one in machines:
+            if one.state.counts and now >= one.expires:
+                await self._send_away(one, "its time is over")
+            elif one.name in overdue:
+                await self._send_away(one, overdue[one.name])
+            elif (
+                one.state is State.READY
+                and not one.retiring
+                and now >= one.expires - int(pool.spec.life.join * 1000)
+            ):
+                retiring = replace(one, retiring=True, why="its time is over soon")
+                await self._save(one, Step(retiring))
+            found.append(self.machines.get(one.name, one))
+        return found
+
+    def all(self) -> list[Machine]:
+        """Give every machine of this month, also those that are gone."""
+        return [*self.machines.values(), *self.ledger.values()]
+
+    async def _scaled(
+        self, pool: Pool, machines: Sequence[Machine], counted: Sequence[Machine]
+    ) -> Pool:
+        """Give the pool with the number of machines that it wants now."""
+        measures = await self._measures(pool, machines)
+        now = self.now()
+        have = Have.of(counted)
+        decision = scaling.decide(pool.spec, pool.memory, measures, have, now)
+        after = replace(pool, memory=decision.memory)
+        if decision.wanted != pool.wanted:
+            log.info("pool_scaled", pool=pool.name, wanted=decision.wanted, why=decision.why)
+            event = Event(at=now, what="scaled", about=str(decision.wanted), said=decision.why)
+            after = replace(after, wanted=decision.wanted, why=decision.why).noting(event)
+        return pool if after == pool else await self.keep(after) or pool
+
+    async def _measures(self, pool: Pool, machines: Sequence[Machine]) -> Measures:
+        """Measure what a pool is scaled by."""
+        ops = pool.spec.scale.ops
+        if not ops:
+            return Measures()
+        slots = busy = idle = 0
+        for machine in machines:
+            if machine.state is State.READY:
+                agents = self._agents(machine, pool.spec)
+                running = sum(max(agent.busy, agent.in_flight) for agent in agents)
+                slots += sum(agent.slots for agent in agents if ops[0] in agent.operations)
+                busy += running
+                idle += not running
+        stored = await self._keeper.store.queued(ops, MAX_COUNTED)
+        waiting = max(stored, self._broker.waiting_for(ops))
+        p95 = self._responses.setdefault(pool.name, Responses()).p95(self.now())
+        return Measures(waiting=waiting, slots=slots, busy=busy, p95=p95, idle=idle)
+
+    def job_ended(self, job: Job) -> None:
+        """Note how long a job took."""
+        if job.state is not JobState.DONE or job.runnable is None or job.ended is None:
+            return
+        for name, pool in self.pools.items():
+            if job.op in pool.spec.scale.ops:
+                took = (job.ended - job.runnable) / 1000
+                self._responses.setdefault(name, Responses()).add(took, job.ended)
+
+    async def keep(self, pool: Pool, *changes: Change) -> Pool | None:
+        """Keep a pool as it is now; nothing if somebody else was first."""
+        written = await self._keeper.store.write(Keep(record.of_pool(pool)), *changes)
+        if written[0] is FENCED:
+            await self.refresh()
+            return None
+        kept = self.pools[pool.name] = replace(pool, version=pool.version + 1)
+        self._changed.set()
+        return kept
+
+    async def sweep(self, delete: bool, names: Sequence[str] | None) -> Json:
+        """Compare what vendors have with what is written down.
+
+        Args:
+            delete: delete what no record owns, and close records whose machine is gone.
+            names: only of these machines.
+        """
+        await self.refresh()
+        here = self.vendors.here()
+        asked = self.now()
+        await self.vendors.look(self._names(), dict.fromkeys(here, 0.0))
+        await self.refresh()
+        fresh = {
+            vendor: listing
+            for vendor, listing in self.vendors.listings.items()
+            if vendor in here and listing.asked >= asked
+        }
+        orphans = [
+            (vendor, name, sight)
+            for vendor, listing in sorted(fresh.items())
+            for name, sight in sorted(listing.machines.items())
+            if name not in self.machines and (names is None or name in names)
+        ]
+        missing = [
+            one
+            for _, one in sorted(self.machines.items())
+            if one.vendor in fresh
+            and one.began is not None
+            and one.since < fresh[one.vendor].asked
+            and one.name not in fresh[one.vendor].machines
+            and (names is None or one.name in names)
+        ]
+        deleted: dict[str, str] = {}
+        if delete:
+            for vendor, name, _ in orphans:
+                outcome = await self.vendors.destroy(vendor, name)
+                deleted[name] = str(outcome.get("outcome"))
+            for one in missing:
+                await self.change(one.name, self._closed)
+                deleted[one.name] = "gone"
+        unknown = sorted({one.vendor for one in self.machines.values()} - fresh.keys())
+        return {
+            "orphans": [
+                {"vendor": vendor, "name": name, **sight.row()} for vendor, name, sight in orphans
+            ],
+            "missing": [
+                {"vendor": one.vendor, "name": one.name, "pool": one.pool, "id": one.id}
+                for one in missing
+            ],
+            "deleted": deleted,
+            "errors": {
+                vendor: self.vendors.errors.get(vendor, "its provider agent is not on the bus")
+                for vendor in sorted({*unknown, *here} - fresh.keys())
+            },
+        }
+
+    def _closed(self, machine: Machine) -> Machine:
+        return tending.moved(machine, State.GONE, self.now(), why="its vendor does not have it")
+
+    # -- ordering
+
+    def _order(self, pool: Pool) -> None:
+        """Choose and order what a pool lacks, unless that is being done."""
+        if pool.name in self._ordering:
+            return
+
+        async def order() -> None:
+            try:
+                async with self._turn:
+                    await self._order_in_turn(pool.name)
+            except StoreError as exc:
+                log.warning("machines_not_ordered", pool=pool.name, error=str(exc))
+            finally:
+                self._ordering.discard(pool.name)
+                self._changed.set()
+
+        self._ordering.add(pool.name)
+        self._keeper.spawn("ordering", order)
+
+    async def _order_in_turn(self, name: str) -> None:
+        pool = self.pools.get(name)
+        if pool is None or pool.phase is not Phase.UP:
+            return
+        offers, errors = await self.vendors.offers(pool.spec.server)
+        await self.refresh()
+        pool = self.pools.get(name)
+        if pool is None or pool.phase is not Phase.UP:
+            return
+        try:
+            found = self.planned(pool.spec, offers, pool.wanted)
+        except Impossible as exc:
+            await self._is_short(pool, "; ".join([str(exc), *_told(errors)]))
+            return
+        for one in found.rent:
+            # A machine is paid in the currency of its vendor.
+            offer = one.listed
+            if not self.launches.room(
+                offer.key, asked(self.machines.values())[offer.key], self.now()
+            ):
+                continue
+            ordered = await self._order_one(pool, offer)
+            if ordered is None:
+                return
+            pool = ordered
+
+    def planned(self, spec: PoolSpec, offers: Sequence[Offer], wanted: int) -> Plan:
+        """Say what would be ordered now, so that a pool has as many machines.
+
+        Raises:
+            Impossible: nothing fits.
+        """
+        now, market = self.now(), self.market()
+        limits = {
+            name: account.limit
+            for name, account in market.accounts.items()
+            if account.limit is not None
+        }
+        room = money.room(
+            self.budgets(spec),
+            self.all(),
+            now,
+            spec.pool,
+            spec.money.label,
+            drain=spec.life.drain,
+        )
+        return plan(
+            spec,
+            offers,
+            market.exchange,
+            # What is to be replaced is paid for until it is gone, and does not count.
+            [
+                replace(one, state=State.DRAINING) if one.retiring else one
+                for one in self.machines.values()
+            ],
+            wanted,
+            now,
+            blocked=self.blocked(),
+            room=room,
+            limits=limits,
+        )
+
+    def blocked(self) -> Blocked:
+        """Give what is not asked for now, until when, and why."""
+        return {
+            key: (block.until, f"{block.kind}: {block.said}")
+            for key, block in self.launches.blocked(self.now()).items()
+        }
+
+    def budgets(self, spec: PoolSpec | None = None) -> list[Budget]:
+        """Give the budgets of the home, and of a pool, in the home's currency.
+
+        Raises:
+            CallError: one is in a currency without a rate.
+        """
+        market = self.market()
+        own = () if spec is None else (Budget.of(spec.pool, spec.money),)
+        try:
+            shared = [
+                Budget(label=one.label or "", per_month=one.per_month) for one in market.budgets
+            ]
+            return [one.converted(market.exchange) for one in (*own, *shared)]
+        except ValueError as exc:
+            raise CallError.of(Problem("refused", str(exc))) from exc
+
+    async def _is_short(self, pool: Pool, why: str) -> None:
+        if pool.short != why:
+            log.warning("pool_is_short", pool=pool.name, why=why)
+            event = Event(at=self.now(), what="short", about=pool.name, said=why)
+            await self.keep(replace(pool, short=why).noting(event))
+
+    async def _order_one(self, pool: Pool, offer: Offer) -> Pool | None:
+        """Write down that a machine is to be, and only then ask for it."""
+        now, exchange = self.now(), self.market().exchange
+        machine = Machine(
+            name=self._fresh_name(pool.name),
+            pool=pool.name,
+            label=pool.spec.money.label,
+            state=State.ORDERED,
+            since=now,
+            vendor=offer.vendor,
+            region=offer.region,
+            type=offer.type,
+            arch=offer.arch,
+            cpu=offer.cpu,
+            ram=offer.ram,
+            price=offer.price,
+            currency=offer.currency,
+            rate=exchange.rate(offer.currency) or 1.0,
+            created=now,
+            expires=now + int(pool.spec.life.ttl * 1000),
+        )
+        purse = Record(*PURSE, self._purse, None)
+        kept = await self.keep(
+            replace(pool, short=""), Keep(purse), Keep(record.of_machine(machine))
+        )
+        if kept is None:
+            return None
+        self._purse += 1
+        machine = self.machines[machine.name] = replace(machine, version=1)
+        self._hold(machine)
+        log.info("machine_ordered", machine=machine.name, pool=pool.name, offer=offer.key)
+        self._do(machine.name, self._rent(machine, kept.spec))
+        return kept
+
+    def _fresh_name(self, pool: str) -> str:
+        return f"{pool}-{''.join(secrets.choice(_LETTERS) for _ in range(6))}"
+
+    async def _rent(self, machine: Machine, spec: PoolSpec) -> None:
+        """Ask the vendor for a machine that was written down."""
+        outcome: Outcome
+        try:
+            script = await self._door.invite(machine, spec)
+        except (CallError, StoreError, OSError) as exc:
+            outcome = {"outcome": "refused", "kind": "", "said": f"no ticket for it: {exc}"}
+        else:
+            args: dict[str, Json] = {
+                "name": machine.name,
+                "type": machine.type,
+                "region": machine.region,
+                "image": spec.server.image,
+                "user_data": script,
+                "tags": {"spinal": self._home, "spinal-pool": machine.pool},
+            }
+            outcome = await self.vendors.create(machine.vendor, args, self._pace.order)
+        now, key = self.now(), (machine.vendor, machine.region, machine.type)
+        kind, said = str(outcome.get("kind", "")), str(outcome.get("said", ""))
+        if outcome.get("outcome") == "created":
+            self.launches = self.launches.launched(key, now)
+            await self._answer(machine.name, outcome, "")
+            return
+        if kind:
+            self.launches = self.launches.refused(key, kind, said, now, outcome.get("after"))
+        await self._answer(machine.name, outcome, f"{kind or 'refused'}: {said}")
+
+    async def _answer(self, name: str, outcome: Outcome, said: str) -> None:
+        """Write down what the vendor answered, unless a list of its machines was faster."""
+        for _ in range(TRIES):
+            machine = self.machines.get(name)
+            if machine is None or machine.state is not State.ORDERED:
+                return
+            after = tending.answered(machine, outcome, self.now())
+            event = {State.REFUSED: "refused", State.UNKNOWN: "unknown"}.get(after.state, "")
+            about = f"{machine.vendor} {machine.type}: {said}" if event else ""
+            if await self._save(machine, Step(after, event=event, said=about)) is not None:
+                if after.state is State.REFUSED:
+                    await self._dismiss(name)
+                return
+
+
+#: Why a machine's agents get no work, by its state.
+_HOLDS: Final[Mapping[State, str]] = {
+    State.ORDERED: "it joins",
+    State.UNKNOWN: "it joins",
+    State.REFUSED: "it is returned",
+    State.BOOTING: "it joins",
+    State.TESTING: "its self-test is not passed",
+    State.DRAINING: "it is returned",
+    State.LEAVING: "it is returned",
+}
+
+#: Events after which an offer is left alone for a while: what came of it was of no use.
+_BROKEN: Final = frozenset({"never-joined", "failed"})
+
+#: What a pool counts, by event.
+_COUNTED: Final[Mapping[str, str]] = {
+    "joined": "joined",
+    "refused": "refused",
+    "never-joined": "never_joined",
+    "failed": "never_joined",
+    "lost": "lost",
+}
+
+
+def _counting(pool: Pool, event: str, now: int) -> Pool:
+    """Give a pool that counts an event; one whose machines never join orders ever more slowly."""
+    member = _COUNTED.get(event)
+    if member is None:
+        return pool
+    pool = replace(pool, **{member: getattr(pool, member) + 1})
+    if member == "joined":
+        return replace(pool, failures=0, pause=0)
+    if member == "never_joined":
+        pause = doubled(FIRST_PAUSE, pool.failures, MAX_PAUSE)
+        return replace(pool, failures=pool.failures + 1, pause=now + int(pause * 1000))
+    return pool
+
+
+def _moving(before: Machine, after: Machine) -> Iterable[Change]:
+    """Give the changes that keep a machine: into the ledger, once it is over."""
+    if not after.state.final:
+        yield Keep(record.of_machine(after))
+        return
+    yield Keep(record.of_machine(before), drop=True)
+    yield Keep(record.of_machine(replace(after, version=0)))
+
+
+def _told(errors: Mapping[str, str]) -> list[str]:
+    return [f"{vendor}: {why}" for vendor, why in sorted(errors.items())]

@@ -1,0 +1,196 @@
+"""The provider agents, as the dispatcher asks them: offers, lists, orders, deletes.
+
+Nothing is decided here.  What they answer is kept as long as it is good: offers for a minute, and
+the last list of each vendor, which is asked for again by :meth:`Vendors.look`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import structlog
+
+from spinal.agents.provider.offer import Offer
+from spinal.bus.errors import CallError
+from spinal.protocols import Json, Problem, Want
+from spinal.protocols.errors import REASONS, Ran
+
+from ..broker import Broker
+from ..registry import Registry
+from ..resolver import Demand
+from .spec import Server
+from .tending import Listing, Sight
+
+log = structlog.get_logger()
+
+#: What provider agents offer.
+OFFERS: Final = "/provider/offers"
+LIST: Final = "/provider/list"
+CREATE: Final = "/provider/create"
+DESTROY: Final = "/provider/destroy"
+FREEZE: Final = "/provider/freeze"
+
+#: Key of the place of a provider agent that names its account.
+VENDOR: Final = "vendor"
+
+#: Seconds that each may take; of an order see :attr:`~.tending.Pace.order`.
+OFFERING: Final = 45.0
+LISTING: Final = 30.0
+DELETING: Final = 60.0
+FREEZING: Final = 600.0
+
+#: Seconds for which offers are good.
+FRESH: Final = 60.0
+
+#: Most offers that each vendor is asked for.
+MOST: Final = 100
+
+#: An answer to an order or a delete: ``outcome``, and what belongs to it.
+Outcome = Mapping[str, Any]
+
+
+class Vendors:
+    """See the module.
+
+    Args:
+        broker: carries the questions.
+        registry: who is there.
+        caller: in whose name they are asked: the dispatcher's own address.
+        now: milliseconds since 1970 UTC.
+    """
+
+    def __init__(
+        self, broker: Broker, registry: Registry, caller: str, now: Callable[[], int]
+    ) -> None:
+        self._broker = broker
+        self._registry = registry
+        self.caller = caller
+        self._now = now
+        #: Each vendor's last list of our machines, and why there is no newer one.
+        self.listings: dict[str, Listing] = {}
+        self.errors: dict[str, str] = {}
+        self._offers: dict[str, tuple[float, Server, list[Offer]]] = {}
+        self._asked: dict[str, float] = {}
+        self._under_way: set[str] = set()
+
+    def here(self) -> list[str]:
+        """Give the vendors whose provider agents are on the bus, by name."""
+        found = {
+            agent.advertisement.place[VENDOR].strip("/")
+            for agent in self._registry.everybody(CREATE)
+            if agent.gone_at is None and VENDOR in agent.advertisement.place
+        }
+        return sorted(found)
+
+    # -- offers
+
+    async def offers(
+        self, server: Server, refresh: bool = False
+    ) -> tuple[list[Offer], Mapping[str, str]]:
+        """Give what all vendors offer for a demand, and why one of them gave nothing."""
+        errors: dict[str, str] = {}
+
+        async def of(vendor: str) -> list[Offer]:
+            try:
+                return await self._offers_of(vendor, server, refresh)
+            except CallError as exc:
+                errors[vendor] = str(exc)
+                return []
+
+        found = await asyncio.gather(*map(of, self.here()))
+        return [offer for some in found for offer in some], errors
+
+    async def _offers_of(self, vendor: str, server: Server, refresh: bool) -> list[Offer]:
+        time = asyncio.get_running_loop().time()
+        at, asked, known = self._offers.get(vendor, (0.0, None, []))
+        if asked == server and time - at < FRESH and not refresh:
+            return known
+        # Regions are left to the plan, which can then say what there would be elsewhere.
+        args: dict[str, Json] = {"most": MOST, "refresh": refresh}
+        args |= {"cpu": server.cpu, "ram": server.ram, "disk": server.disk, "arch": server.arch}
+        said = await self._ask(vendor, OFFERS, args, OFFERING)
+        offers = [Offer.of(row) for row in _rows(said, "offers")]
+        self._offers[vendor] = (time, server, offers)
+        return offers
+
+    # -- lists
+
+    async def look(self, wanted: Mapping[str, Iterable[str]], every: Mapping[str, float]) -> None:
+        """Ask vendors for their lists where the last one is older than so many seconds.
+
+        Args:
+            wanted: vendor -> names of machines that are asked for by name as well.
+            every: vendor -> seconds.
+        """
+        time = asyncio.get_running_loop().time()
+        due = [
+            vendor
+            for vendor, seconds in every.items()
+            if vendor not in self._under_way and self._asked.get(vendor, -1e9) + seconds <= time
+        ]
+        await asyncio.gather(*(self._look(one, sorted(wanted.get(one, ()))) for one in due))
+
+    async def _look(self, vendor: str, names: Sequence[str]) -> None:
+        self._under_way.add(vendor)
+        self._asked[vendor] = asyncio.get_running_loop().time()
+        asked = self._now()
+        try:
+            args: dict[str, Json] = {"names": list(names)}
+            said = await self._ask(vendor, LIST, args, LISTING)
+            rows = _rows(said, "machines")
+        except CallError as exc:
+            if self.errors.get(vendor) != str(exc):
+                log.warning("machines_not_listed", vendor=vendor, error=str(exc))
+            self.errors[vendor] = str(exc)
+            return
+        finally:
+            self._under_way.discard(vendor)
+        self.errors.pop(vendor, None)
+        self.listings[vendor] = Listing(asked, {str(row["name"]): Sight.of(row) for row in rows})
+
+    # -- what is done there
+
+    async def create(self, vendor: str, args: Mapping[str, Json], within: float) -> Outcome:
+        """Order a machine; also an error becomes an outcome."""
+        try:
+            return _members(await self._ask(vendor, CREATE, args, within))
+        except CallError as exc:
+            untouched = REASONS[exc.reason].ran is Ran.NO if exc.reason in REASONS else False
+            outcome = "refused" if untouched else "unknown"
+            return {"outcome": outcome, "kind": "transient", "said": str(exc)}
+
+    async def destroy(self, vendor: str, name: str) -> Outcome:
+        """Delete a machine; also an error becomes an outcome."""
+        return await self._tried(vendor, DESTROY, {"name": name}, DELETING)
+
+    async def freeze(self, vendor: str, name: str, label: str) -> Outcome:
+        """Keep a machine's disk as an image; also an error becomes an outcome."""
+        return await self._tried(vendor, FREEZE, {"name": name, "label": label}, FREEZING)
+
+    async def _tried(
+        self, vendor: str, op: str, args: Mapping[str, Json], within: float
+    ) -> Outcome:
+        try:
+            return _members(await self._ask(vendor, op, args, within))
+        except CallError as exc:
+            return {"outcome": "failed", "kind": "unknown", "said": str(exc)}
+
+    async def _ask(self, vendor: str, op: str, args: Mapping[str, Json], within: float) -> Json:
+        demand = Demand.of(op, Want(place={VENDOR: f"/{vendor}"}))
+        return await self._broker.ask(op, args, demand, self.caller, within)
+
+
+def _members(said: Json) -> Mapping[str, Any]:
+    if not isinstance(said, dict):
+        raise CallError.of(Problem("failed", "the provider agent did not answer with an object"))
+    return said
+
+
+def _rows(said: Json, name: str) -> list[Mapping[str, Any]]:
+    found: Any = _members(said).get(name)
+    if not isinstance(found, list):
+        raise CallError.of(Problem("failed", f"the provider agent answered without {name!r}"))
+    rows: list[Mapping[str, Any]] = found
+    return rows

@@ -233,11 +233,12 @@ def _size(file: tuple[str, str]) -> int:
 # As a record of the store.
 
 
+_APART: Final = ("name", "version")
+
+
 def written(ticket: Ticket) -> Record:
     """Give the record of a ticket."""
-    members: dict[str, Any] = asdict(ticket)
-    del members["name"], members["version"]
-    body: Json = members
+    body: Json = {name: item for name, item in asdict(ticket).items() if name not in _APART}
     return Record(KIND, ticket.name, ticket.version, body)
 
 

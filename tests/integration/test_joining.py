@@ -48,7 +48,7 @@ async def boot(
     folder.mkdir(exist_ok=True)
     (folder / "user-data").write_text(script)
     environ = {name: text for name, text in running.environ.items() if name != "SPINAL_HOME"}
-    environ |= {"SPINAL_PYTHON": sys.executable, "NODE_DIR": str(folder), **variables}
+    environ |= {"SPINAL_PYTHON": sys.executable, "SPINAL_MACHINE_DIR": str(folder), **variables}
     return await running.start(*shell.split(), str(folder / "user-data"), environ=environ)
 
 
@@ -305,7 +305,7 @@ async def test_a_machine_that_has_nothing_installs_what_the_home_serves(tmp_path
     environ = {
         "PATH": os.environ["PATH"],
         "HOME": str(folder),
-        "SPINAL_FOLDER": str(folder),
+        "SPINAL_MACHINE_DIR": str(folder),
         **{key: text for key, text in os.environ.items() if key.startswith("PIP_")},
     }
     async with platform() as running:

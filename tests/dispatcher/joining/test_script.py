@@ -55,7 +55,7 @@ def run(
     (folder / "user-data").write_text(text)
     return subprocess.run(
         [*shell.split(), str(folder / "user-data")],
-        env={"PATH": os.environ["PATH"], "NODE_DIR": str(folder), **environ},
+        env={"PATH": os.environ["PATH"], "SPINAL_MACHINE_DIR": str(folder), **environ},
         cwd="/",
         capture_output=True,
         text=True,
@@ -230,7 +230,7 @@ def path_with(folder: Path, **programs: str) -> str:
 def test_the_wheel_is_fetched_with_patience_and_its_hash_compared(
     boot: Boot, files: Certificates, tmp_path: Path
 ) -> None:
-    path = path_with(tmp_path / "bin", sleep='echo "$1" >> "$NODE_DIR/slept"')
+    path = path_with(tmp_path / "bin", sleep='echo "$1" >> "$SPINAL_MACHINE_DIR/slept"')
     with desk(files, WHEEL) as (url, asked):
         text = only(script(replace(boot, url=url)), "again fetch")
         ended = run(text, tmp_path / "m", PATH=path)
@@ -244,7 +244,7 @@ def test_the_wheel_is_fetched_with_patience_and_its_hash_compared(
 def test_another_wheel_than_the_one_that_was_promised_is_not_kept(
     boot: Boot, files: Certificates, tmp_path: Path
 ) -> None:
-    path = path_with(tmp_path / "bin", sleep='echo "$1" >> "$NODE_DIR/slept"')
+    path = path_with(tmp_path / "bin", sleep='echo "$1" >> "$SPINAL_MACHINE_DIR/slept"')
     with desk(files, WHEEL + b"!") as (url, _):
         text = only(script(replace(boot, url=url)), "fetch || fetch || echo refused >&2")
         ended = run(text, tmp_path / "m", PATH=path)
@@ -268,7 +268,7 @@ def test_a_desk_of_another_authority_gets_nothing(
 
 
 def test_trying_ends_and_says_what_was_tried(boot: Boot, tmp_path: Path) -> None:
-    path = path_with(tmp_path / "bin", sleep='echo "$1" >> "$NODE_DIR/slept"')
+    path = path_with(tmp_path / "bin", sleep='echo "$1" >> "$SPINAL_MACHINE_DIR/slept"')
 
     ended = run(only(script(boot), "again false it"), tmp_path / "m", PATH=path)
 
@@ -287,7 +287,9 @@ def test_under_systemd_it_is_a_service_that_is_back_after_a_reboot(
     (tmp_path / "run").mkdir()
     (tmp_path / "etc").mkdir()
     folder = tmp_path / "m"
-    path = path_with(tmp_path / "bin", systemctl='echo "$@" >> "$NODE_DIR/systemctl"', id="echo 0")
+    path = path_with(
+        tmp_path / "bin", systemctl='echo "$@" >> "$SPINAL_MACHINE_DIR/systemctl"', id="echo 0"
+    )
     interpreter = folder / "venv/bin/python"
     interpreter.parent.mkdir(parents=True)
     interpreter.symlink_to(sys.executable)

@@ -18,7 +18,7 @@ import hmac
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from spinal.bus.errors import HomeError
 from spinal.bus.home import check_name
@@ -238,8 +238,8 @@ _APART: Final = ("name", "version")
 
 def written(ticket: Ticket) -> Record:
     """Give the record of a ticket."""
-    body: Json = {name: item for name, item in asdict(ticket).items() if name not in _APART}
-    return Record(KIND, ticket.name, ticket.version, body)
+    body = {name: item for name, item in asdict(ticket).items() if name not in _APART}
+    return Record(KIND, ticket.name, ticket.version, cast("Json", body))
 
 
 def read(record: Record) -> Ticket:

@@ -238,14 +238,13 @@ _APART: Final = ("name", "version")
 
 def written(ticket: Ticket) -> Record:
     """Give the record of a ticket."""
-    body = {name: item for name, item in asdict(ticket).items() if name not in _APART}
-    return Record(KIND, ticket.name, ticket.version, cast("Json", body))
+    body: Json = {name: item for name, item in asdict(ticket).items() if name not in _APART}
+    return Record(KIND, ticket.name, ticket.version, body)
 
 
 def read(record: Record) -> Ticket:
     """Give the ticket of a record."""
-    assert isinstance(record.body, dict), record.name
-    members: dict[str, Any] = dict(record.body)
+    members = dict(cast("Mapping[str, Any]", record.body))
     for name in ("packages", "run", "tags"):
         members[name] = tuple(members[name])
     return Ticket(name=record.name, version=record.version, **members)

@@ -6,16 +6,20 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Self
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from libcloud.compute.base import NodeDriver
 from libcloud.compute.providers import get_driver
-from libcloud.pricing import get_pricing, set_pricing
+from libcloud.pricing import (
+    get_pricing,  # pyright: ignore[reportUnknownVariableType] - of a dictionary
+    set_pricing,  # pyright: ignore[reportUnknownVariableType] - of a dictionary
+)
 
 from .upstream import ROOT
 from .vendor import TOKEN
@@ -123,9 +127,13 @@ class Cloud:
     def connect(self, region: str = "", name: str = "") -> NodeDriver:
         """Make a driver of libcloud; one for each thread."""
         wanted = self.driver(region, name)
-        made: NodeDriver = get_driver(wanted.name)(*wanted.args, **wanted.kwargs)
+        if wanted.name == "openstack":
+            # Else libcloud reads its table of prices once per flavour: 2 seconds for a list.
+            set_pricing("compute", "openstack", defaultdict(float))
+        driver: Any = get_driver(wanted.name)
+        made: NodeDriver = driver(*wanted.args, **wanted.kwargs)
         if wanted.name == "digitalocean":
-            connection = made.connection
+            connection: Any = made.connection
             connection.host, connection.port, connection.secure = "127.0.0.1", self.port, False
             connection.connect()
         return made
@@ -142,7 +150,7 @@ class Cloud:
         self._control("DELETE", "fault" if id is None else f"fault/{id}")
 
     @contextmanager
-    def without_prices(self, type: str = "") -> Iterator[None]:
+    def without_prices(self, type: str = "") -> Generator[None]:
         """Take the prices away for a while, of one type or of all.
 
         Where the vendor lists none, from the table that libcloud has in this process.
@@ -155,7 +163,7 @@ class Cloud:
             finally:
                 self.mend(id)
             return
-        before = {table: get_pricing("compute", table) or {} for table in tables}
+        before: dict[str, dict[str, Any]] = {t: get_pricing("compute", t) or {} for t in tables}
         for table, prices in before.items():
             left = {key: price for key, price in prices.items() if type not in ("", key)}
             set_pricing("compute", table, left)
@@ -191,9 +199,13 @@ class Cloud:
         data = None if body is None else json.dumps(body).encode()
         request = Request(f"{self.url}/__sim/{path}", data, method=method)
         request.add_header("Content-Type", "application/json")
-        with urlopen(request, timeout=ANSWER) as answer:
-            found: dict[str, Any] = json.load(answer)
-            return found
+        try:
+            with urlopen(request, timeout=ANSWER) as answer:
+                found: dict[str, Any] = json.load(answer)
+                return found
+        except HTTPError as error:
+            with error:
+                raise ValueError(error.read().decode(errors="replace")) from None
 
 
 class Clouds:

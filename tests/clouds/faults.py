@@ -35,7 +35,18 @@ KINDS: Final[Mapping[str, str]] = {
 }
 
 #: Operations that a fault can be for; "any" is every one.
-OPERATIONS: Final = ("create", "list", "one", "delete", "sizes", "images", "freeze", "other", "any")
+OPERATIONS: Final = (
+    "create",
+    "list",
+    "one",
+    "delete",
+    "sizes",
+    "images",
+    "freeze",
+    "limits",
+    "other",
+    "any",
+)
 
 
 @dataclass(slots=True)

@@ -61,6 +61,7 @@ class Front:
             # Cut, as a broken line is: no answer of any kind.
             if raw.transport is not None:
                 raw.transport.abort()
+            return web.Response()
         reply = await self._reply(request, ask, fault)
         return web.Response(status=reply.status, body=reply.body, headers=dict(reply.headers))
 
@@ -152,10 +153,7 @@ async def _read(raw: web.Request) -> Request:
 
 
 async def _object(raw: web.Request) -> dict[str, Any]:
-    value = await raw.json()
-    if not isinstance(value, dict):
-        raise TypeError("not a JSON object")
-    return value
+    return (await _read(raw)).object()
 
 
 def _bad(error: Exception) -> web.StreamResponse:

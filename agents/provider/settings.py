@@ -25,6 +25,7 @@ from spinal.agents.secret import Secret
 from spinal.protocols import Json
 
 from .offer import Exchange
+from .pace import Pace
 from .vendors import FORMS, OTHER, UNFIT, Form
 
 #: Its name in the home.
@@ -139,6 +140,7 @@ class Providers:
     bus: str = ""
     budgets: tuple[Budget, ...] = ()
     accounts: Mapping[str, Account] = field(default_factory=lambda: {LOCAL.name: LOCAL})
+    pace: Pace = field(default_factory=Pace)
 
     @property
     def exchange(self) -> Exchange:
@@ -197,10 +199,19 @@ class Providers:
                 Budget(one["per_month"], one.get("label")) for one in value.get("budgets", ())
             ),
             accounts=accounts or cls._without(document.folder).accounts,
+            pace=_pace(value.get("pace", {})),
         )
         if wrong := list(_mistakes(document, found)):
             raise BadDocument(wrong)
         return found
+
+
+def _pace(value: Mapping[str, Any]) -> Pace:
+    plain = ("unseen", "pauses")
+    given: dict[str, Any] = {
+        key: item if key in plain else read_seconds(item) for key, item in value.items()
+    }
+    return Pace(**given)
 
 
 def _account(
@@ -275,6 +286,14 @@ def _mistakes(document: Document, found: Providers) -> Iterator[Mistake]:
         yield document.mistake(
             ["rates", found.currency], f"{found.currency} is the home's currency: leave it out"
         )
+    for name, account in found.accounts.items():
+        least = 3 * account.timeout
+        if "timeout" in _given(document).get(name, {}) and found.pace.order < least:
+            yield document.mistake(
+                ["accounts", name, "timeout"],
+                f"a vendor is asked three times for one machine: pace: {{order: {least:g}s}} is the "
+                f"shortest for it, and it is {found.pace.order:g} s",
+            )
     labels = [budget.label for budget in found.budgets]
     for place, label in enumerate(labels):
         if label in labels[:place]:
@@ -341,6 +360,28 @@ def _texts(example: str, **more: Json) -> dict[str, Json]:
         **more,
     }
 
+
+_PACE: Final[Mapping[str, Json]] = {
+    "order": {**DURATION, "description": "A vendor may take to answer an order."},
+    "look": {**DURATION, "description": "Between two lists while something is under way."},
+    "rest": {**DURATION, "description": "Between two lists while nothing is."},
+    "settle": {**DURATION, "description": "How old a vendor's list may be at most."},
+    "unseen": {
+        "type": "integer",
+        "minimum": 1,
+        "maximum": 100,
+        "description": "Lists in a row without a machine until it is held for gone.",
+        "examples": [3],
+    },
+    "away": {**DURATION, "description": "A machine's agents may be away until it is given up."},
+    "pauses": {
+        "type": "number",
+        "exclusiveMinimum": 0,
+        "maximum": 100,
+        "description": "Factor of all pauses after refusals and failures.",
+        "examples": [1],
+    },
+}
 
 #: Keys that an account may have, whatever its driver.
 _ANY: Final[Mapping[str, Json]] = {
@@ -498,6 +539,11 @@ def schema(value: Any = None) -> dict[str, Json]:
                     "description": "What may be spent at most.",
                     "examples": [[{"per_month": 500}]],
                 },
+                "pace": _object(
+                    _PACE,
+                    description="How long things may take.",
+                    examples=[{"order": "90s"}],
+                ),
                 "accounts": {
                     "type": "object",
                     "properties": each,

@@ -25,6 +25,7 @@ from typing import Final, Protocol
 import structlog
 
 from spinal.agents.provider.offer import Offer
+from spinal.agents.provider.pace import Pace
 from spinal.agents.provider.settings import Providers
 from spinal.bus.errors import CallError
 from spinal.protocols import Json, LocalProtocolError, Problem
@@ -47,7 +48,7 @@ from .ranking import Blocked
 from .responses import Responses
 from .scaling import Have, Measures
 from .spec import PoolSpec
-from .tending import Ask, Pace, Seen, Step, Terms
+from .tending import Ask, Seen, Step, Terms
 from .vendors import Outcome, Vendors
 
 log = structlog.get_logger()
@@ -153,7 +154,7 @@ class Tender:
         self._hold_back = hold
         self._release = release
         self.vendors = Vendors(broker, registry, address, keeper.now)
-        self.launches = Launches()
+        self.launches = Launches(pauses=renting.pace.pauses)
         self._responses: dict[str, Responses] = {}
         self.pools: dict[str, Pool] = {}
         self.machines: dict[str, Machine] = {}
@@ -378,7 +379,7 @@ class Tender:
         if pool is not None and step.event:
             at = self._keeper.now()
             event = Event(at=at, what=step.event, about=after.name, said=step.said)
-            pool = _counting(pool, step.event, at).noting(event)
+            pool = _counting(pool, step.event, at, self._pace.pauses).noting(event)
             changes.append(Keep(record.of_pool(pool)))
         if (await self._keeper.store.write(*changes))[0] is FENCED:
             await self.refresh(doubtful=True)
@@ -455,13 +456,15 @@ class Tender:
             outcome = await self.vendors.freeze(machine.vendor, name, pool.name)
             image = str(outcome.get("image", ""))
             if outcome.get("outcome") != "frozen":
-                await self.change(name, lambda one: tending.deleted(one, outcome, self.now()))
+                await self.change(
+                    name, lambda one: tending.deleted(one, outcome, self.now(), self._pace)
+                )
                 return
             step = Step(replace(machine, image=image), event="frozen", said=image)
             if await self._save(machine, step) is None:
                 return
         outcome = await self.vendors.destroy(machine.vendor, name)
-        await self.change(name, lambda one: tending.deleted(one, outcome, self.now()))
+        await self.change(name, lambda one: tending.deleted(one, outcome, self.now(), self._pace))
 
     async def change(self, name: str, change: Callable[[Machine], Machine]) -> None:
         """Change a machine, also if somebody else does at the same time."""
@@ -875,7 +878,7 @@ _COUNTED: Final[Mapping[str, str]] = {
 }
 
 
-def _counting(pool: Pool, event: str, now: int) -> Pool:
+def _counting(pool: Pool, event: str, now: int, pauses: float) -> Pool:
     """Give a pool that counts an event; one whose machines never join orders ever more slowly."""
     member = _COUNTED.get(event)
     if member is None:
@@ -884,7 +887,7 @@ def _counting(pool: Pool, event: str, now: int) -> Pool:
     if member == "joined":
         return replace(pool, failures=0, pause=0)
     if member == "never_joined":
-        pause = doubled(FIRST_PAUSE, pool.failures, MAX_PAUSE)
+        pause = doubled(FIRST_PAUSE, pool.failures, MAX_PAUSE) * pauses
         return replace(pool, failures=pool.failures + 1, pause=now + int(pause * 1000))
     return pool
 

@@ -452,6 +452,13 @@ _SOME: Final[Mapping[str, Mapping[str, Json]]] = {
         "description": "Kinds of machine that are had here.",
         "examples": [{"small": {"cpu": 1, "ram": "1G", "price": 0.01}}],
     },
+    "capacity": {
+        "type": "object",
+        "additionalProperties": {"type": "integer", "minimum": 0, "maximum": 100_000},
+        "maxProperties": 100,
+        "description": "Region/size -> machines after which it pretends to have no more.",
+        "examples": [{"local/small": 2}],
+    },
     "isolation": {
         "enum": ["auto", "process", "bubblewrap", "nspawn"],
         "description": "How machines here are kept apart.",

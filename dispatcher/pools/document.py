@@ -78,6 +78,19 @@ def of(found: Document, exchange: Exchange | None = None) -> PoolSpec:
     return _Reader(found).spec(exchange)
 
 
+def of_words(value: Json) -> PoolSpec:
+    """Make a pool of what was said elsewhere than in a file; paths in it start where we are.
+
+    Raises:
+        BadDocument: as for :func:`load`; each mistake with its key.
+    """
+    found = Document("pool", value, {})
+    mistakes = list(document.check(found, schema()))
+    if mistakes:
+        raise BadDocument(mistakes)
+    return of(found)
+
+
 def to_json(spec: PoolSpec) -> dict[str, Json]:
     """Give a pool as JSON, all defaults filled in, the content of the agents' files in it."""
     server, scale, money, life = spec.server, spec.scale, spec.money, spec.life
@@ -134,6 +147,7 @@ def to_json(spec: PoolSpec) -> dict[str, Json]:
             "packages": list(life.packages),
             "join": life.join,
             "drain": life.drain,
+            **_some(ends=life.ends),
         },
     }
 
@@ -317,6 +331,7 @@ class _Reader:
             packages=tuple(said.get("packages", ())),
             join=self._seconds(said, "join", Life().join, "life"),
             drain=self._seconds(said, "drain", Life().drain, "life"),
+            ends=self._seconds(said, "ends", 0.0, "life") or None,
         )
 
     def _agents(self, files: Sequence[str]) -> dict[str, str]:
@@ -760,5 +775,8 @@ _LIFE: Final[dict[str, Json]] = {
     ),
     "drain": _length(
         "A machine that goes may finish its jobs for so long; 10m if not said.", "10m"
+    ),
+    "ends": _length(
+        "The pool itself goes down so long after it was made; never if not said.", "8h"
     ),
 }

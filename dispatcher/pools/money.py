@@ -354,7 +354,7 @@ def _began(machine: Machine, *, cautious: bool = False) -> int | None:
         return None
     if machine.began is not None:
         return machine.began
-    exists = machine.state not in (State.ORDERED, State.UNKNOWN)
+    exists = machine.state not in (State.ORDERED, State.UNKNOWN, State.REFUSED)
     return machine.created if exists or cautious else None
 
 

@@ -259,7 +259,12 @@ class Tender:
 
     def _look_at_vendors(self) -> None:
         names, pace = self._names(), self._pace
-        moving = {m.vendor for m in self.machines.values() if m.state is not State.READY}
+        moving = {
+            m.vendor
+            for m in self.machines.values()
+            # Whose agents are away may have ended, which its vendor knows.
+            if m.state is not State.READY or m.name in self._away
+        }
         # Also where we have no machine: there may be one that nobody remembers.
         every = {v: pace.look if v in moving else pace.rest for v in self.vendors.here()}
         for vendor in self.vendors.due(every):
@@ -490,6 +495,8 @@ class Tender:
 
     async def _keep_to_size(self, pool: Pool) -> None:
         machines = self.of_pool(pool.name)
+        if pool.over(self.now()):
+            pool = await self._end(pool) or pool
         if pool.phase is not Phase.UP:
             await self._wind_down(pool, machines)
             return
@@ -506,6 +513,11 @@ class Tender:
         for one in machines:
             if one.retiring and one.state.counts and ready >= pool.wanted:
                 await self._send_away(one, one.why)
+
+    async def _end(self, pool: Pool) -> Pool | None:
+        """Have a pool go down whose time is over, whatever became of whoever made it."""
+        event = Event(at=self.now(), what="down", about=pool.name, said="its time is over")
+        return await self.keep(replace(pool, phase=Phase.DOWN, wanted=0, short="").noting(event))
 
     async def _wind_down(self, pool: Pool, machines: Sequence[Machine]) -> None:
         for one in machines:

@@ -64,6 +64,13 @@ class TestFinding:
 
 
 class TestMaking:
+    def test_the_vendors_accounts_may_be_there_before_it(self, tmp_path: Path) -> None:
+        (tmp_path / "providers.yaml").write_text("currency: EUR\n")
+        made = Home.create(tmp_path)
+        assert Home.find(tmp_path) == made
+        assert (tmp_path / "providers.yaml").read_text() == "currency: EUR\n"
+        assert mode(tmp_path) == 0o700
+
     def test_it_is_found_again_as_it_was_made(self, home: Home) -> None:
         assert Home.find(home.path) == home
         assert home.server_config().folder == home.path / "server"

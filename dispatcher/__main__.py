@@ -87,7 +87,13 @@ async def serve(home: Home, supervisor: Supervisor, stop: asyncio.Event) -> None
         store = store_for(home.store)
         market = Market(home.path)
         joining = Joining(home, store, host=market().bus)
-        renting = Renting(door=Desk(joining), domain=home.domain, home=home.id, market=market)
+        renting = Renting(
+            door=Desk(joining),
+            domain=home.domain,
+            home=home.id,
+            market=market,
+            pace=market().pace,
+        )
         dispatcher = Dispatcher(
             connection,
             roles=roles.of,

@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from spinal.agents import secret
-from spinal.agents.document import DURATION, SIZE, BadDocument, Document, Mistake, check, load
+from spinal.agents.document import (
+    DURATION,
+    SIZE,
+    BadDocument,
+    Document,
+    Mistake,
+    check,
+    load,
+    members,
+)
 from spinal.agents.document import seconds as read_seconds
 from spinal.agents.document import size as read_size
 from spinal.agents.errors import AgentError
@@ -16,6 +25,7 @@ from spinal.agents.secret import Secret
 from spinal.protocols import Json
 
 from .offer import Exchange
+from .pace import Pace
 from .vendors import FORMS, OTHER, UNFIT, Form
 
 #: Its name in the home.
@@ -130,6 +140,7 @@ class Providers:
     bus: str = ""
     budgets: tuple[Budget, ...] = ()
     accounts: Mapping[str, Account] = field(default_factory=lambda: {LOCAL.name: LOCAL})
+    pace: Pace = field(default_factory=Pace)
 
     @property
     def exchange(self) -> Exchange:
@@ -188,10 +199,19 @@ class Providers:
                 Budget(one["per_month"], one.get("label")) for one in value.get("budgets", ())
             ),
             accounts=accounts or cls._without(document.folder).accounts,
+            pace=_pace(value.get("pace", {})),
         )
         if wrong := list(_mistakes(document, found)):
             raise BadDocument(wrong)
         return found
+
+
+def _pace(value: Mapping[str, Any]) -> Pace:
+    plain = ("unseen", "pauses")
+    given: dict[str, Any] = {
+        key: item if key in plain else read_seconds(item) for key, item in value.items()
+    }
+    return Pace(**given)
 
 
 def _account(
@@ -266,6 +286,14 @@ def _mistakes(document: Document, found: Providers) -> Iterator[Mistake]:
         yield document.mistake(
             ["rates", found.currency], f"{found.currency} is the home's currency: leave it out"
         )
+    for name, account in found.accounts.items():
+        least = 3 * account.timeout
+        if "timeout" in _given(document).get(name, {}) and found.pace.order < least:
+            yield document.mistake(
+                ["accounts", name, "timeout"],
+                f"a vendor is asked three times for one machine: pace: {{order: {least:g}s}} is the "
+                f"shortest for it, and it is {found.pace.order:g} s",
+            )
     labels = [budget.label for budget in found.budgets]
     for place, label in enumerate(labels):
         if label in labels[:place]:
@@ -332,6 +360,28 @@ def _texts(example: str, **more: Json) -> dict[str, Json]:
         **more,
     }
 
+
+_PACE: Final[Mapping[str, Json]] = {
+    "order": {**DURATION, "description": "A vendor may take to answer an order."},
+    "look": {**DURATION, "description": "Between two lists while something is under way."},
+    "rest": {**DURATION, "description": "Between two lists while nothing is."},
+    "settle": {**DURATION, "description": "How old a vendor's list may be at most."},
+    "unseen": {
+        "type": "integer",
+        "minimum": 1,
+        "maximum": 100,
+        "description": "Lists in a row without a machine until it is held for gone.",
+        "examples": [3],
+    },
+    "away": {**DURATION, "description": "A machine's agents may be away until it is given up."},
+    "pauses": {
+        "type": "number",
+        "exclusiveMinimum": 0,
+        "maximum": 100,
+        "description": "Factor of all pauses after refusals and failures.",
+        "examples": [1],
+    },
+}
 
 #: Keys that an account may have, whatever its driver.
 _ANY: Final[Mapping[str, Json]] = {
@@ -434,12 +484,13 @@ _NAME: Final = "^[a-z0-9][a-z0-9-]{0,39}$"
 
 def account_schema(driver: str | None) -> dict[str, Json]:
     """Give the schema of an account with this driver."""
-    if driver is not None and driver not in FORMS and driver not in others():
+    if driver is None or (driver not in FORMS and driver not in others()):
         # What else it may have, nobody knows.
-        return {"type": "object", "properties": {"driver": {"enum": list(FORMS)}}}
-    form = FORMS.get(driver or "", OTHER)
+        named: dict[str, Json] = {"enum": list(FORMS), "examples": ["digitalocean"]}
+        return {"type": "object", "properties": {"driver": named}, "required": ["driver"]}
+    form = FORMS.get(driver, OTHER)
     properties = {**_ANY, **{key: _SOME[key] for key in (*form.needs, *form.may) if key in _SOME}}
-    return _object(properties, required=["driver", *(form.needs if driver else ())])
+    return _object(properties, required=["driver", *form.needs])
 
 
 def others() -> set[str]:
@@ -451,11 +502,9 @@ def others() -> set[str]:
 
 def schema(value: Any = None) -> dict[str, Json]:
     """Give the schema of a file; what an account may have depends on its driver."""
-    given: Any = value.get("accounts") if isinstance(value, dict) else None
-    accounts: Mapping[str, Any] = given if isinstance(given, dict) else {}
     each: dict[str, Json] = {}
-    for name, account in accounts.items():
-        driver = account.get("driver") if isinstance(account, dict) else None
+    for name, account in members(members(value).get("accounts")).items():
+        driver: Any = members(account).get("driver")
         each[name] = account_schema(driver if isinstance(driver, str) else None)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -497,6 +546,11 @@ def schema(value: Any = None) -> dict[str, Json]:
                     "description": "What may be spent at most.",
                     "examples": [[{"per_month": 500}]],
                 },
+                "pace": _object(
+                    _PACE,
+                    description="How long things may take.",
+                    examples=[{"order": "90s"}],
+                ),
                 "accounts": {
                     "type": "object",
                     "properties": each,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
@@ -80,6 +80,8 @@ class Launches:
     blocks: Mapping[Offering, Block] = field(default_factory=lambda: MappingProxyType({}))
     #: Machines that may be asked for at once; where nothing is noted, one.
     at_once: Mapping[Offering, int] = field(default_factory=lambda: MappingProxyType({}))
+    #: By how much blocks last longer than usual.
+    pauses: float = 1.0
 
     def refused(
         self, offering: Offering, kind: str, said: str, now: int, after: float | None = None
@@ -98,17 +100,18 @@ class Launches:
         key = _scope(offering, rule.parts)
         last = self.blocks.get(key)
         times = 0
-        if last is not None and last.kind == kind and now < last.until + IN_A_ROW * 1000:
+        row = IN_A_ROW * self.pauses * 1000
+        if last is not None and last.kind == kind and now < last.until + row:
             # Those that were asked for together are refused together, which is one refusal.
             times = last.times + (now >= last.until)
-        pause = doubled(rule.first, times, rule.most)
+        pause = doubled(rule.first, times, rule.most) * self.pauses
         if after is not None:
             pause = max(1.0, min(after, MAX_AFTER))
         block = Block(now + round(pause * 1000), kind, said[:MAX_SAID], times)
         if last is not None and last.until > block.until:
             block = last
         kept = {each: n for each, n in self.at_once.items() if not _within(each, key)}
-        return Launches(_newest({**self.blocks, key: block}, now), kept)
+        return replace(self, blocks=_newest({**self.blocks, key: block}, now), at_once=kept)
 
     def launched(self, offering: Offering, now: int) -> Launches:
         """Note that a vendor took an order.
@@ -125,7 +128,7 @@ class Launches:
         at_once = {key: n for key, n in self.at_once.items() if key != offering}
         while len(at_once) >= MAX_KEPT:
             del at_once[next(iter(at_once))]
-        return Launches(kept, {**at_once, offering: more})
+        return replace(self, blocks=kept, at_once={**at_once, offering: more})
 
     def block(self, offering: Offering, now: int) -> Block | None:
         """Give what keeps an offering from being asked for, the longest; none if nothing does."""

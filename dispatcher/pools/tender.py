@@ -25,6 +25,7 @@ from typing import Final, Protocol
 import structlog
 
 from spinal.agents.provider.offer import Offer
+from spinal.agents.provider.pace import Pace
 from spinal.agents.provider.settings import Providers
 from spinal.bus.errors import CallError
 from spinal.protocols import Json, LocalProtocolError, Problem
@@ -47,7 +48,7 @@ from .ranking import Blocked
 from .responses import Responses
 from .scaling import Have, Measures
 from .spec import PoolSpec
-from .tending import Ask, Pace, Seen, Step, Terms
+from .tending import Ask, Seen, Step, Terms
 from .vendors import Outcome, Vendors
 
 log = structlog.get_logger()
@@ -153,7 +154,7 @@ class Tender:
         self._hold_back = hold
         self._release = release
         self.vendors = Vendors(broker, registry, address, keeper.now)
-        self.launches = Launches()
+        self.launches = Launches(pauses=renting.pace.pauses)
         self._responses: dict[str, Responses] = {}
         self.pools: dict[str, Pool] = {}
         self.machines: dict[str, Machine] = {}
@@ -212,8 +213,15 @@ class Tender:
                 # What the store does not take of one must not keep the others waiting.
                 log.error("pool_not_kept", pool=pool.name, error=str(exc))
 
-    async def refresh(self) -> None:
-        """Learn what others made of pools and machines."""
+    async def refresh(self, doubtful: bool = False) -> None:
+        """Learn what others made of pools and machines.
+
+        Args:
+            doubtful: what we know may be old although nobody else lives on our store, as far as we
+                know.
+        """
+        if self._learned and self._keeper.alone and not doubtful:
+            return
         store = self._keeper.store
         versions = await store.versions(record.POOL)
         self.pools = {name: one for name, one in self.pools.items() if name in versions}
@@ -259,17 +267,20 @@ class Tender:
         }
         # Also where we have no machine: there may be one that nobody remembers.
         every = {v: pace.look if v in moving else pace.rest for v in self.vendors.here()}
+        for vendor in self.vendors.due(every):
+            self._keeper.spawn("looking at a vendor", self._look_at, vendor, names)
 
-        async def look() -> None:
-            before = dict(self.vendors.listings)
-            await self.vendors.look(names, every)
-            for vendor, listing in self.vendors.listings.items():
-                if before.get(vendor) is not listing:
-                    await self._reap(vendor, listing)
-                    # Not if nobody was asked: that would be a look after the other without a pause.
-                    self._changed.set()
-
-        self._keeper.spawn("looking at vendors", look)
+    async def _look_at(self, vendor: str, names: Mapping[str, Sequence[str]]) -> None:
+        before = self.vendors.listings.get(vendor)
+        await self.vendors.look([vendor], names)
+        listing = self.vendors.listings.get(vendor)
+        if listing is None or listing is before:
+            return
+        try:
+            await self._reap(vendor, listing)
+        except StoreError as exc:
+            log.warning("machines_not_compared", vendor=vendor, error=str(exc))
+        self._changed.set()
 
     def _names(self) -> Mapping[str, Sequence[str]]:
         """Give the names of our machines by vendor."""
@@ -293,6 +304,8 @@ class Tender:
             changes = Keep(one, drop=True), Keep(record.of_machine(replace(back, version=0)))
             if (await self._keeper.store.write(*changes))[0] is not FENCED:
                 self.ledger.pop(known.name, None)
+                kept = self.machines[known.name] = replace(back, version=1)
+                self._hold(kept)
                 log.warning("machine_came_back", machine=known.name, vendor=vendor, began=began)
 
     # -- one machine
@@ -371,10 +384,10 @@ class Tender:
         if pool is not None and step.event:
             at = self._keeper.now()
             event = Event(at=at, what=step.event, about=after.name, said=step.said)
-            pool = _counting(pool, step.event, at).noting(event)
+            pool = _counting(pool, step.event, at, self._pace.pauses).noting(event)
             changes.append(Keep(record.of_pool(pool)))
         if (await self._keeper.store.write(*changes))[0] is FENCED:
-            await self.refresh()
+            await self.refresh(doubtful=True)
             return None
         if pool is not None and step.event:
             self.pools[pool.name] = replace(pool, version=pool.version + 1)
@@ -448,13 +461,15 @@ class Tender:
             outcome = await self.vendors.freeze(machine.vendor, name, pool.name)
             image = str(outcome.get("image", ""))
             if outcome.get("outcome") != "frozen":
-                await self.change(name, lambda one: tending.deleted(one, outcome, self.now()))
+                await self.change(
+                    name, lambda one: tending.deleted(one, outcome, self.now(), self._pace)
+                )
                 return
             step = Step(replace(machine, image=image), event="frozen", said=image)
             if await self._save(machine, step) is None:
                 return
         outcome = await self.vendors.destroy(machine.vendor, name)
-        await self.change(name, lambda one: tending.deleted(one, outcome, self.now()))
+        await self.change(name, lambda one: tending.deleted(one, outcome, self.now(), self._pace))
 
     async def change(self, name: str, change: Callable[[Machine], Machine]) -> None:
         """Change a machine, also if somebody else does at the same time."""
@@ -509,8 +524,10 @@ class Tender:
             await self._send_away(one, f"the pool is {pool.phase.value}")
         if not machines and pool.phase is Phase.DOWN:
             drop = Keep(record.of_pool(pool), drop=True)
-            if (await self._keeper.store.write(drop))[0] is not FENCED:
-                log.info("pool_is_down", pool=pool.name)
+            if (await self._keeper.store.write(drop))[0] is FENCED:
+                await self.refresh(doubtful=True)
+                return
+            log.info("pool_is_down", pool=pool.name)
             self.pools.pop(pool.name, None)
 
     async def _send_away(self, machine: Machine, why: str) -> None:
@@ -594,7 +611,7 @@ class Tender:
         """Keep a pool as it is now; nothing if somebody else was first."""
         written = await self._keeper.store.write(Keep(record.of_pool(pool)), *changes)
         if written[0] is FENCED:
-            await self.refresh()
+            await self.refresh(doubtful=True)
             return None
         kept = self.pools[pool.name] = replace(pool, version=pool.version + 1)
         self._changed.set()
@@ -610,7 +627,7 @@ class Tender:
         await self.refresh()
         here = self.vendors.here()
         asked = self.now()
-        await self.vendors.look(self._names(), dict.fromkeys(here, 0.0))
+        await self.vendors.look(here, self._names())
         await self.refresh()
         fresh = {
             vendor: listing
@@ -872,7 +889,7 @@ _COUNTED: Final[Mapping[str, str]] = {
 }
 
 
-def _counting(pool: Pool, event: str, now: int) -> Pool:
+def _counting(pool: Pool, event: str, now: int, pauses: float) -> Pool:
     """Give a pool that counts an event; one whose machines never join orders ever more slowly."""
     member = _COUNTED.get(event)
     if member is None:
@@ -881,7 +898,7 @@ def _counting(pool: Pool, event: str, now: int) -> Pool:
     if member == "joined":
         return replace(pool, failures=0, pause=0)
     if member == "never_joined":
-        pause = doubled(FIRST_PAUSE, pool.failures, MAX_PAUSE)
+        pause = doubled(FIRST_PAUSE, pool.failures, MAX_PAUSE) * pauses
         return replace(pool, failures=pool.failures + 1, pause=now + int(pause * 1000))
     return pool
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Final
 
+from spinal.agents.provider.pace import Pace
 from spinal.protocols import Json
 from spinal.protocols.retry import doubled
 
@@ -20,23 +21,6 @@ from .machine import Machine, State
 
 #: The longest pause before a delete that failed is tried again, in seconds; the first is 2.
 MAX_PAUSE: Final = 60.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pace:
-    """How long things take, in seconds."""
-
-    #: A vendor may take to answer an order.
-    order: float = 90.0
-    #: Between two look-ups at a vendor while something is under way there, and while nothing is.
-    look: float = 4.0
-    rest: float = 60.0
-    #: What exists may be missing from a vendor's list, because that is old.
-    settle: float = 45.0
-    #: Look-ups in a row that must not show a machine until it is held for gone.
-    unseen: int = 3
-    #: The agents of a machine may be away from the bus until it is given up.
-    away: float = 90.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,13 +275,15 @@ def answered(machine: Machine, outcome: Mapping[str, Any], now: int) -> Machine:
             return moved(machine, State.UNKNOWN, now, said=said)
 
 
-def deleted(machine: Machine, outcome: Mapping[str, Any], now: int) -> Machine:
+def deleted(machine: Machine, outcome: Mapping[str, Any], now: int, pace: Pace) -> Machine:
     """Give a machine after its vendor was asked to delete it."""
     if outcome.get("outcome") == "gone":
         return moved(machine, State.GONE, now)
     said = str(outcome.get("said", "")) or machine.said
     tries = machine.tries + 1
-    pause = doubled(2.0, tries - 1, MAX_PAUSE) if outcome.get("outcome") != "ending" else 1.0
+    pause = 1.0
+    if outcome.get("outcome") != "ending":
+        pause = doubled(2.0, tries - 1, MAX_PAUSE) * pace.pauses
     return replace(machine, tries=tries, due=now + int(pause * 1000), said=said)
 
 

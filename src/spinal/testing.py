@@ -268,6 +268,7 @@ async def platform(
     *options: str,
     folder: Path | None = None,
     environ: Mapping[str, str] = {},
+    providers: bool = False,
 ) -> AsyncGenerator[Platform]:
     """Start a whole platform in a temporary home on free ports, and end it.
 
@@ -276,6 +277,7 @@ async def platform(
         options: more options for ``spinal up``.
         folder: the home, if it is to be kept.
         environ: more variables for its processes.
+        providers: run the provider agents of the home as well.
 
     Raises:
         AssertionError: it was not ready in time; the text has what it said.
@@ -294,7 +296,12 @@ async def platform(
         processes = _Processes()
         stack.push_async_callback(processes.close)
         up = await processes.start(
-            [sys.executable, "-m", "spinal", "up", "--json", "--server", server, *options], environ
+            [
+                *(sys.executable, "-m", "spinal", "up", "--json", "--server", server),
+                *([] if providers else ["--no-providers"]),
+                *options,
+            ],
+            environ,
         )
         ready = json.loads(await up.line(lambda line: '"ready"' in line))
         home = Home.find(Path(ready["home"]))

@@ -136,6 +136,26 @@ class TestMaking:
         assert home.environment("owner")["SPINAL_SERVER"].startswith(home.public_host)
 
 
+class TestId:
+    def test_each_home_has_one_of_its_own_for_ever(self, home: Home, tmp_path: Path) -> None:
+        assert home.id == Home.find(home.path).id
+        assert home.changed(listen="127.0.0.1").id == home.id
+        assert Home.create(tmp_path / "other").id != home.id
+        assert len(home.id) == 8 and home.id.isalnum() and home.id.islower()
+
+    def test_an_old_home_gets_one_when_it_is_asked_for(self, home: Home) -> None:
+        file = home.path / "home.json"
+        settings = json.loads(file.read_text())
+        del settings["id"]
+        file.write_text(json.dumps(settings))
+        first, second = Home.find(home.path), Home.find(home.path)
+
+        given = first.id
+        assert second.id == first.id == Home.find(home.path).id == given
+        # One that was read before it had an id does not lose it.
+        assert second.changed(listen="127.0.0.1").id == Home.find(home.path).id == given
+
+
 class TestElsewhere:
     """A home whose server runs elsewhere."""
 

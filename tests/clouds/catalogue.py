@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-#: Hours that vendors take a month for.
-HOURS: Final = 730
-
 
 @dataclass(frozen=True, slots=True)
 class Region:
@@ -32,11 +29,6 @@ class Size:
     transfer: int
     monthly: float
     regions: tuple[str, ...]
-
-    @property
-    def hourly(self) -> float:
-        """USD an hour."""
-        return round(self.monthly / HOURS, 5)
 
 
 DO_REGIONS: Final = (

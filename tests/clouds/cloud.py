@@ -6,16 +6,21 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import IO, Any, Final, Self
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from libcloud.compute.base import NodeDriver
 from libcloud.compute.providers import get_driver
-from libcloud.pricing import get_pricing, set_pricing
+from libcloud.pricing import (
+    get_pricing,  # pyright: ignore[reportUnknownVariableType] - of a dictionary
+    set_pricing,  # pyright: ignore[reportUnknownVariableType] - of a dictionary
+)
 
 from .upstream import ROOT
 from .vendor import TOKEN
@@ -123,9 +128,13 @@ class Cloud:
     def connect(self, region: str = "", name: str = "") -> NodeDriver:
         """Make a driver of libcloud; one for each thread."""
         wanted = self.driver(region, name)
-        made: NodeDriver = get_driver(wanted.name)(*wanted.args, **wanted.kwargs)
+        if wanted.name == "openstack":
+            # Else libcloud reads its table of prices once per flavour: 2 seconds for a list.
+            set_pricing("compute", "openstack", defaultdict(float))
+        driver: Any = get_driver(wanted.name)
+        made: NodeDriver = driver(*wanted.args, **wanted.kwargs)
         if wanted.name == "digitalocean":
-            connection = made.connection
+            connection: Any = made.connection
             connection.host, connection.port, connection.secure = "127.0.0.1", self.port, False
             connection.connect()
         return made
@@ -142,7 +151,7 @@ class Cloud:
         self._control("DELETE", "fault" if id is None else f"fault/{id}")
 
     @contextmanager
-    def without_prices(self, type: str = "") -> Iterator[None]:
+    def without_prices(self, type: str = "") -> Generator[None]:
         """Take the prices away for a while, of one type or of all.
 
         Where the vendor lists none, from the table that libcloud has in this process.
@@ -155,7 +164,7 @@ class Cloud:
             finally:
                 self.mend(id)
             return
-        before = {table: get_pricing("compute", table) or {} for table in tables}
+        before: dict[str, dict[str, Any]] = {t: get_pricing("compute", t) or {} for t in tables}
         for table, prices in before.items():
             left = {key: price for key, price in prices.items() if type not in ("", key)}
             set_pricing("compute", table, left)
@@ -191,9 +200,13 @@ class Cloud:
         data = None if body is None else json.dumps(body).encode()
         request = Request(f"{self.url}/__sim/{path}", data, method=method)
         request.add_header("Content-Type", "application/json")
-        with urlopen(request, timeout=ANSWER) as answer:
-            found: dict[str, Any] = json.load(answer)
-            return found
+        try:
+            with urlopen(request, timeout=ANSWER) as answer:
+                found: dict[str, Any] = json.load(answer)
+                return found
+        except HTTPError as error:
+            with error:
+                raise ValueError(error.read().decode(errors="replace")) from None
 
 
 class Clouds:
@@ -207,30 +220,42 @@ class Clouds:
         self._vendors = vendors or tuple(VENDORS)
         self._options = ("--boot", str(boot), "--limit", str(limit), "--follow")
         self._process: subprocess.Popen[bytes] | None = None
+        # A file, as nobody reads a pipe while they run.
+        self._said: IO[bytes] | None = None
         self._clouds: dict[str, Cloud] = {}
 
     def start(self) -> None:
         """Start them; OSError with their words if they do not."""
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - it is closed by _end
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.clouds.simulator", *self._vendors, *self._options],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._said,
         )
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            _, said = self._process.communicate()
-            raise OSError(f"the clouds did not start: {said.decode(errors='replace')}")
+            raise OSError(f"the clouds did not start: {self._end()}")
         self._clouds = {name: Cloud(name, port) for name, port in json.loads(line).items()}
 
     def stop(self) -> None:
-        """End them, and wait until they are gone."""
-        if self._process is not None:
-            # Its standard input ends: that ends it.
-            self._process.communicate(timeout=READY)
-            self._process = None
+        """End them, and wait until they are gone; AssertionError if one of them broke."""
+        if said := self._end():
+            raise AssertionError(f"the clouds said: {said}")
+
+    def _end(self) -> str:
+        """End them; gives what they had to complain of."""
+        process, said = self._process, self._said
+        self._process = self._said = None
+        if process is None or said is None:
+            return ""
+        # Its standard input ends: that ends it.
+        process.communicate(timeout=READY)
+        with said:
+            said.seek(0)
+            return said.read().decode(errors="replace").strip()
 
     def __enter__(self) -> Self:
         self.start()

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from .catalogue import DO_REGIONS, DO_SIZES, Size
 from .ledger import ERROR, RUNNING, Machine
-from .rest import Call, Image, Rest, address, number, stamp
+from .rest import Call, Image, Rest, address, number, stamp, strings
 from .vendor import Refusal
 from .wire import Reply
 
-UNPROCESSABLE = "unprocessable_entity"
+#: Of a month, after which an hour costs nothing more.
+HOURS: Final = 672
+
+UNPROCESSABLE: Final = "unprocessable_entity"
 
 
 class DigitalOcean(Rest):
@@ -62,7 +65,7 @@ class DigitalOcean(Rest):
         return Reply.of(200, {key: some, "links": links, "meta": {"total": len(rows)}})
 
     def _create(self, call: Call) -> Reply:
-        given = call.request.json()
+        given = call.request.object()
         if self.region(call.ask.region) is None or self.size(call.ask.type) is None:
             return self.invalid("You specified an invalid size or region for Droplet creation.")
         if not call.ask.name:
@@ -78,7 +81,7 @@ class DigitalOcean(Rest):
             str(400_000_000 + count),
             count,
             image=image,
-            tags=[str(tag) for tag in given.get("tags") or []],
+            tags=strings(given.get("tags")),
             user_data=given.get("user_data") or "",
         )
         action = {
@@ -111,7 +114,7 @@ class DigitalOcean(Rest):
         return Reply(204)
 
     def _action(self, call: Call) -> Reply:
-        machine, given = self.machine(call), call.request.json()
+        machine, given = self.machine(call), call.request.object()
         if machine is None:
             return self.absent()
         kind = str(given.get("type", ""))
@@ -220,7 +223,7 @@ class DigitalOcean(Rest):
             "disk": size.disk,
             "transfer": size.transfer / 1000,
             "price_monthly": size.monthly if priced else 0.0,
-            "price_hourly": size.hourly if priced else 0.0,
+            "price_hourly": round(size.monthly / HOURS, 5) if priced else 0.0,
             "regions": list(size.regions),
             "available": True,
             "description": size.label,
@@ -281,7 +284,7 @@ class DigitalOcean(Rest):
         ("GET", "/v2/images", "images", _images),
         ("GET", "/v2/images/(?P<id>[0-9]+)", "images", _one_image),
         ("DELETE", "/v2/images/(?P<id>[0-9]+)", "other", _delete_image),
-        ("GET", "/v2/account", "other", _account),
+        ("GET", "/v2/account", "limits", _account),
     )
 
 

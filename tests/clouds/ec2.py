@@ -33,6 +33,7 @@ OPERATIONS: Final = {
     "DescribeInstanceTypes": "sizes",
     "DescribeImages": "images",
     "CreateImage": "freeze",
+    "DescribeAccountAttributes": "limits",
 }
 
 #: Images that there are: owner, architecture, name.
@@ -152,6 +153,8 @@ class Ec2(Vendor):
                 self._tokens[ask.region, given["ClientToken"]] = id, reply
         elif ask.operation in ("list", "one"):
             reply = self._shown(reply, view)
+        elif ask.operation == "limits":
+            reply = self._limits(reply, given)
         return reply
 
     def _made(self, ask: Ask, given: Mapping[str, str], view: View, body: bytes) -> str:
@@ -166,7 +169,23 @@ class Ec2(Vendor):
             machine.user_data = _decoded(given.get("UserData", ""))
             machine.broken = view.broken
             self.ledger.add(machine)
+            if machine.broken:
+                # EC2 ends it by itself, and asks no money for it.
+                self.ledger.delete(machine)
         return last
+
+    def _limits(self, reply: Reply, given: Mapping[str, str]) -> Reply:
+        """Leave the attributes that were asked for, with our limit; moto gives all of its own."""
+        root = ElementTree.fromstring(reply.body)
+        wanted = {value for key, value in given.items() if key.startswith("AttributeName")}
+        for holder in [*root.iter(_tag("accountAttributeSet"))]:
+            for item in [*holder]:
+                name = _text(item, "attributeName")
+                if wanted and name not in wanted:
+                    holder.remove(item)
+                for value in item.iter(_tag("attributeValue")) if name == "max-instances" else ():
+                    value.text = str(self.settings.limit)
+        return _written(reply, root)
 
     def _shown(self, reply: Reply, view: View) -> Reply:
         """Show the instances in the states that they are in by our ledger."""
@@ -179,13 +198,19 @@ class Ec2(Vendor):
                     continue
                 if machine.created > at:
                     holder.remove(item)
+                elif machine.broken:
+                    _alter(item, ERROR, machine)
                 elif machine.deleted is not None and machine.deleted <= at:
                     continue
                 else:
                     _alter(item, machine.state(at, self.settings.boot), machine)
-        ElementTree.register_namespace("", NAMESPACE)
-        body = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
-        return Reply(reply.status, body, reply.headers)
+        return _written(reply, root)
+
+
+def _written(reply: Reply, root: ElementTree.Element) -> Reply:
+    ElementTree.register_namespace("", NAMESPACE)
+    body = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+    return Reply(reply.status, body, reply.headers)
 
 
 def _prepare(folder: Path) -> dict[str, str]:

@@ -13,6 +13,9 @@ STARTING: Final = "starting"
 RUNNING: Final = "running"
 ERROR: Final = "error"
 
+#: Seconds between two events at least; a float of this age has steps of a quarter of a microsecond.
+STEP: Final = 1e-5
+
 
 @dataclass(slots=True)
 class Machine:
@@ -76,7 +79,7 @@ class Ledger:
 
     def now(self) -> float:
         """Give the time, later than at the call before, so that events have an order."""
-        self._last = max(time.time(), self._last + 1e-6)
+        self._last = max(time.time(), self._last + STEP)
         return self._last
 
     def number(self) -> int:
@@ -102,7 +105,7 @@ class Ledger:
         """Give a time before the last so many changes."""
         if changes <= 0:
             return self.now()
-        return self.changes[-changes:][0] - 1e-7 if self.changes else self.now()
+        return self.changes[-changes:][0] - STEP / 2 if self.changes else self.now()
 
     def row(self) -> dict[str, Any]:
         """Say all of it in JSON."""

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from .catalogue import LINODE_REGIONS, LINODE_SIZES, Size
 from .ledger import RUNNING, Machine
-from .rest import Call, Image, Rest, address, number, plain, stamp
+from .rest import Call, Image, Rest, address, number, plain, stamp, strings
 from .vendor import Refusal
 from .wire import Reply
+
+#: What an hour costs, as part of the price of a month.
+HOUR: Final = 0.0015
+
+_LABEL: Final = re.compile(r"[a-zA-Z]((?!--|__|\.\.)[a-zA-Z0-9-_.]){2,63}")
 
 
 class Linode(Rest):
@@ -56,7 +62,8 @@ class Linode(Rest):
         return Reply.of(200, {"data": some, "page": page, "pages": pages, "results": len(rows)})
 
     def _create(self, call: Call) -> Reply:
-        ask, given = call.ask, call.request.json()
+        ask = call.ask
+        given = call.request.object()
         if self.region(ask.region) is None:
             return self._wrong("region", "region is not valid")
         if self.size(ask.type) is None:
@@ -65,6 +72,8 @@ class Linode(Rest):
             return self._wrong("image", "image is not valid")
         if given.get("image") and not given.get("root_pass"):
             return self._wrong("root_pass", "root_pass is required")
+        if _LABEL.fullmatch(ask.name) is None:
+            return self._wrong("label", "Label must be 3 to 64 letters, digits, - _ and .")
         if any(machine.name == ask.name for machine in self.ledger.living(call.at)):
             return self._wrong("label", "Label must be unique among your linodes")
         count = self.ledger.number()
@@ -73,8 +82,8 @@ class Linode(Rest):
             str(70_000_000 + count),
             count,
             image=given.get("image") or "",
-            tags=[str(tag) for tag in given.get("tags") or []],
-            user_data=plain((given.get("metadata") or {}).get("user_data") or ""),
+            tags=strings(given.get("tags")),
+            user_data=plain(str(given.get("metadata", {}).get("user_data", ""))),
         )
         return Reply.of(200, self._instance(call, machine))
 
@@ -107,7 +116,7 @@ class Linode(Rest):
             return self.absent()
         size = self.size(machine.type)
         assert size is not None
-        disk = {
+        disk: dict[str, Any] = {
             "id": int(machine.id) * 10,
             "label": "Debian 12 Disk",
             "status": "ready",
@@ -121,7 +130,7 @@ class Linode(Rest):
         return self.page(call, [disk, disk | swap | {"filesystem": "swap"}])
 
     def _freeze(self, call: Call) -> Reply:
-        given = call.request.json()
+        given = call.request.object()
         machine = self.ledger.machines.get(str(int(given.get("disk_id", 0)) // 10))
         if machine is None or not machine.lives(call.at):
             return self._wrong("disk_id", "disk_id is not valid")
@@ -208,10 +217,14 @@ class Linode(Rest):
             "disk_encryption": "enabled",
             "lke_cluster_id": None,
             "placement_group": None,
+            "capabilities": [],
+            "interface_generation": "legacy_config",
+            "maintenance_policy": "linode/migrate",
+            "site_type": "core",
         }
 
     def _type(self, size: Size, priced: bool) -> dict[str, Any]:
-        price = {"hourly": size.hourly, "monthly": size.monthly}
+        price = {"hourly": round(size.monthly * HOUR, 4), "monthly": size.monthly}
         return {
             "id": size.id,
             "label": size.label,

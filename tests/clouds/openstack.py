@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
 from .ledger import ERROR, STARTING, Machine
-from .rest import plain
+from .rest import plain, stamp
 from .upstream import BIN, Upstream
 from .vendor import TOKEN, Refusal, Settings, Vendor
 from .wire import Ask, Reply, Request, View
@@ -29,17 +29,29 @@ ROUTES: Final = tuple(
         ("POST", "/servers/(?P<id>[^/]+)/action", "freeze"),
         ("GET", "/flavors(/detail)?", "sizes"),
         ("GET", "/images(/.*)?", "images"),
+        ("GET", "/limits", "limits"),
     )
 )
 
 #: Regions of three continents; mimic alone has the American ones.
 REGIONS: Final = ("ORD", "DFW", "IAD", "LON", "SYD", "HKG")
 
-#: Starts mimic, as its program `twistd` does, with these regions.
+#: Images of mimic, which is of 2016, and what they are called here.
+NAMES: Final = {
+    "Debian 7 (Wheezy) (PVHVM)": "Debian 12 (Bookworm) (PVHVM)",
+    "Debian 8 (Jessie) (PVHVM)": "Debian 13 (Trixie) (PVHVM)",
+    "Ubuntu 12.04 LTS (Precise Pangolin) (PVHVM)": "Ubuntu 22.04 LTS (Jammy Jellyfish) (PVHVM)",
+    "Ubuntu 14.04 LTS (Trusty Tahr) (PVHVM)": "Ubuntu 24.04 LTS (Noble Numbat) (PVHVM)",
+}
+
+#: Starts mimic, as its program `twistd` does, with these regions and images.
 START: Final = f"""
+from mimic.model import rackspace_images
 from mimic.plugins import nova_plugin
 from twisted.scripts.twistd import run
 nova_plugin.nova._regions = {[*REGIONS]!r}
+for kind in (rackspace_images.RackspaceDebianImage, rackspace_images.RackspaceUbuntuPVHMImage):
+    kind.images = {{{NAMES!r}.get(name, name): image for name, image in kind.images.items()}}
 run()
 """
 
@@ -81,11 +93,25 @@ class OpenStack(Vendor):
             ]
         )
 
+        #: Requests by which the machines were made, to delete them by.
+        self._made_by: dict[str, Request] = {}
+        self._frozen = False
+
     async def reset(self) -> None:
-        """Forget everything: mimic forgets only by starting anew."""
+        """Forget everything."""
+        living = self.ledger.living(self.ledger.now())
+        if self._frozen:
+            # mimic deletes no image.
+            await self.upstream.stop()
+            await self.upstream.start()
+        else:
+            for machine in living:
+                request = self._made_by[machine.id]
+                target = f"{request.path}/{machine.id}"
+                await self.upstream.ask(request, method="DELETE", target=target, body=b"")
         await super().reset()
-        await self.upstream.stop()
-        await self.upstream.start()
+        self._made_by.clear()
+        self._frozen = False
 
     def read(self, request: Request) -> Ask:
         """Say what a request is for."""
@@ -94,7 +120,7 @@ class OpenStack(Vendor):
             return Ask("other")
         operation, id = _route(request.method, path["rest"])
         if operation == "create":
-            server = request.json().get("server", {})
+            server = request.object().get("server", {})
             flavour, name = str(server.get("flavorRef", "")), str(server.get("name", ""))
             return Ask("create", path["region"], flavour, name)
         machine = self.ledger.machines.get(id)
@@ -106,7 +132,7 @@ class OpenStack(Vendor):
         """Say whether it has a token, or the password for one."""
         if not request.path.endswith("/v2.0/tokens"):
             return "x-auth-token" in request.headers or _PATH.fullmatch(request.path) is None
-        given = request.json().get("auth", {})
+        given = request.object().get("auth", {})
         password = given.get("passwordCredentials", {}).get("password")
         return TOKEN in (password, given.get("RAX-KSKEY:apiKeyCredentials", {}).get("apiKey"))
 
@@ -129,13 +155,30 @@ class OpenStack(Vendor):
             self._made(request, ask, view, json.loads(reply.body))
         elif ask.operation == "delete" and machine is not None:
             self.ledger.delete(machine)
+        elif ask.operation == "freeze" and "createImage" in request.object():
+            return await self._froze(request, reply)
+        elif ask.operation == "limits":
+            value = json.loads(reply.body)
+            living = [m for m in self.ledger.living(self.ledger.now()) if m.region == ask.region]
+            own = {"maxTotalInstances": self.settings.limit, "totalInstancesUsed": len(living)}
+            value["limits"]["absolute"] |= own
+            return Reply.of(reply.status, value)
+        elif ask.operation == "images":
+            # Of a saved image mimic does not tell its times, which libcloud wants.
+            value = json.loads(reply.body)
+            for image in (*value.get("images", ()), *filter(None, (value.get("image"),))):
+                image.setdefault("created", stamp(self.ledger.now()))
+                image.setdefault("updated", image["created"])
+            return Reply.of(reply.status, value)
         elif ask.operation in ("list", "one"):
             return self._shown(reply, request, ask, view)
         return reply
 
     def _made(self, request: Request, ask: Ask, view: View, answer: Any) -> None:
         """Write down what mimic made."""
-        server, ledger = request.json()["server"], self.ledger
+        server: dict[str, Any] = request.object()["server"]
+        metadata: dict[str, Any] = server.get("metadata") or {}
+        ledger = self.ledger
         machine = Machine(
             ask.name,
             answer["server"]["id"],
@@ -144,11 +187,24 @@ class OpenStack(Vendor):
             ledger.now(),
             ledger.number(),
             image=str(server.get("imageRef", "")),
-            tags={str(key): str(value) for key, value in (server.get("metadata") or {}).items()},
+            tags={str(key): str(value) for key, value in metadata.items()},
             user_data=plain(server.get("user_data") or ""),
             broken=view.broken,
         )
         ledger.add(machine)
+        self._made_by[machine.id] = request
+
+    async def _froze(self, request: Request, reply: Reply) -> Reply:
+        """Say where the new image is, as Nova does; mimic names a place that is none."""
+        self._frozen = True
+        base = request.path.partition("/servers/")[0]
+        listed = await self.upstream.ask(
+            request, method="GET", target=f"{base}/images/detail", body=b""
+        )
+        name = request.object()["createImage"]["name"]
+        ids = [i["id"] for i in json.loads(listed.body)["images"] if i["name"] == name]
+        place = f"http://{request.headers['host']}{base}/images/{ids[-1]}"
+        return Reply(reply.status, reply.body, {**reply.headers, "Location": place})
 
     def _shown(self, reply: Reply, request: Request, ask: Ask, view: View) -> Reply:
         """Show the servers in the states that they are in by our ledger."""

@@ -72,9 +72,7 @@ class Rest(Vendor):
         """Say what a request is for."""
         operation, id = self._route(request)[:2]
         if operation == "create":
-            given = request.json()
-            if not isinstance(given, dict):
-                raise ValueError("the body is no JSON object")
+            given = request.object()
             region, type_, name = (str(given.get(key, "")) for key in self.keys)
             return Ask("create", region, type_, name)
         machine = self.ledger.machines.get(id)
@@ -156,6 +154,14 @@ def plain(user_data: str) -> str:
         return base64.b64decode(user_data, validate=False).decode()
     except (binascii.Error, UnicodeDecodeError):
         return user_data
+
+
+def strings(value: Any) -> list[str]:
+    """Read a list of strings; one alone is a list of one, and nothing is none."""
+    if not isinstance(value, list):
+        return [str(value)] if value else []
+    items: list[Any] = value  # pyright: ignore[reportUnknownVariableType] - of Any
+    return [str(item) for item in items]
 
 
 def number(text: str | None, default: int, least: int, most: int) -> int:

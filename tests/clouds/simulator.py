@@ -9,9 +9,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
@@ -34,7 +35,7 @@ async def serving(
     boot: float = 0.5,
     limit: int = 25,
     ports: Mapping[str, int] | None = None,
-) -> AsyncIterator[dict[str, int]]:
+) -> AsyncGenerator[dict[str, int]]:
     """Serve these vendors for a while; gives the port of each.
 
     OSError if one cannot be started.
@@ -74,7 +75,7 @@ async def main(arguments: Sequence[str]) -> int:
         loop.add_signal_handler(number, over.set)
     if options.follow:
         # The one that started it is gone, however it went.
-        loop.add_reader(0, lambda: None if sys.stdin.buffer.raw.read(1) else over.set())
+        loop.add_reader(0, lambda: None if os.read(0, 1) else over.set())
     try:
         async with serving(options.vendor, boot=options.boot, limit=options.limit) as ports:
             print(json.dumps(ports), flush=True)

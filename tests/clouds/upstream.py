@@ -50,6 +50,8 @@ class Upstream:
 
     async def start(self) -> None:
         """Start it; OSError if it is not there or does not listen in time."""
+        if (why := missing()) is not None:
+            raise OSError(f"not installed: {why}")
         self._folder = tempfile.TemporaryDirectory(prefix="clouds-")
         folder = Path(self._folder.name)
         self.port = _free()

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from .catalogue import VULTR_REGIONS, VULTR_SIZES, Size
 from .ledger import RUNNING, Machine
-from .rest import Call, Image, Rest, address, number, plain, stamp
+from .rest import Call, Image, Rest, address, number, plain, stamp, strings
 from .vendor import Refusal
 from .wire import Reply
 
@@ -57,7 +57,7 @@ class Vultr(Rest):
         return Reply.of(200, {key: rows[start : start + most], "meta": meta})
 
     def _create(self, call: Call) -> Reply:
-        given = call.request.json()
+        given = call.request.object()
         if self.region(call.ask.region) is None:
             return self.invalid("Invalid region.")
         if self.size(call.ask.type) is None:
@@ -65,14 +65,14 @@ class Vultr(Rest):
         image = str(given.get("os_id") or given.get("snapshot_id") or "")
         if not self.has_image(image):
             return self.invalid("Invalid OS or snapshot.")
-        tags = given.get("tags") or ([given["tag"]] if given.get("tag") else [])
+        tags = strings(given.get("tags")) or strings(given.get("tag"))
         count = self.ledger.number()
         machine = self.make(
             call,
             str(uuid.uuid5(uuid.NAMESPACE_URL, f"vultr/{count}/{call.at}")),
             count,
             image=image,
-            tags=[str(tag) for tag in tags],
+            tags=tags,
             user_data=plain(given.get("user_data") or ""),
         )
         return Reply.of(202, {"instance": self._instance(call, machine)})
@@ -103,7 +103,7 @@ class Vultr(Rest):
         return self.absent() if self.machine(call) is None else Reply(204)
 
     def _freeze(self, call: Call) -> Reply:
-        given = call.request.json()
+        given = call.request.object()
         machine = self.ledger.machines.get(str(given.get("instance_id", "")))
         if machine is None or not machine.lives(call.at):
             return self.absent()
@@ -254,7 +254,7 @@ class Vultr(Rest):
         ("POST", "/v2/snapshots", "freeze", _freeze),
         ("GET", "/v2/snapshots/(?P<id>[0-9a-f-]+)", "images", _one_snapshot),
         ("DELETE", "/v2/snapshots/(?P<id>[0-9a-f-]+)", "other", _delete_snapshot),
-        ("GET", "/v2/account", "other", _account),
+        ("GET", "/v2/account", "limits", _account),
     )
 
 

@@ -22,9 +22,13 @@ class Request:
     #: Path and query as they came.
     target: str
 
-    def json(self) -> Any:
-        """Read the body; ValueError if it is no JSON."""
-        return json.loads(self.body) if self.body else {}
+    def object(self) -> dict[str, Any]:
+        """Read the body, of which nothing is an empty object; ValueError if it is no object."""
+        value: Any = json.loads(self.body) if self.body else {}
+        if not isinstance(value, dict):
+            raise ValueError("the body is no JSON object")  # noqa: TRY004 - it is a bad request
+        found: dict[str, Any] = value  # pyright: ignore[reportUnknownVariableType] - of Any
+        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,12 @@ if TYPE_CHECKING:
     "share, or sqlite:////PATH (default: a file of the home). Its password is best left out of the "
     "URL: libpq finds it in ~/.pgpass, $PGPASSFILE, or the file of ?passfile=/PATH.",
 )
+@click.option(
+    "--providers/--no-providers",
+    "rents",
+    default=True,
+    help="Whether to run the provider agents of providers.yaml here (docs/providers.md).",
+)
 @json_option
 @show_home
 def up(
@@ -52,6 +58,7 @@ def up(
     domain: str | None,
     ca: Path | None,
     store: str | None,
+    rents: bool,
     as_json: bool,
 ) -> None:
     """Start the platform and keep it running until Ctrl-C.
@@ -77,7 +84,7 @@ def up(
     else:
         home = adapted(home, wanted, ca)
     with home.hold():
-        asyncio.run(_up(home, as_json))
+        asyncio.run(_up(home, rents, as_json))
 
 
 def _fresh(wanted: Mapping[str, str | None]) -> dict[str, Any]:
@@ -127,12 +134,12 @@ def adapted(home: Home, wanted: Mapping[str, str | None], ca: Path | None) -> Ho
     return home if ca is None else home.with_authority(ca)
 
 
-async def _up(home: Home, as_json: bool) -> None:
+async def _up(home: Home, rents: bool, as_json: bool) -> None:
     from .supervisor import Platform
 
     emit: Callable[[str, Mapping[str, object]], None]
     emit = _emit_json if as_json else _emit_text
-    platform = Platform(parts(home), emit, providers(home))
+    platform = Platform(parts(home), emit, providers(home) if rents else [])
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
+from spinal.agents.provider.pace import Pace
 from spinal.dispatcher.pools.machine import Machine, State
 from spinal.dispatcher.pools.tending import (
     Ask,
     Listing,
-    Pace,
     Seen,
     Sight,
     Terms,
@@ -196,13 +196,13 @@ def test_a_draining_machine_goes_once_it_runs_nothing_or_has_taken_too_long() ->
 def test_a_delete_that_failed_is_tried_again_after_pauses_that_grow_until_it_is_gone() -> None:
     machine, pauses = a_machine(State.LEAVING), list[float]()
     for _ in range(8):
-        machine = deleted(machine, {"outcome": "failed", "said": "500 oops"}, NOW)
+        machine = deleted(machine, {"outcome": "failed", "said": "500 oops"}, NOW, PACE)
         pauses.append((machine.due - NOW) / 1000)
     assert pauses == [2, 4, 8, 16, 32, 60, 60, 60]
     assert (machine.state, machine.said) == (State.LEAVING, "500 oops")
     assert tend(machine, at(59), TERMS, PACE).ask is Ask.NOTHING
     assert tend(machine, at(60), TERMS, PACE).ask is Ask.DESTROY
-    gone = deleted(machine, {"outcome": "gone"}, NOW + 61_000)
+    gone = deleted(machine, {"outcome": "gone"}, NOW + 61_000, PACE)
     assert (gone.state, gone.ended) == (State.GONE, NOW + 61_000)
 
 

@@ -1,13 +1,13 @@
 import json
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from spinal.cli.burst import read_rate
-from spinal.testing import eventually
 
 from .conftest import Program, Spinal, spinal_at, spinal_here
 
@@ -90,6 +90,13 @@ def pools(home: Path) -> list[Any]:
     return listed
 
 
+def until(holds: Callable[[], bool], within: float) -> None:
+    """Look until something is so; each look is a run of the command line, which is pause enough."""
+    end = time.monotonic() + within
+    while not holds():
+        assert time.monotonic() < end, f"not within {within:g} s"
+
+
 def check_nothing_is_left(home: Path) -> None:
     assert pools(home) == []
     assert machines(home) == []
@@ -164,7 +171,7 @@ class TestEnds:
         assert '"burst"' in "".join(run.rest())
         check_nothing_is_left(home)
 
-    async def test_killed_the_machines_go_when_nothing_waits_any_more(
+    def test_killed_the_machines_go_when_nothing_waits_any_more(
         self, home: Path, words: Any
     ) -> None:
         run = Program(home, *burst(words(30), "--each", "1s", "--deadline", "100s"))
@@ -172,22 +179,20 @@ class TestEnds:
         run.end(signal.SIGKILL)
         (pool,) = pools(home)
         assert pool["exist"]
-        await eventually(lambda: not pools(home)[0]["exist"], 120, "its machines are gone")
+        until(lambda: not pools(home)[0]["exist"], 120)
         assert machines(home) == []
         # The empty pool waits for its end, two minutes after the deadline.
         assert of(home)("pool", "down", pool["name"], "--yes").code == 0
         check_nothing_is_left(home)
 
-    async def test_a_pool_goes_at_its_end_with_its_machines(
-        self, home: Path, tmp_path: Path
-    ) -> None:
+    def test_a_pool_goes_at_its_end_with_its_machines(self, home: Path, tmp_path: Path) -> None:
         file = tmp_path / "pool.yaml"
         file.write_text(
             "pool: short\nserver: {cpu: 1, ram: 1G}\nsize: {start: 1}\n"
             f"life: {{ttl: 5m, join: 1m, ends: 3s, agents: [{WORKER}]}}\n"
         )
         assert of(home)("pool", "apply", str(file), "--yes", "--no-wait").code == 0
-        await eventually(lambda: not pools(home), 60, "the pool is gone")
+        until(lambda: not pools(home), 60)
         check_nothing_is_left(home)
 
 

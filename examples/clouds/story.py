@@ -147,7 +147,10 @@ class Story:
         return [sys.executable, "-P", "-m", "spinal", *words]
 
     def _environment(self) -> dict[str, str]:
-        return {**os.environ, "SPINAL_HOME": str(self.home), "SPINAL_LOG": "warning"}
+        # All of them run the Spinal that this runs.
+        path = os.pathsep.join(str(Path(one).absolute()) for one in sys.path if one)
+        own = {"SPINAL_HOME": str(self.home), "SPINAL_LOG": "warning", "PYTHONPATH": path}
+        return {**os.environ, **own}
 
     def say(self, line: str, at: float | None = None) -> None:
         """Print a line with the time since the beginning; now, or that of a Unix time."""

@@ -134,6 +134,18 @@ class TestRuns:
         assert "for each input" in ran.err
         check_nothing_is_left(home)
 
+    def test_where_machines_are_slower_than_was_said_there_are_more(
+        self, home: Path, words: Any
+    ) -> None:
+        # One machine would do by what is said, and takes a minute in truth.
+        over = words(200)
+        ran = spinal_at(home)(*burst(over, "--each", "50ms", "--deadline", "60s"), timeout=200)
+        assert ran.code == 0, ran.err
+        _, bill, end = said(ran.out)
+        assert end["done"] == 200
+        assert len(bill["machines"]) > 1
+        check_nothing_is_left(home)
+
     def test_what_it_takes_can_stand_in_a_pool_file(
         self, home: Path, words: Any, tmp_path: Path
     ) -> None:

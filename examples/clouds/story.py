@@ -230,7 +230,7 @@ class Story:
         with self.running("map", *words, "--durable", "--out", "small") as mapping:
             self.say("3. Machines appear, the cheapest first, until a vendor has no more.")
             self.until("machines of both vendors", lambda: self._both(mapping), DONE_WITHIN)
-            self.victim = self.ready()[0]["name"]
+            self.victim = next(one["name"] for one in self.ready() if one["vendor"] == "north")
             count = self.kill(self.victim)
             self.say(f"4. {self.victim} dies: SIGKILL to all {count} processes of it.")
             self.until("all photographs", lambda: self._ended(mapping), DONE_WITHIN)

@@ -20,6 +20,7 @@ import secrets
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final, Protocol
 
 import structlog
@@ -700,15 +701,15 @@ class Tender:
         pool = self.pools.get(name)
         if pool is None or pool.phase is not Phase.UP:
             return
-        offers, errors = await self.vendors.offers(pool.spec.server)
+        market = await self.vendors.offers(pool.spec.server)
         await self.refresh()
         pool = self.pools.get(name)
         if pool is None or pool.phase is not Phase.UP:
             return
         try:
-            found = self.planned(pool.spec, offers, pool.wanted)
+            found = await self.planned(pool.spec, market.offers, pool.wanted)
         except Impossible as exc:
-            await self._is_short(pool, "; ".join([str(exc), *_told(errors)]))
+            await self._is_short(pool, "; ".join([str(exc), *_told(market.errors)]))
             return
         for one in found.rent:
             # A machine is paid in the currency of its vendor.
@@ -722,7 +723,7 @@ class Tender:
                 return
             pool = ordered
 
-    def planned(self, spec: PoolSpec, offers: Sequence[Offer], wanted: int) -> Plan:
+    async def planned(self, spec: PoolSpec, offers: Sequence[Offer], wanted: int) -> Plan:
         """Say what would be ordered now, so that a pool has as many machines.
 
         Raises:
@@ -742,7 +743,8 @@ class Tender:
             spec.money.label,
             drain=spec.life.drain,
         )
-        return plan(
+        work = partial(
+            plan,
             spec,
             offers,
             market.exchange,
@@ -757,6 +759,8 @@ class Tender:
             room=room,
             limits=limits,
         )
+        # Packing takes seconds; the rest is done sooner than a thread is found for it.
+        return await asyncio.to_thread(work) if spec.demand else work()
 
     def blocked(self) -> Blocked:
         """Give what is not asked for now, until when, and why."""
@@ -839,6 +843,8 @@ class Tender:
                 "image": spec.server.image,
                 "user_data": script,
                 "tags": {"spinal": self._home, "spinal-pool": machine.pool},
+                # Nobody has asked for this name before.
+                "fresh": True,
             }
             outcome = await self.vendors.create(machine.vendor, args, self._pace.order)
         now, key = self.now(), (machine.vendor, machine.region, machine.type)

@@ -102,7 +102,7 @@ class Vendor:
         @agent.op("/provider/offers", effects="reads")
         async def offers(
             cpu: float = 0, ram: int = 0, disk: int = 0, arch: str = "any", most: int = 9,
-            refresh: bool = False,
+            refresh: bool = False, regions: list[str] = [], largest: bool = False,  # noqa: B006
         ) -> dict[str, Any]:  # fmt: skip
             """Offer one type."""
             offer = {
@@ -131,7 +131,7 @@ class Vendor:
         @agent.op("/provider/create", effects="spends", timeout="5m")
         async def create(
             job: Job, name: str, type: str, region: str, image: str, user_data: str,
-            tags: dict[str, str],
+            tags: dict[str, str], fresh: bool,
         ) -> dict[str, Any]:  # fmt: skip
             """Make a machine, or not."""
             return await self._order(name, type, tags)

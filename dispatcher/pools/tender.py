@@ -475,7 +475,7 @@ class Tender:
         if machine is None or machine.state is not State.LEAVING:
             return
         pool = self.pools.get(machine.pool)
-        if pool is not None and pool.phase is Phase.FROZEN and not machine.image and machine.began:
+        if pool is not None and pool.freezes and not machine.image and machine.began:
             outcome = await self.vendors.freeze(machine.vendor, name, pool.name)
             image = str(outcome.get("image", ""))
             if outcome.get("outcome") != "frozen":

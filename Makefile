@@ -47,7 +47,8 @@ demo: links $(VENV)/user
 	$(BIN)/spinal demo
 
 # Real servers that are flooded and killed: beside too much else they show how busy the machine is.
-HEAVY := tests/faults tests/integration/test_cluster.py tests/integration/test_hostile.py \
+HEAVY := tests/faults tests/agents/provider/local/test_nspawn.py \
+	tests/integration/test_cluster.py tests/integration/test_hostile.py \
 	tests/integration/test_servers_page.py
 
 # What two of the simulated clouds run on (moto, mimic) has an environment of its own as well.

@@ -35,6 +35,9 @@ CHUNK = 256 * 1024
 MAX_MEMORY = 256 * 1024 * 1024
 #: Most bytes that :meth:`Blobs.fetch_to` writes into a file; what servers of ours take, as shipped.
 MAX_FILE = 1024 * 1024 * 1024
+#: Uploads of one client at once; further ones wait.  Servers promise each account only so many places,
+#: and a map of files would ask for hundreds before it has used any.
+UPLOADS = 32
 #: A fetch that takes longer than :data:`PATIENCE` seconds and this many bytes a second is given up:
 #: a host that says a byte now and then would keep one of our threads for ever.
 SLOWEST = 64 * 1024
@@ -66,6 +69,7 @@ class Blobs:
         self._uploads = frozenset(host.lower() for host in uploads)
         self._service = service
         self._https = Https(ca)
+        self._room = asyncio.Semaphore(UPLOADS)
 
     async def close(self) -> None:
         """End the HTTP connections; may be called again."""
@@ -85,16 +89,17 @@ class Blobs:
         except OSError as exc:
             raise _unreadable(source, exc) from exc
         name = source.name if isinstance(source, Path) else "blob"
-        put, get, headers = await self._slot(name, size, media_type)
-        headers = {**headers, "Content-Length": str(size), "Content-Type": media_type}
+        async with self._room:
+            put, get, headers = await self._slot(name, size, media_type)
+            headers = {**headers, "Content-Length": str(size), "Content-Type": media_type}
 
-        def send(connection: HTTPSConnection) -> str:
-            return _put(connection, _target(put), headers, source, size)
+            def send(connection: HTTPSConnection) -> str:
+                return _put(connection, _target(put), headers, source, size)
 
-        try:
-            sha256 = await self._https.transfer(put, send)
-        except FAILURES as exc:
-            raise BlobError(f"the upload of {name} failed: {_words(exc)}") from exc
+            try:
+                sha256 = await self._https.transfer(put, send)
+            except FAILURES as exc:
+                raise BlobError(f"the upload of {name} failed: {_words(exc)}") from exc
         return BlobRef(get, sha256, size, media_type)
 
     async def fetch(self, ref: BlobRef) -> bytes:

@@ -66,6 +66,8 @@ MAX_NODES: Final = 16
 MAX_OTHERS: Final = 100
 
 _FOLDERS: Final = ("secrets", "server", "agents", "dispatcher", "run")
+#: What may be where a home is made: what an interrupted making left, and what was put there before.
+_BEFORE: Final = frozenset({*_FOLDERS, "accounts.json", "ca.pem", "providers.yaml"})
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _ODD = re.compile(r"[^a-z0-9._-]+")
 
@@ -266,7 +268,7 @@ class Home:
             if (place / "home.json").exists():
                 raise HomeError(f"there is a home at {place} already: use it, or choose another")
             # What an interrupted making left behind is taken up, and nothing of it made twice.
-            if {entry.name for entry in place.iterdir()} - {*_FOLDERS, "accounts.json", "ca.pem"}:
+            if {entry.name for entry in place.iterdir()} - _BEFORE:
                 raise HomeError(
                     f"{place} is not empty and not a home: choose another folder with --home"
                 )

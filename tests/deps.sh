@@ -4,7 +4,7 @@
 # No service is started, and a second run is quick and changes nothing.
 set -eu
 
-packages="prosody ejabberd profanity go-sendxmpp libstrophe-dev libjansson-dev gcc libc6-dev pkg-config tmux postgresql strace units bc imagemagick memcached systemd perl redis-server pdns-server pdns-backend-sqlite3 sqlite3 mariadb-server bubblewrap mmdebstrap systemd-container"
+packages="prosody ejabberd profanity go-sendxmpp libstrophe-dev libjansson-dev gcc libc6-dev pkg-config tmux postgresql strace units bc imagemagick memcached systemd perl redis-server busybox pdns-server pdns-backend-sqlite3 sqlite3 mariadb-server bubblewrap mmdebstrap systemd-container"
 command -v node >/dev/null 2>&1 || packages="$packages nodejs npm"
 command -v docker >/dev/null 2>&1 || packages="$packages docker.io"
 [ $# -eq 0 ] || packages="$*"

@@ -154,6 +154,7 @@ def assemble(account: Account, home_id: str = "", desk: Desk | None = None) -> A
             "currency": account.currency,
             "prices": _bounded(table),
             "count": count,
+            "more": count > MAX_PRICES,
             "sources": sources,
             "no_price": found.dropped.get("no price", 0),
             "errors": list(found.errors),
@@ -169,6 +170,7 @@ def assemble(account: Account, home_id: str = "", desk: Desk | None = None) -> A
         user_data: Annotated[str, msgspec.Meta(max_length=64 * 1024)] = "",
         tags: dict[str, str] = {},  # noqa: B006
         ssh_key: str | None = None,
+        disk: Bytes = 0,
         fresh: bool = False,
     ) -> dict[str, Any]:
         """Rent a machine, and answer as soon as the vendor has accepted it; it does not run yet.
@@ -187,6 +189,7 @@ def assemble(account: Account, home_id: str = "", desk: Desk | None = None) -> A
             user_data: Script that cloud-init runs at the first start.
             tags: Words to find it by; `spinal` is the home.
             ssh_key: Key that may log in, as the vendor wants it named.
+            disk: Bytes of disk at least, where the vendor rents disks by themselves.
             fresh: Nobody has asked for this name before, so that it cannot exist yet.
         """
         order = Order(
@@ -197,6 +200,7 @@ def assemble(account: Account, home_id: str = "", desk: Desk | None = None) -> A
             user_data=user_data,
             tags={HOME: home_id, **tags} if home_id else tags,
             ssh_key=ssh_key or "",
+            disk=disk,
         )
         return await rentals().create(order, job.remaining, fresh=fresh)
 
@@ -294,7 +298,9 @@ def assemble(account: Account, home_id: str = "", desk: Desk | None = None) -> A
         room = count if account.limit is None else min(count, account.limit)
         if fits:
             best = fits[0]
-            order = Order(name="planned", type=best.type, region=best.region, image=image)
+            order = Order(
+                name="planned", type=best.type, region=best.region, image=image, disk=disk
+            )
             try:
                 arguments = await rentals().arguments(order)
             except AgentError as exc:

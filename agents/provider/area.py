@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Final
 
 #: Areas that an offer may be in.
@@ -29,7 +30,6 @@ def of(region: str) -> str:
     return next((_AREA[word] for word in candidates if word in _AREA), "")
 
 
-def wanted(region: str, regions: object) -> bool:
+def wanted(region: str, regions: Collection[str]) -> bool:
     """Tell whether a region is among some regions or areas; none of them means all."""
-    assert isinstance(regions, (list, tuple, set, frozenset))
     return not regions or region in regions or (bool(of(region)) and of(region) in regions)

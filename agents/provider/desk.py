@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
+from weakref import WeakSet
 
 from spinal.agents.errors import AgentError
 
@@ -47,6 +48,8 @@ class Desk:
         self.account = account
         self._pool = ThreadPoolExecutor(threads, f"vendor-{account.name}")
         self._own = threading.local()
+        #: Of each thread, the connections that it has made.
+        self._wires: list[WeakSet[wire.Wire]] = []
         #: Counts up when all adapters are to be made anew.
         self._series = 0
 
@@ -89,7 +92,10 @@ class Desk:
 
     def _vendor(self) -> Vendor:
         series, vendor = getattr(self._own, "vendor", (None, None))
+        if vendor is None:
+            self._wires.append(wire.opened())
         if vendor is None or series != self._series:
+            _shut(wire.opened())
             series, vendor = self._series, self.account.form.make(self.account)
             self._own.vendor = series, vendor
         return vendor
@@ -106,3 +112,10 @@ class Desk:
     def close(self) -> None:
         """Take no more calls; those that wait are dropped, those that run end by themselves."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+        for wires in self._wires:
+            _shut(wires)
+
+
+def _shut(wires: WeakSet[wire.Wire]) -> None:
+    for one in list(wires):
+        one.shut()

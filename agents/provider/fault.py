@@ -91,6 +91,8 @@ _RULES: Final = (
     _Rule("auth", _CLOCK),
     _Rule("invalid", types=("Impossible",)),
     _Rule("transient", types=("Late",)),
+    # What Linode's driver refuses by itself.
+    _Rule("invalid", types=("LinodeExceptionV4",)),
     _Rule("auth", types=("AgentError",)),
     _Rule("invalid", _words(r"user[ _-]?data.{0,80}(limit|exceed|too (long|large|big))")),
     _Rule(
@@ -112,7 +114,7 @@ _RULES: Final = (
     _Rule(
         "quota",
         _words(
-            r"quota|limit ?exceeded|limit (has been |was |is )?reached"
+            r"quota|(limit|count) ?exceeded|limit (has been |was |is )?reached"
             r"|(droplet|instance|server|linode|vcpu|core)s? limit|will exceed your"
             r"|exceed(s|ed|ing)? .{0,40}(limit|allowed|maximum)"
             r"|maximum (number|count|of)?.{0,40}(droplet|instance|server|linode|machine)"
@@ -147,8 +149,9 @@ def classify(error: BaseException, answer: Answer | None = None, hide: Sequence[
     code = _code(error, text) if answer is None else answer.status
     kind = next((rule.kind for rule in _RULES if rule.fits(text, types, code)), "unknown")
     said = text
-    if kind == "unknown" and isinstance(error, (KeyError, TypeError, ValueError, AttributeError)):
-        said = f"the answer cannot be understood: {type(error).__name__}: {text}"
+    if kind == "unknown":
+        where = "" if answer is None else "the answer cannot be understood: "
+        said = f"{where}{type(error).__name__}: {text}"
     if kind == "auth" and (hint := _skew(text, answer)):
         said = f"{said}; {hint}"
     unsent = answer is None and (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -66,10 +66,9 @@ class Machine:
         }
 
 
-def pairs(words: object) -> dict[str, str]:
+def pairs(words: Iterable[Any]) -> dict[str, str]:
     """Read tags that a vendor keeps as single words, ``key=value`` or ``key:value``."""
     found: dict[str, str] = {}
-    assert isinstance(words, (list, tuple))
     for word in map(str, words):
         for sign in "=:":
             key, is_there, value = word.partition(sign)

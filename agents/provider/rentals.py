@@ -31,6 +31,9 @@ from .vendors.vendor import Order, Quota, Vendor
 #: Seconds for which offers are kept.
 KEPT: Final = 600.0
 
+#: Seconds that offers may take to learn; those that are known are told after that.
+LEARN: Final = 60.0
+
 #: Seconds between two looks at a machine that is waited for: at first, and at most.
 SOON: Final = 0.5
 LATE: Final = 10.0
@@ -121,7 +124,9 @@ class Rentals:
             dropped[reason] += 1
 
         try:
-            found = await self._desk.call(lambda vendor: list(vendor.offers(scope, now, count)))
+            found = await self._desk.call(
+                lambda vendor: list(vendor.offers(scope, now, count)), LEARN
+            )
         except Failed as exc:
             return exc.fault
         self._parts[scope] = _Part(found, dropped, time.monotonic())
@@ -209,9 +214,7 @@ class Rentals:
             return _said("refused", exc.fault)
         try:
             made = await self._desk.call(
-                lambda vendor: vendor.create(order, {**vendor.arguments(order), **prepared}),
-                left(),
-                least=timeout,
+                lambda vendor: vendor.create(order, prepared), left(), least=timeout
             )
         except Failed as exc:
             return await self._looked(order, exc.fault, max(left(), timeout))
@@ -313,7 +316,10 @@ def _rank(offer: Offer) -> tuple[Any, ...]:
 
 
 def _prepared(vendor: Vendor, order: Order) -> dict[str, Any]:
-    """Check what can be checked, and look up what has to be, before anything is bought."""
+    """Check what can be checked, and look up what has to be, before anything is bought.
+
+    What it gives is plain data, and may be used by another thread's driver.
+    """
     size = len(order.user_data.encode())
     if size > vendor.user_data:
         raise Impossible(
@@ -322,9 +328,7 @@ def _prepared(vendor: Vendor, order: Order) -> dict[str, Any]:
     if vendor.account.regions and order.region not in vendor.account.regions:
         known = ", ".join(vendor.account.regions)
         raise Impossible(f"region {order.region!r} is none of the account's: {known}")
-    # What it looks up, this thread's adapter keeps; the next one may be another thread's.
-    found = vendor.arguments(order)
-    return {"image": found["image"]} if "image" in found else {}
+    return vendor.arguments(order)
 
 
 def _destroying(machine: Machine) -> Callable[[Vendor], None]:
@@ -356,8 +360,8 @@ def _shown(key: str, value: Any) -> Json:
     if isinstance(value, dict):
         inner: dict[str, Any] = value  # pyright: ignore[reportUnknownVariableType] - JSON keys
         return {name: _shown(name, item) for name, item in inner.items()}
-    if isinstance(value, (list, tuple)):
-        items: Iterable[Any] = value  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(value, list):
+        items: list[Any] = value  # pyright: ignore[reportUnknownVariableType] - JSON items
         return [_shown("", item) for item in items]
     if isinstance(value, (bool, int, float)):
         return value

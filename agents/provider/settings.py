@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from spinal.agents import secret
-from spinal.agents.document import DURATION, SIZE, BadDocument, Document, Mistake, check, load
+from spinal.agents.document import (
+    DURATION,
+    SIZE,
+    BadDocument,
+    Document,
+    Mistake,
+    check,
+    load,
+    members,
+)
 from spinal.agents.document import seconds as read_seconds
 from spinal.agents.document import size as read_size
 from spinal.agents.errors import AgentError
@@ -443,6 +452,13 @@ _SOME: Final[Mapping[str, Mapping[str, Json]]] = {
         "description": "Kinds of machine that are had here.",
         "examples": [{"small": {"cpu": 1, "ram": "1G", "price": 0.01}}],
     },
+    "capacity": {
+        "type": "object",
+        "additionalProperties": {"type": "integer", "minimum": 0, "maximum": 100_000},
+        "maxProperties": 100,
+        "description": "Region/size -> machines after which it pretends to have no more.",
+        "examples": [{"local/small": 2}],
+    },
     "isolation": {
         "enum": ["auto", "process", "bubblewrap", "nspawn"],
         "description": "How machines here are kept apart.",
@@ -468,12 +484,13 @@ _NAME: Final = "^[a-z0-9][a-z0-9-]{0,39}$"
 
 def account_schema(driver: str | None) -> dict[str, Json]:
     """Give the schema of an account with this driver."""
-    if driver is not None and driver not in FORMS and driver not in others():
+    if driver is None or (driver not in FORMS and driver not in others()):
         # What else it may have, nobody knows.
-        return {"type": "object", "properties": {"driver": {"enum": list(FORMS)}}}
-    form = FORMS.get(driver or "", OTHER)
+        named: dict[str, Json] = {"enum": list(FORMS), "examples": ["digitalocean"]}
+        return {"type": "object", "properties": {"driver": named}, "required": ["driver"]}
+    form = FORMS.get(driver, OTHER)
     properties = {**_ANY, **{key: _SOME[key] for key in (*form.needs, *form.may) if key in _SOME}}
-    return _object(properties, required=["driver", *(form.needs if driver else ())])
+    return _object(properties, required=["driver", *form.needs])
 
 
 def others() -> set[str]:
@@ -485,11 +502,9 @@ def others() -> set[str]:
 
 def schema(value: Any = None) -> dict[str, Json]:
     """Give the schema of a file; what an account may have depends on its driver."""
-    given: Any = value.get("accounts") if isinstance(value, dict) else None
-    accounts: Mapping[str, Any] = given if isinstance(given, dict) else {}
     each: dict[str, Json] = {}
-    for name, account in accounts.items():
-        driver = account.get("driver") if isinstance(account, dict) else None
+    for name, account in members(members(value).get("accounts")).items():
+        driver: Any = members(account).get("driver")
         each[name] = account_schema(driver if isinstance(driver, str) else None)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
+from weakref import WeakSet
 
 import libcloud.common.base
 from libcloud.http import LibcloudConnection
@@ -66,6 +67,9 @@ class _Call(threading.local):
     until: float = float("inf")
     answer: Answer | None = None
 
+    def __init__(self) -> None:
+        self.wires: WeakSet[Wire] = WeakSet()
+
 
 _call = _Call()
 
@@ -85,8 +89,23 @@ def last() -> Answer | None:
     return _call.answer
 
 
+def opened() -> WeakSet[Wire]:
+    """Give the connections that this thread has made; they may be closed by another one."""
+    return _call.wires
+
+
 class Wire(LibcloudConnection):
     """See the module."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        base: Any = super()
+        base.__init__(*args, **kwargs)
+        _call.wires.add(self)
+
+    def shut(self) -> None:
+        """Close its sockets; a request that is made all the same opens a new one."""
+        if self.session is not None:
+            self.session.close()
 
     def request(self, *args: Any, **kwargs: Any) -> None:
         """Send a request and read its answer, as libcloud's own."""
@@ -94,8 +113,8 @@ class Wire(LibcloudConnection):
         left = _call.until - time.monotonic()
         own: Any = self
         own.session.timeout = max(LEAST, min(_call.timeout, left))
-        ask: Any = super().request
-        ask(*args, **kwargs)
+        base: Any = super()
+        base.request(*args, **kwargs)
         answer: Any = self.response
         _call.answer = Answer.of(answer.status_code, answer.headers, time.time())
 

@@ -216,7 +216,7 @@ class Joining:
         """Give the script that the machine of a ticket is to run first."""
         found = await self.wheel()
         return script.script(
-            script.Joining(
+            script.Boot(
                 name=made.ticket.name,
                 ticket=made.text,
                 url=self.url,

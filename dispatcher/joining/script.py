@@ -25,7 +25,7 @@ _INDEX: Final = re.compile(r"https?://[^\s'\"\\]+", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Joining:
+class Boot:
     """What the script of one machine says."""
 
     name: str
@@ -42,36 +42,36 @@ class Joining:
     index: str = ""
 
 
-def script(joining: Joining) -> str:
+def script(boot: Boot) -> str:
     """Write the script of a machine.
 
     Raises:
         JoiningError: a value cannot stand in it, or it would be longer than :data:`MAX_BYTES`.
     """
-    if not _PEM.fullmatch(joining.ca):
+    if not _PEM.fullmatch(boot.ca):
         raise JoiningError("the authority of the desk is no certificate in PEM")
-    if urlsplit(joining.url).scheme != "https":
-        raise JoiningError(f"{joining.url[:80]!r} is no address of a desk: write https://HOST:PORT")
-    if joining.index and not _INDEX.fullmatch(joining.index):
-        raise JoiningError(f"{joining.index[:80]!r} is no package index: write https://HOST/PATH")
+    if urlsplit(boot.url).scheme != "https":
+        raise JoiningError(f"{boot.url[:80]!r} is no address of a desk: write https://HOST:PORT")
+    if boot.index and not _INDEX.fullmatch(boot.index):
+        raise JoiningError(f"{boot.index[:80]!r} is no package index: write https://HOST/PATH")
     values = {
-        "name": joining.name,
-        "ticket": joining.ticket,
-        "url": joining.url,
-        "version": joining.version,
-        "wheel": joining.wheel,
-        "wheel_url": f"{joining.url}/wheels/{joining.sha256}",
-        "sha256": joining.sha256,
-        "index": joining.index,
+        "name": boot.name,
+        "ticket": boot.ticket,
+        "url": boot.url,
+        "version": boot.version,
+        "wheel": boot.wheel,
+        "wheel_url": f"{boot.url}/wheels/{boot.sha256}",
+        "sha256": boot.sha256,
+        "index": boot.index,
     }
     for value in values.values():
         if not (value.isascii() and (value.isprintable() or not value)):
             raise JoiningError(f"{value[:80]!r} cannot stand in a script")
     # In one pass, so that no value is looked into for the marks of others.
     text = re.sub("@([a-z0-9_]+)@", lambda found: shlex.quote(values[found[1]]), _SCRIPT)
-    text = text.replace("%CA%\n", joining.ca)
+    text = text.replace("%CA%\n", boot.ca)
     if len(text) > MAX_BYTES:
-        raise JoiningError(f"the script of {joining.name} is longer than {MAX_BYTES} bytes")
+        raise JoiningError(f"the script of {boot.name} is longer than {MAX_BYTES} bytes")
     return text
 
 

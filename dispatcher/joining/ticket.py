@@ -18,7 +18,7 @@ import hmac
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from spinal.bus.errors import HomeError
 from spinal.bus.home import check_name
@@ -233,18 +233,18 @@ def _size(file: tuple[str, str]) -> int:
 # As a record of the store.
 
 
+_APART: Final = ("name", "version")
+
+
 def written(ticket: Ticket) -> Record:
     """Give the record of a ticket."""
-    members = asdict(ticket)
-    del members["name"], members["version"]
-    body: Json = members
+    body: Json = {name: item for name, item in asdict(ticket).items() if name not in _APART}
     return Record(KIND, ticket.name, ticket.version, body)
 
 
 def read(record: Record) -> Ticket:
     """Give the ticket of a record."""
-    assert isinstance(record.body, dict), record.name
-    members: dict[str, Any] = dict(record.body)
+    members = dict(cast("Mapping[str, Any]", record.body))
     for name in ("packages", "run", "tags"):
         members[name] = tuple(members[name])
     return Ticket(name=record.name, version=record.version, **members)

@@ -78,6 +78,19 @@ def of(found: Document, exchange: Exchange | None = None) -> PoolSpec:
     return _Reader(found).spec(exchange)
 
 
+def of_words(value: Json) -> PoolSpec:
+    """Make a pool of what was said elsewhere than in a file; paths in it start where we are.
+
+    Raises:
+        BadDocument: as for :func:`load`; each mistake with its key.
+    """
+    found = Document("pool", value, {})
+    mistakes = list(document.check(found, schema()))
+    if mistakes:
+        raise BadDocument(mistakes)
+    return of(found)
+
+
 def to_json(spec: PoolSpec) -> dict[str, Json]:
     """Give a pool as JSON, all defaults filled in, the content of the agents' files in it."""
     server, scale, money, life = spec.server, spec.scale, spec.money, spec.life
@@ -134,6 +147,7 @@ def to_json(spec: PoolSpec) -> dict[str, Json]:
             "packages": list(life.packages),
             "join": life.join,
             "drain": life.drain,
+            **_some(ends=life.ends),
         },
     }
 
@@ -217,7 +231,8 @@ class _Reader:
         region = said.get("region", [])
         sizes = {key: document.size(said[key]) for key in ("ram", "disk") if key in said}
         regions = (region,) if isinstance(region, str) else tuple(region)
-        return Server(**{**said, **sizes, "region": regions})
+        given: dict[str, Any] = {**said, **sizes, "region": regions}
+        return Server(**given)
 
     def _demand(self, said: Sequence[Mapping[str, Any]]) -> Iterator[Demand]:
         for each in said:
@@ -304,17 +319,19 @@ class _Reader:
     def _life(self, said: Mapping[str, Any]) -> Life:
         tests = tuple(said.get("self_test", ()))
         self._operations(tests, ("life", "self_test"))
-        agents = said.get("agents", ())
+        agents: Any = said.get("agents", ())
+        agents = (
+            dict(document.members(agents)) if isinstance(agents, Mapping) else self._agents(agents)
+        )
         return Life(
-            **{
-                **said,
-                "self_test": tests,
-                "packages": tuple(said.get("packages", ())),
-                "agents": dict(agents) if isinstance(agents, Mapping) else self._agents(agents),
-                "ttl": self._seconds(said, "ttl", Life().ttl, "life"),
-                "join": self._seconds(said, "join", Life().join, "life"),
-                "drain": self._seconds(said, "drain", Life().drain, "life"),
-            }
+            ttl=self._seconds(said, "ttl", Life().ttl, "life"),
+            on_down=said.get("on_down", Life().on_down),
+            self_test=tests,
+            agents=agents,
+            packages=tuple(said.get("packages", ())),
+            join=self._seconds(said, "join", Life().join, "life"),
+            drain=self._seconds(said, "drain", Life().drain, "life"),
+            ends=self._seconds(said, "ends", 0.0, "life") or None,
         )
 
     def _agents(self, files: Sequence[str]) -> dict[str, str]:
@@ -377,7 +394,7 @@ class _Reader:
 
     def _operations(self, ops: Sequence[str], steps: Sequence[str], *, alone: bool = False) -> None:
         for place, op in enumerate(ops):
-            where = steps if alone else (*steps, place)
+            where: Sequence[str | int] = steps if alone else (*steps, place)
             try:
                 if not paths.parts(op):
                     self._tell(where, "'/' is no operation: write for example /image/resize")
@@ -758,5 +775,8 @@ _LIFE: Final[dict[str, Json]] = {
     ),
     "drain": _length(
         "A machine that goes may finish its jobs for so long; 10m if not said.", "10m"
+    ),
+    "ends": _length(
+        "The pool itself goes down so long after it was made; never if not said.", "8h"
     ),
 }

@@ -2,7 +2,7 @@
 
 A machine is paid from the time at which its vendor began to count until it is gone, by the second
 with a least time; vendors that count started hours are a :class:`Billing` with a step of an hour.
-For budgets the dearer reading is taken: what may exist is paid from its order.
+Where that time is not known it is that of the order; and for budgets, what may exist is paid.
 
 Budgets are hard.  A machine is rented only if everything that is there, and it, could be paid for a
 while longer (:func:`room`); and machines are returned before the money for what they still take to
@@ -161,11 +161,11 @@ def cost(
     for machine in machines:
         span = _paid(machine, since, until, now, billing)
         hourly = machine.hourly if machine.state.costs and _began(machine) is not None else 0.0
-        if not span and not hourly:
+        this_month = _paid(machine, begin, end, now, billing) / _HOUR * machine.hourly
+        if not (span or hourly or this_month):
             continue
         key = tuple(BY[name](machine) for name in by)
         sum = found.get(key) or Cost(key=key, machines=0, hours=0, spent=0, hourly=0, forecast=0)
-        this_month = _paid(machine, begin, end, now, billing) / _HOUR * machine.hourly
         found[key] = Cost(
             key=key,
             machines=sum.machines + (span > 0),
@@ -232,8 +232,10 @@ def room(
         if budget.per_hour is not None:
             hourly = sum(machine.hourly for machine in own if machine.state.costs)
             found = min(found, budget.per_hour - hourly)
-        for left, hours in _months(budget, own, now, billing, drain, ahead):
-            found = min(found, left / hours)
+        if budget.per_month is not None:
+            months = _Months(budget.per_month, own, now, billing, drain, ahead)
+            for left, hours in months.left(each for each in own if each.state.costs):
+                found = min(found, left / hours)
     # Sums of prices are not exact, and what fits exactly is to fit.
     return max(0.0, found + 1e-9)
 
@@ -271,49 +273,64 @@ def overdue(
         return machine.state is State.READY, harm(machine), -machine.hourly
 
     for budget in budgets:
-        what = f"the budget of {budget.label or 'all'} for this month"
-        own = [
-            replace(each, state=State.DRAINING, since=now) if each.name in going else each
-            for each in _covered(budget, machines)
-        ]
-        staying = sorted((each for each in own if each.state.counts), key=order)
-        for machine in staying:
-            if all(left >= -1e-9 for left, _ in _months(budget, own, now, billing, drain, ahead)):
+        if budget.per_month is None:
+            continue
+        own = _covered(budget, machines)
+        months = _Months(budget.per_month, own, now, billing, drain, ahead)
+        living = {
+            each.name: replace(each, state=State.DRAINING, since=now)
+            if each.name in going
+            else each
+            for each in own
+            if each.state.costs
+        }
+        for machine in sorted((each for each in living.values() if each.state.counts), key=order):
+            if all(left >= -1e-9 for left, _ in months.left(living.values())):
                 break
-            going[machine.name] = machine, f"{what} would be exceeded"
-            own[own.index(machine)] = replace(machine, state=State.DRAINING, since=now)
+            why = f"the budget of {budget.label or 'all'} for this month would be exceeded"
+            going[machine.name] = machine, why
+            living[machine.name] = replace(machine, state=State.DRAINING, since=now)
     return list(going.values())
 
 
-def _months(
-    budget: Budget,
-    own: Sequence[Machine],
-    now: int,
-    billing: Billing,
-    drain: float,
-    ahead: float,
-) -> list[tuple[float, float]]:
-    """Give, for this month and the next, what is left of a budget, and the hours that are looked at.
+class _Months:
+    """What a monthly budget leaves in this month and in the next one."""
 
-    What is there already is taken off: each machine until it could be gone, counted as the vendor
-    counts.
-    """
-    if budget.per_month is None:
-        return []
-    begin, end = month(now)
-    longer = max(billing.minimum, billing.step)
-    rest = (end - now) / 1000
-    this = budget.per_month - spent(own, begin, end, now, billing, cautious=True)
-    following = budget.per_month
-    for machine in own:
-        if machine.state.costs:
-            seconds = _until_gone(machine, now, drain, ahead) + longer
-            this -= machine.hourly * min(seconds, rest) / 3600
-            following -= machine.hourly * max(0.0, seconds - rest) / 3600
-    found = [(this, min(ahead + longer, rest) / 3600)]
-    if ahead + longer > rest:
-        found.append((following, (ahead + longer - rest) / 3600))
-    return found
+    def __init__(
+        self,
+        per_month: float,
+        own: Sequence[Machine],
+        now: int,
+        billing: Billing,
+        drain: float,
+        ahead: float,
+    ) -> None:
+        begin, end = month(now)
+        self._now, self._drain, self._ahead = now, drain, ahead
+        self._rest = (end - now) / 1000
+        #: A step that has begun is paid whole, in the month in which it begins.
+        self._longer = max(billing.minimum, billing.step)
+        self._this = per_month - spent(own, begin, end, now, billing, cautious=True)
+        self._following = per_month
+
+    def left(self, living: Iterable[Machine]) -> list[tuple[float, float]]:
+        """Give, for each month, what is left, and the hours of it that are looked at.
+
+        What is there already is taken off: each machine until it could be gone.
+        """
+        this, following = self._this, self._following
+        for machine in living:
+            now, next = self._parts(_until_gone(machine, self._now, self._drain, self._ahead))
+            this -= machine.hourly * now
+            following -= machine.hourly * next
+        now, next = self._parts(self._ahead)
+        return [(left, hours) for left, hours in ((this, now), (following, next)) if hours]
+
+    def _parts(self, seconds: float) -> tuple[float, float]:
+        """Give the hours from now on that fall into each month, with a step that has begun."""
+        seconds += self._longer
+        this = min(seconds, self._rest + self._longer)
+        return this / 3600, max(0.0, seconds - self._rest) / 3600
 
 
 def _until_gone(machine: Machine, now: int, drain: float, ahead: float) -> float:
@@ -335,9 +352,10 @@ def _began(machine: Machine, *, cautious: bool = False) -> int | None:
     """Give when a machine began to cost; none if it does not, as far as we know."""
     if machine.state is State.NEVER:
         return None
-    if machine.state in (State.ORDERED, State.UNKNOWN, State.REFUSED) and machine.began is None:
-        return machine.created if cautious else None
-    return machine.created if cautious or machine.began is None else machine.began
+    if machine.began is not None:
+        return machine.began
+    exists = machine.state not in (State.ORDERED, State.UNKNOWN, State.REFUSED)
+    return machine.created if exists or cautious else None
 
 
 def _paid(

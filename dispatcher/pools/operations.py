@@ -55,9 +55,16 @@ class PoolOperations:
         found, errors = await tender.vendors.offers(server, args.get("refresh", False))
         exchange, now, blocked = tender.market().exchange, tender.now(), tender.blocked()
         ranked = rank(found, exchange, server, now, blocked=blocked)
+        best: dict[str, Json] = {}
+        for one in ranked.offers:
+            best.setdefault(one.offer.vendor, one.row())
         near = "" if ranked.offers else nearest(found, exchange, server, now, blocked=blocked)
         return {
             "offers": [one.row() for one in ranked.offers[:MAX_OFFERS]],
+            "dearest": ranked.offers[-1].row() if ranked.offers else None,
+            "by_vendor": best,
+            "currency": exchange.currency,
+            "rates": dict(exchange.rates or {}),
             "rejected": ranked.counted(),
             "nearest": near,
             "errors": dict(errors),
@@ -254,7 +261,7 @@ class PoolOperations:
 
 def _start(spec: PoolSpec, known: Pool | None) -> int:
     """Give how many machines a pool has after its file is applied."""
-    if known is None or known.phase is not Phase.UP:
+    if known is None or known.phase is not Phase.UP or spec.size.start != known.spec.size.start:
         return spec.size.start
     return min(max(known.wanted, spec.size.min), spec.size.max)
 
@@ -289,6 +296,7 @@ def machine_row(one: Machine) -> dict[str, Json]:
         "price": one.price,
         "currency": one.currency,
         "id": one.id or None,
+        "created": stamp(one.created),
         "began": None if one.began is None else stamp(one.began),
         "expires": stamp(one.expires),
         "why": one.why or None,

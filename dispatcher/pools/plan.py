@@ -12,8 +12,8 @@ import json
 from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from math import fsum, inf
+from dataclasses import dataclass, field, replace
+from math import fsum, inf, isinf
 from typing import Final
 
 from spinal.agents.provider.offer import Exchange, Offer
@@ -21,6 +21,9 @@ from spinal.protocols import Exit, Json, SpinalError
 
 from .document import check_money, to_json
 from .machine import Machine
+from .packing import Job, Unplaceable, pack
+from .packing.pack import SECONDS
+from .packing.pack import room as room_of
 from .ranking import Blocked, Ranked, Ranking, gib, money, nearest, rank
 from .spec import PoolSpec
 
@@ -96,6 +99,7 @@ def plan(
     blocked: Blocked | None = None,
     room: float = inf,
     limits: Mapping[str, int] | None = None,
+    seconds: float = SECONDS,
 ) -> Plan:
     """Say what to rent so that a pool has a number of machines.
 
@@ -113,12 +117,13 @@ def plan(
         blocked: what is not asked for now.
         room: money of an hour that may still be spent, in the home's currency.
         limits: vendor -> machines that its account may have at once.
+        seconds: that packing a demand may take, which should then not be done in the event loop.
 
     Raises:
         Impossible: not even ``size.min`` machines can be had for the money; no offer fits.
     """
     market = _Market(spec, offers, exchange, machines, now, blocked or {}, room, limits or {})
-    return market.equal(wanted)
+    return market.packed(seconds) if spec.demand else market.equal(wanted)
 
 
 def choose_one(
@@ -251,7 +256,7 @@ class _Market:
             most = bisect_right(
                 range(1, count + 1),
                 self.allowed + _CENT,
-                key=lambda n, spread=spread: _price(self.take(n, spread)),
+                key=lambda n: _price(self.take(n, spread)),
             )
             found = self.take(most, spread)
             if len(found) > len(best):
@@ -329,7 +334,7 @@ class _Market:
         least = min(
             (self.take(count, spread) for spread in self.spreads()),
             key=lambda found: (-len(found), _price(found)),
-            default=[],
+            default=list[Ranked](),
         )
         if not least:
             return self.nothing()
@@ -358,6 +363,66 @@ class _Market:
         return (
             f"over budget: {machines}{kept} cost at least {money(least, currency)}/h, and "
             f"{money(max(0.0, self.allowed), currency)}/h may be spent"
+        )
+
+    # -- mixed work
+
+    def packed(self, seconds: float) -> Plan:
+        """Plan what carries the demand."""
+        offers = [
+            replace(each.offer, cap=None if isinf(cap) else int(cap))
+            for each in self.ranking.offers
+            if (cap := self.caps[each.offer.key]) > 0
+        ]
+        if not offers and not self.keep:
+            raise Impossible(self.nothing())
+        ranked = {each.offer.key: each for each in self.ranking.offers}
+        arch = self.spec.server.arch
+        jobs = [
+            Job(cpu=each.cpu, ram=each.ram, count=each.count, arch=arch)
+            for each in self.spec.demand
+        ]
+        try:
+            found = pack(
+                jobs,
+                offers,
+                running=[room_of(each.cpu, each.ram, each.arch) for each in self.keep],
+                limits={vendor: int(n) for vendor, n in self.limits.items() if not isinf(n)},
+                most=max(0, self.spec.size.max - len(self.keep)),
+                seconds=seconds,
+            )
+        except Unplaceable as exc:
+            raise Impossible(f"{exc}; {self.largest()}") from exc
+        currency = self.exchange.currency
+        if found.price > self.allowed + _CENT:
+            raise Impossible(
+                f"over budget: what carries the demand costs {money(found.price, currency)}/h, "
+                f"by no way less than {money(found.bound, currency)}/h, and "
+                f"{money(max(0.0, self.allowed), currency)}/h may be spent"
+            )
+        carries: list[Sequence[tuple[int, int]]] = [()] * len(self.keep)
+        rent: list[Ranked] = []
+        for carrier in found.carriers:
+            if carrier.running is not None:
+                carries[carrier.running] = carrier.jobs
+            elif carrier.offer is not None:
+                rent.append(ranked[offers[carrier.offer].key])
+                carries.append(carrier.jobs)
+        idle = [each.name for each, jobs in zip(self.keep, carries, strict=False) if not jobs]
+        notes = [f"carries nothing: {', '.join(idle)}"] if idle else []
+        place = self.spec.place
+        if place.spread != "none" or place.at_least_vendors > 1:
+            notes.append("a demand is packed for the least money, and not spread")
+        return self.made(rent, found.bound, notes=notes, method=found.method, carries=carries)
+
+    def largest(self) -> str:
+        """Say what could be had."""
+        if not self.ranking.offers:
+            return self.nothing()
+        large = max(self.ranking.offers, key=lambda each: (each.offer.cpu, each.offer.ram)).offer
+        return (
+            f"the largest is {large.type} at {large.vendor} with {large.cpu:g} cpu {gib(large.ram)}"
+            f", and size.max is {self.spec.size.max}"
         )
 
     # -- the result

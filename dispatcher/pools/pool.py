@@ -79,6 +79,13 @@ class Pool:
         """What it is called."""
         return self.spec.pool
 
+    def over(self, now: int) -> bool:
+        """Tell whether its time is over, and nothing was done about that yet."""
+        ends = self.spec.life.ends
+        if ends is None or self.phase is Phase.DOWN:
+            return False
+        return now >= self.created + round(ends * 1000)
+
     def noting(self, *events: Event) -> Pool:
         """Give the pool with more events."""
         return replace(self, events=(*self.events, *events)[-MAX_EVENTS:]) if events else self

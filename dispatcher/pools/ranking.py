@@ -210,11 +210,11 @@ def nearest(
             )
         return f"no offer that fits has a price; the nearest is {_named(fits[0])}"
     cheapest = min(priced, key=lambda each: (_priced(each, exchange), each.key))
-    said = [_block(each, blocked or {}, now) for each in priced]
-    if all(said):
+    blocks = [_block(each, blocked or {}, now) for each in priced]
+    if all(blocks):
         at = priced.index(cheapest)
-        return f"every offer that fits is blocked; {_named(cheapest)} {(said[at] or ('', ''))[1]}"
-    free = [each for each, block in zip(priced, said, strict=True) if block is None]
+        return f"every offer that fits is blocked; {_named(cheapest)} {(blocks[at] or ('', ''))[1]}"
+    free = [each for each, block in zip(priced, blocks, strict=True) if block is None]
     cheapest = min(free, key=lambda each: (_priced(each, exchange), each.key))
     return f"the cheapest offer that fits is {_told(cheapest, exchange)}"
 

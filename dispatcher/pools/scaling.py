@@ -9,9 +9,10 @@ A pool grows by ``add`` machines when jobs wait or the p95 is too high, and shri
 of ``remove_when`` holds.  Against flapping:
 
 - a rule has to hold without interruption for its time, and ``cool`` passes between two changes;
-- machines that are joining are counted as having taken the jobs that they will have slots for, and
-  the p95 says nothing while some are: what they will do to it cannot be seen yet;
-- none is removed whose jobs the others could not carry, and the last one only when nothing runs;
+- machines that are joining are counted as having taken the jobs that they will have slots for; and
+  a high p95 adds none while some join, as what they do to it cannot be seen yet, or one is idle;
+- none is removed while one joins or a rule to grow holds, however short; none whose jobs the others
+  could not carry; and the last one only when nothing runs;
 - a removal that had to be undone makes the next one wait twice as long.
 """
 
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import ceil
+from math import ceil, inf
 from typing import Any, Final
 
 from spinal.agents.provider.offer import Offer
@@ -142,19 +143,18 @@ def decide(spec: PoolSpec, memory: Memory, measures: Measures, have: Have, now: 
     floor, said = _floor(scale.schedule, now)
     least = min(size.max, max(size.min, floor))
     last = memory.wanted
-    if last is None:
+    if last is None or not scale.ops:
         wanted = min(size.max, max(least, size.start))
-        return Decision(wanted, "as many as at first", replace(memory, wanted=wanted))
-    if not scale.ops:
-        wanted = min(size.max, max(least, size.start))
-        why = said if wanted == floor else "its size; it follows no operations"
+        own = "as many as at first" if scale.ops else "its size; it follows no operations"
+        why = said if said and wanted == floor else own
         return Decision(wanted, why, replace(memory, wanted=wanted))
 
     each = _slots_of_one(spec, measures, have)
     # What is joining will take these.
     unmet = max(0, measures.waiting - have.joining * each)
     values = {"waiting": float(unmet), "idle": float(measures.idle), "p95": _p95(measures)}
-    seen = dict(values, p95=None if have.joining else values["p95"])
+    # Those that ended waited for what joins, or did, or another machine would not make them quicker.
+    seen = dict(values, p95=None if have.joining or measures.idle else values["p95"])
     growing, shrinking = _growing(scale), _shrinking(scale)
     held = {f"+{name}": _holds(rule, seen[name]) for name, rule in growing.items()}
     held |= {f"-{name}": _holds(rule, values[name]) for name, rule in shrinking.items()}
@@ -169,7 +169,7 @@ def decide(spec: PoolSpec, memory: Memory, measures: Measures, have: Have, now: 
 
     if not least <= last <= size.max:
         return result(min(size.max, max(least, last)), said if last < floor else "its bounds")
-    if measures.waiting and last == 0:
+    if measures.waiting and last == 0 < size.max:
         return result(1, f"{_jobs(measures.waiting)} for a pool without machines", woken=now)
 
     due = [name for name, rule in growing.items() if _lasts(since.get(f"+{name}"), rule, 1.0, now)]
@@ -178,21 +178,22 @@ def decide(spec: PoolSpec, memory: Memory, measures: Measures, have: Have, now: 
             return result(last, f"{last - have.total} of {last} machines are still to be ordered")
         if left := _left(memory.changed, scale.cool, now):
             return result(last, f"{_worded(due, growing)}, but it changed {left}")
-        wanted = min(size.max, last + scale.add)
-        regrets = memory.regrets
-        if memory.removed is not None:
-            soon = doubled(_patience(scale, shrinking), regrets, 1e9) * 1000
-            regretted = now - memory.removed <= soon
-            regrets = min(MAX_REGRETS, regrets + 1) if regretted else 0
         return result(
-            wanted, _worded(due, growing), since={}, changed=now, removed=None, regrets=regrets
+            min(size.max, last + scale.add),
+            _worded(due, growing),
+            since={},
+            changed=now,
+            removed=None,
+            regrets=_regrets(memory, scale, shrinking, now),
         )
 
-    if _lasts(since.get(_MISSING), IDLE, 1.0, now) and have.total < last and last > least:
+    missing = _lasts(since.get(_MISSING), IDLE, 1.0, now) and last > least
+    if missing and not _left(memory.changed, scale.cool, now):
         return result(max(least, have.total), "what is missing is not needed any more", changed=now)
 
     there = min(last, have.total)
-    if not due and there > least and _removable(measures, have, each, there):
+    strained = any(_holds(rule, values[name]) for name, rule in growing.items())
+    if not (have.joining or strained) and there > least and _removable(measures, have, each, there):
         longer = doubled(1.0, memory.regrets, 2.0**MAX_REGRETS)
         if all(
             _lasts(since.get(f"-{name}"), rule, longer, now) for name, rule in shrinking.items()
@@ -262,9 +263,13 @@ def _removable(measures: Measures, have: Have, each: int, there: int) -> bool:
     return measures.busy <= max(0, min(there, have.ready) - 1) * each
 
 
-def _patience(scale: Scale, shrinking: Mapping[str, Rule]) -> float:
-    """Give the seconds after a removal in which machines that are added show it was a mistake."""
-    return 2 * max(scale.cool, *(rule.lasting for rule in shrinking.values()))
+def _regrets(memory: Memory, scale: Scale, shrinking: Mapping[str, Rule], now: int) -> int:
+    """Count the removals in a row that had to be undone, when machines are added."""
+    if memory.removed is None:
+        return memory.regrets
+    patience = 2 * max(scale.cool, *(rule.lasting for rule in shrinking.values()))
+    soon = now - memory.removed <= doubled(patience, memory.regrets, inf) * 1000
+    return min(MAX_REGRETS, memory.regrets + 1) if soon else 0
 
 
 def _later(one: int | None, other: int | None) -> int | None:

@@ -128,6 +128,8 @@ class Life:
     join: float = 900.0
     #: Seconds that a machine may take to finish what it runs when it is to go.
     drain: float = 600.0
+    #: Seconds after which the pool itself goes down, counted from when it was made; none means never.
+    ends: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -213,8 +213,15 @@ class Tender:
                 # What the store does not take of one must not keep the others waiting.
                 log.error("pool_not_kept", pool=pool.name, error=str(exc))
 
-    async def refresh(self) -> None:
-        """Learn what others made of pools and machines."""
+    async def refresh(self, doubtful: bool = False) -> None:
+        """Learn what others made of pools and machines.
+
+        Args:
+            doubtful: what we know may be old although nobody else lives on our store, as far as we
+                know.
+        """
+        if self._learned and self._keeper.alone and not doubtful:
+            return
         store = self._keeper.store
         versions = await store.versions(record.POOL)
         self.pools = {name: one for name, one in self.pools.items() if name in versions}
@@ -252,19 +259,28 @@ class Tender:
 
     def _look_at_vendors(self) -> None:
         names, pace = self._names(), self._pace
-        moving = {m.vendor for m in self.machines.values() if m.state is not State.READY}
+        moving = {
+            m.vendor
+            for m in self.machines.values()
+            # Whose agents are away may have ended, which its vendor knows.
+            if m.state is not State.READY or m.name in self._away
+        }
         # Also where we have no machine: there may be one that nobody remembers.
         every = {v: pace.look if v in moving else pace.rest for v in self.vendors.here()}
+        for vendor in self.vendors.due(every):
+            self._keeper.spawn("looking at a vendor", self._look_at, vendor, names)
 
-        async def look() -> None:
-            before = dict(self.vendors.listings)
-            await self.vendors.look(names, every)
-            for vendor, listing in self.vendors.listings.items():
-                if before.get(vendor) is not listing:
-                    await self._reap(vendor, listing)
-            self._changed.set()
-
-        self._keeper.spawn("looking at vendors", look)
+    async def _look_at(self, vendor: str, names: Mapping[str, Sequence[str]]) -> None:
+        before = self.vendors.listings.get(vendor)
+        await self.vendors.look([vendor], names)
+        listing = self.vendors.listings.get(vendor)
+        if listing is None or listing is before:
+            return
+        try:
+            await self._reap(vendor, listing)
+        except StoreError as exc:
+            log.warning("machines_not_compared", vendor=vendor, error=str(exc))
+        self._changed.set()
 
     def _names(self) -> Mapping[str, Sequence[str]]:
         """Give the names of our machines by vendor."""
@@ -288,6 +304,8 @@ class Tender:
             changes = Keep(one, drop=True), Keep(record.of_machine(replace(back, version=0)))
             if (await self._keeper.store.write(*changes))[0] is not FENCED:
                 self.ledger.pop(known.name, None)
+                kept = self.machines[known.name] = replace(back, version=1)
+                self._hold(kept)
                 log.warning("machine_came_back", machine=known.name, vendor=vendor, began=began)
 
     # -- one machine
@@ -369,7 +387,7 @@ class Tender:
             pool = _counting(pool, step.event, at, self._pace.pauses).noting(event)
             changes.append(Keep(record.of_pool(pool)))
         if (await self._keeper.store.write(*changes))[0] is FENCED:
-            await self.refresh()
+            await self.refresh(doubtful=True)
             return None
         if pool is not None and step.event:
             self.pools[pool.name] = replace(pool, version=pool.version + 1)
@@ -478,6 +496,8 @@ class Tender:
 
     async def _keep_to_size(self, pool: Pool) -> None:
         machines = self.of_pool(pool.name)
+        if pool.over(self.now()):
+            pool = await self._end(pool) or pool
         if pool.phase is not Phase.UP:
             await self._wind_down(pool, machines)
             return
@@ -495,13 +515,20 @@ class Tender:
             if one.retiring and one.state.counts and ready >= pool.wanted:
                 await self._send_away(one, one.why)
 
+    async def _end(self, pool: Pool) -> Pool | None:
+        """Have a pool go down whose time is over, whatever became of whoever made it."""
+        event = Event(at=self.now(), what="down", about=pool.name, said="its time is over")
+        return await self.keep(replace(pool, phase=Phase.DOWN, wanted=0, short="").noting(event))
+
     async def _wind_down(self, pool: Pool, machines: Sequence[Machine]) -> None:
         for one in machines:
             await self._send_away(one, f"the pool is {pool.phase.value}")
         if not machines and pool.phase is Phase.DOWN:
             drop = Keep(record.of_pool(pool), drop=True)
-            if (await self._keeper.store.write(drop))[0] is not FENCED:
-                log.info("pool_is_down", pool=pool.name)
+            if (await self._keeper.store.write(drop))[0] is FENCED:
+                await self.refresh(doubtful=True)
+                return
+            log.info("pool_is_down", pool=pool.name)
             self.pools.pop(pool.name, None)
 
     async def _send_away(self, machine: Machine, why: str) -> None:
@@ -585,7 +612,7 @@ class Tender:
         """Keep a pool as it is now; nothing if somebody else was first."""
         written = await self._keeper.store.write(Keep(record.of_pool(pool)), *changes)
         if written[0] is FENCED:
-            await self.refresh()
+            await self.refresh(doubtful=True)
             return None
         kept = self.pools[pool.name] = replace(pool, version=pool.version + 1)
         self._changed.set()
@@ -601,7 +628,7 @@ class Tender:
         await self.refresh()
         here = self.vendors.here()
         asked = self.now()
-        await self.vendors.look(self._names(), dict.fromkeys(here, 0.0))
+        await self.vendors.look(here, self._names())
         await self.refresh()
         fresh = {
             vendor: listing

@@ -117,20 +117,23 @@ class Vendors:
 
     # -- lists
 
-    async def look(self, wanted: Mapping[str, Iterable[str]], every: Mapping[str, float]) -> None:
-        """Ask vendors for their lists where the last one is older than so many seconds.
-
-        Args:
-            wanted: vendor -> names of machines that are asked for by name as well.
-            every: vendor -> seconds.
-        """
+    def due(self, every: Mapping[str, float]) -> list[str]:
+        """Give the vendors whose last list was asked for at least so many seconds ago."""
         time = asyncio.get_running_loop().time()
-        due = [
+        return [
             vendor
             for vendor, seconds in every.items()
             if vendor not in self._under_way and self._asked.get(vendor, -1e9) + seconds <= time
         ]
-        await asyncio.gather(*(self._look(one, sorted(wanted.get(one, ()))) for one in due))
+
+    async def look(self, vendors: Iterable[str], names: Mapping[str, Sequence[str]]) -> None:
+        """Ask vendors for their lists of our machines; what they answer is in :attr:`listings`.
+
+        Args:
+            vendors: which.
+            names: vendor -> names of machines that are asked for by name as well.
+        """
+        await asyncio.gather(*(self._look(one, sorted(names.get(one, ()))) for one in vendors))
 
     async def _look(self, vendor: str, names: Sequence[str]) -> None:
         self._under_way.add(vendor)

@@ -171,3 +171,13 @@ def test_sizes_are_bytes(text: str, size: int) -> None:
 @pytest.mark.parametrize("text", ["0", "-1", "lots", "1.5M", "5X"])
 def test_what_is_no_size_is_told(text: str) -> None:
     assert "64K, 256M or 2G" in told(text, SIZE)[0]
+
+
+def test_what_is_only_written_is_not_shown() -> None:
+    schema = {
+        "properties": {"a": {"type": "object", "writeOnly": True, "examples": [{"env": "A"}]}}
+    }
+
+    assert told("a: geheim", schema) == [
+        "f.yaml:1: a: this is not a mapping: write for example a: {env: A}"
+    ]

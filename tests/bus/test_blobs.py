@@ -240,3 +240,9 @@ async def test_a_file_that_changes_while_it_is_uploaded_is_no_blob(
         monkeypatch.setattr(site.blobs, "_slot", meanwhile)
         with pytest.raises(BlobError, match="changed while it was uploaded"):
             await site.blobs.upload(source)
+
+
+async def test_more_uploads_than_there_are_places_wait_for_each_other(site: Site) -> None:
+    most = site.server.limits.slots
+    refs = await asyncio.gather(*(site.blobs.upload(b"%d" % n) for n in range(most + 50)))
+    assert len({ref.url for ref in refs}) == most + 50

@@ -64,6 +64,13 @@ class TestFinding:
 
 
 class TestMaking:
+    def test_the_vendors_accounts_may_be_there_before_it(self, tmp_path: Path) -> None:
+        (tmp_path / "providers.yaml").write_text("currency: EUR\n")
+        made = Home.create(tmp_path)
+        assert Home.find(tmp_path) == made
+        assert (tmp_path / "providers.yaml").read_text() == "currency: EUR\n"
+        assert mode(tmp_path) == 0o700
+
     def test_it_is_found_again_as_it_was_made(self, home: Home) -> None:
         assert Home.find(home.path) == home
         assert home.server_config().folder == home.path / "server"
@@ -127,6 +134,26 @@ class TestMaking:
         assert home.endpoint == ("127.0.0.1", home.ports.c2s)
         assert home.public_host not in ("", "0.0.0.0")
         assert home.environment("owner")["SPINAL_SERVER"].startswith(home.public_host)
+
+
+class TestId:
+    def test_each_home_has_one_of_its_own_for_ever(self, home: Home, tmp_path: Path) -> None:
+        assert home.id == Home.find(home.path).id
+        assert home.changed(listen="127.0.0.1").id == home.id
+        assert Home.create(tmp_path / "other").id != home.id
+        assert len(home.id) == 8 and home.id.isalnum() and home.id.islower()
+
+    def test_an_old_home_gets_one_when_it_is_asked_for(self, home: Home) -> None:
+        file = home.path / "home.json"
+        settings = json.loads(file.read_text())
+        del settings["id"]
+        file.write_text(json.dumps(settings))
+        first, second = Home.find(home.path), Home.find(home.path)
+
+        given = first.id
+        assert second.id == first.id == Home.find(home.path).id == given
+        # One that was read before it had an id does not lose it.
+        assert second.changed(listen="127.0.0.1").id == Home.find(home.path).id == given
 
 
 class TestElsewhere:

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from spinal.bus import Blob
-from spinal.bus.arguments import ArgumentError, Given, parse
-from spinal.cli.map import matches, names, suffix
+from spinal.bus.arguments import ArgumentError, Given, convert, parse
+from spinal.cli.map import matches, names, suffix, unknown
 
 
 def over(word: str) -> Given:
@@ -52,3 +52,16 @@ def test_results_are_named_after_inputs_each_once() -> None:
 )
 def test_a_result_ends_as_its_kind_does(value: object, expected: str) -> None:
     assert suffix(value) == expected
+
+
+def test_where_nobody_offers_the_operation_files_go_as_files_and_the_rest_as_it_is(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"a")
+    each = over(f"photo={tmp_path}/a.jpg")
+    given = [each, *parse(["width:=320", "name=a"])]
+    assert convert(given, unknown(each)) == {
+        "photo": tmp_path / "a.jpg",
+        "width": 320,
+        "name": "a",
+    }

@@ -6,11 +6,12 @@ import asyncio
 import json
 import subprocess
 import sys
+import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import IO, Any, Final, Self
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -219,30 +220,42 @@ class Clouds:
         self._vendors = vendors or tuple(VENDORS)
         self._options = ("--boot", str(boot), "--limit", str(limit), "--follow")
         self._process: subprocess.Popen[bytes] | None = None
+        # A file, as nobody reads a pipe while they run.
+        self._said: IO[bytes] | None = None
         self._clouds: dict[str, Cloud] = {}
 
     def start(self) -> None:
         """Start them; OSError with their words if they do not."""
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - it is closed by _end
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.clouds.simulator", *self._vendors, *self._options],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._said,
         )
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            _, said = self._process.communicate()
-            raise OSError(f"the clouds did not start: {said.decode(errors='replace')}")
+            raise OSError(f"the clouds did not start: {self._end()}")
         self._clouds = {name: Cloud(name, port) for name, port in json.loads(line).items()}
 
     def stop(self) -> None:
-        """End them, and wait until they are gone."""
-        if self._process is not None:
-            # Its standard input ends: that ends it.
-            self._process.communicate(timeout=READY)
-            self._process = None
+        """End them, and wait until they are gone; AssertionError if one of them broke."""
+        if said := self._end():
+            raise AssertionError(f"the clouds said: {said}")
+
+    def _end(self) -> str:
+        """End them; gives what they had to complain of."""
+        process, said = self._process, self._said
+        self._process = self._said = None
+        if process is None or said is None:
+            return ""
+        # Its standard input ends: that ends it.
+        process.communicate(timeout=READY)
+        with said:
+            said.seek(0)
+            return said.read().decode(errors="replace").strip()
 
     def __enter__(self) -> Self:
         self.start()

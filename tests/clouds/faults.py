@@ -82,6 +82,13 @@ class Fault:
         self.on = self.on or KINDS[self.kind]
         if self.on not in OPERATIONS:
             raise ValueError(f"no such operation: {self.on!r}; there are {', '.join(OPERATIONS)}")
+        # What comes over the wire has no types.
+        numbers: tuple[Any, ...] = (self.probability, self.seed, self.seconds, self.changes)
+        optional: tuple[Any, ...] = (self.count, self.after, self.status)
+        if not all(isinstance(number, int | float) for number in numbers) or not all(
+            number is None or isinstance(number, int) for number in optional
+        ):
+            raise TypeError("count, after, status, changes, seconds, probability: numbers")
         self._random = random.Random(self.seed)
 
     def meets(self, ask: Ask) -> bool:

@@ -32,6 +32,8 @@ class Front:
     def __init__(self, vendor: Vendor) -> None:
         self.vendor, self.faults = vendor, Faults()
         self._settings = Settings(vendor.settings.boot, vendor.settings.limit)
+        # One machine at a time, so that a limit holds and a token buys once.
+        self._making = asyncio.Lock()
 
     def app(self) -> web.Application:
         """Give it as an application of aiohttp."""
@@ -66,23 +68,27 @@ class Front:
         return web.Response(status=reply.status, body=reply.body, headers=dict(reply.headers))
 
     async def _reply(self, request: Request, ask: Ask, fault: Fault | None) -> Reply:
-        vendor = self.vendor
-        if not vendor.knows(request):
+        if not self.vendor.knows(request):
             return self._refuse("auth", ask)
         kind = fault.kind if fault is not None else ""
-        if not kind and ask.operation == "create":
-            kind = vendor.full(ask)
-        if kind in ("created_error", "created_slow"):
-            reply = await vendor.answer(request, ask, TRUTH)
-            if kind == "created_error":
-                return self._refuse("server", ask, fault)
-            await asyncio.sleep(fault.seconds if fault is not None else 0)
-            return reply
+        if ask.operation == "create":
+            async with self._making:
+                kind = kind or self.vendor.full(ask)
+                reply = await self._answer(request, ask, kind, fault)
+        else:
+            reply = await self._answer(request, ask, kind, fault)
+        if kind == "created_error":
+            return self._refuse("server", ask, fault)
+        if kind == "created_slow" and fault is not None:
+            await asyncio.sleep(fault.seconds)
+        return reply
+
+    async def _answer(self, request: Request, ask: Ask, kind: str, fault: Fault | None) -> Reply:
         if kind == "delete_fails":
             return self._refuse("server", ask, fault)
-        if kind in vendor.refusals:
+        if kind in self.vendor.refusals:
             return self._refuse(kind, ask, fault)
-        return await vendor.answer(request, ask, self._view(kind, fault))
+        return await self.vendor.answer(request, ask, self._view(kind, fault))
 
     def _view(self, kind: str, fault: Fault | None) -> View:
         if kind == "no_price" and fault is not None:
@@ -92,7 +98,7 @@ class Front:
             at = ledger.before(fault.changes) if fault.changes else ledger.now() - fault.seconds
             return View(at=at)
         # Without a refusal of its own the vendor accepts, and what it makes never runs.
-        return View(broken=kind)
+        return View(broken=kind) if kind in ("capacity", "error_state") else TRUTH
 
     def _refuse(self, kind: str, ask: Ask, fault: Fault | None = None) -> Reply:
         refusal, headers = self.vendor.refusals[kind], dict[str, str]()

@@ -36,11 +36,22 @@ ROUTES: Final = tuple(
 #: Regions of three continents; mimic alone has the American ones.
 REGIONS: Final = ("ORD", "DFW", "IAD", "LON", "SYD", "HKG")
 
-#: Starts mimic, as its program `twistd` does, with these regions.
+#: Images of mimic, which is of 2016, and what they are called here.
+NAMES: Final = {
+    "Debian 7 (Wheezy) (PVHVM)": "Debian 12 (Bookworm) (PVHVM)",
+    "Debian 8 (Jessie) (PVHVM)": "Debian 13 (Trixie) (PVHVM)",
+    "Ubuntu 12.04 LTS (Precise Pangolin) (PVHVM)": "Ubuntu 22.04 LTS (Jammy Jellyfish) (PVHVM)",
+    "Ubuntu 14.04 LTS (Trusty Tahr) (PVHVM)": "Ubuntu 24.04 LTS (Noble Numbat) (PVHVM)",
+}
+
+#: Starts mimic, as its program `twistd` does, with these regions and images.
 START: Final = f"""
+from mimic.model import rackspace_images
 from mimic.plugins import nova_plugin
 from twisted.scripts.twistd import run
 nova_plugin.nova._regions = {[*REGIONS]!r}
+for kind in (rackspace_images.RackspaceDebianImage, rackspace_images.RackspaceUbuntuPVHMImage):
+    kind.images = {{{NAMES!r}.get(name, name): image for name, image in kind.images.items()}}
 run()
 """
 

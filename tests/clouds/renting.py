@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -47,9 +48,9 @@ def rent(cloud: Cloud, name: str, *, type: int = 0, region: int = 0, driver: Any
 
 
 def image_of(driver: Any) -> Any:
-    """Give the vendor's first image of Linux."""
-    images = driver.list_images()
-    return next(i for i in images if any(w in i.name for w in ("12", "Debian", "debian")))
+    """Give the vendor's image of Debian 12; at EC2 for the processor of its types here."""
+    names = re.compile("debian-12-arm64|^Debian 12|^12 x64")
+    return next(image for image in driver.list_images() if names.search(image.name))
 
 
 def _location(driver: Any, region: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.request import Request, urlopen
 
@@ -92,6 +93,13 @@ def test_there_are_regions_on_three_continents(clouds: Clouds, vendor: str) -> N
     # DigitalOcean's driver does not tell the country.
     assert countries == {None} or {"US", "SG", "DE"} <= countries
     assert len(connect(clouds[vendor]).list_locations()) >= 4
+
+
+@ALL
+def test_there_are_images_of_today(clouds: Clouds, vendor: str) -> None:
+    names = " ".join(image.name for image in connect(clouds[vendor]).list_images())
+    words = {"digitalocean": ("12 x64", "24.04")}.get(vendor, ("12", "24.04"))
+    assert all(word in names for word in words)
 
 
 def test_prices_have_the_units_of_the_vendors(clouds: Clouds) -> None:
@@ -203,6 +211,24 @@ def test_an_account_that_is_full_refuses(clouds: Clouds, vendor: str) -> None:
     assert rent(cloud, "web-3").name == "web-3"
 
 
+@pytest.mark.parametrize("vendor", ["ec2", "digitalocean"])
+def test_a_limit_holds_against_many_at_once(clouds: Clouds, vendor: str) -> None:
+    cloud = clouds[vendor]
+    cloud.settings(limit=3)
+    rent(cloud, "web-0")  # What is slow the first time is done.
+
+    def one(number: int) -> str:
+        try:
+            return str(rent(cloud, f"web-{number}").name)
+        except BaseHTTPError:
+            return ""
+
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(one, range(1, 9)))
+    assert len(list(filter(None, made))) == 2
+    assert len(cloud.living()) == 3
+
+
 @ALL
 def test_room_is_for_so_many_machines_of_a_type(clouds: Clouds, vendor: str) -> None:
     cloud = clouds[vendor]
@@ -271,19 +297,3 @@ def test_a_reset_forgets_everything(clouds: Clouds, vendor: str) -> None:
     rent(cloud, "web-2")
     rent(cloud, "web-3")
     assert _node(connect(cloud), "web-3").state == NodeState.RUNNING
-
-
-def test_a_vendor_starts_alone() -> None:
-    with Clouds("linode") as clouds:
-        assert [cloud.name for cloud in clouds] == ["linode"]
-        assert connect(clouds["linode"]).list_nodes() == []
-
-
-async def test_clouds_start_from_a_loop_too() -> None:
-    async with Clouds("vultr", boot=1000) as clouds:
-        assert clouds["vultr"].state()["machines"] == []
-
-
-def test_an_unknown_vendor_is_told() -> None:
-    with pytest.raises(OSError, match="no such vendor: tencent"), Clouds("tencent"):
-        pass

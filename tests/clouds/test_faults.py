@@ -264,10 +264,16 @@ def test_a_fault_counts_its_hits(clouds: Clouds) -> None:
 
 
 @pytest.mark.parametrize(
-    "how", [{"kind": "meteor"}, {"kind": "server", "on": "lunch"}, {"kind": "server", "colour": 1}]
+    "how",
+    [
+        {"kind": "meteor"},
+        {"kind": "server", "on": "lunch"},
+        {"kind": "server", "colour": 1},
+        {"kind": "server", "count": "3"},
+    ],
 )
 def test_a_fault_that_is_none_is_told(clouds: Clouds, how: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"meteor|lunch|colour"):
+    with pytest.raises(ValueError, match=r"meteor|lunch|colour|numbers"):
         clouds["vultr"].fault(**how)
 
 

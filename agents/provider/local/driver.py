@@ -75,12 +75,16 @@ class LocalNodeDriver(NodeDriver):
     execs what is to keep running.  It is given ``SPINAL_MACHINE_ID``, ``SPINAL_MACHINE_NAME``,
     ``SPINAL_MACHINE_DIR`` (the folder, also ``HOME``), ``SPINAL_PYTHON`` (an interpreter that has
     the Spinal that is here), ``PATH``, ``LANG`` and ``environment``; nothing else of ours.
-    One that ends with an exit code from 1 to 127 has state ``ERROR``, else ``STOPPED``; it is listed
-    until it is destroyed.
+    A machine with a system of its own (nspawn) has what that has, and no ``SPINAL_PYTHON``; its
+    script is run by cloud-init, and may end without the machine.
+
+    A machine that ends with an exit code from 1 to 127 has state ``ERROR``, else ``STOPPED``; it is
+    listed until it is destroyed.
 
     A size's memory is the most that one process of the machine may have (RLIMIT_DATA).  Nothing
     limits what they have together, nor processors or disk: put the provider agent into a cgroup
-    where that matters.
+    where that matters.  Machines are in it as well, so what ends a whole cgroup ends them, as systemd
+    does with a service that it stops unless it says ``KillMode=process``.
 
     Args:
         folder: where machines and images are.
@@ -133,7 +137,7 @@ class LocalNodeDriver(NodeDriver):
         self.key = ""
         self.secret = None
         self.region = regions[0]
-        self._store = Store(Path(folder).absolute())
+        self._store = Store(Path(folder).resolve())
         self._sizes = dict(sizes)
         self._currency = currency
         self._limit = limit
@@ -199,8 +203,8 @@ class LocalNodeDriver(NodeDriver):
         with self._store.locked():
             self._store.sweep()
             self._check_room(record, self._store.records())
-            self._store.add(record, data)
             try:
+                self._store.add(record, data)
                 record = self._start(record)
             except OSError as exc:
                 self._end(record)
@@ -232,10 +236,6 @@ class LocalNodeDriver(NodeDriver):
         """Give the last lines that a machine wrote; empty if there is no such one."""
         place = self._store.at(str(node.id))
         return "\n".join(LogFile(place / "console.log", self._console).tail(lines))
-
-    def ex_folder(self, node: Node) -> Path:
-        """Give a machine's own folder, as it is seen from here; it need not be there any more."""
-        return self._store.at(str(node.id)) / KINDS[node.extra["isolation"]].kept
 
     # -- images
 
@@ -374,6 +374,7 @@ class LocalNodeDriver(NodeDriver):
     # -- looking
 
     def _find(self, id: str) -> Record | None:
+        """Give a machine that there is; hold the lock."""
         return next((record for record in self._store.records() if record.id == id), None)
 
     def _node(self, record: Record) -> Node:
@@ -395,6 +396,8 @@ class LocalNodeDriver(NodeDriver):
                 "pid": record.pid,
                 "created": record.created,
                 "said": said,
+                # Its own, as it is seen from here.
+                "folder": str(self._store.at(record.id) / KINDS[record.isolation].kept),
             },
             created_at=datetime.fromtimestamp(record.created / 1000, UTC),
         )
@@ -469,17 +472,18 @@ def _chosen(name: IsolationName, root: Path | None, hidden: Sequence[Path]) -> I
     Raises:
         ValueError: it cannot be used here.
     """
+    if name == "auto":
+        best = Bubblewrap(hidden)
+        why = best.missing()
+        if not why:
+            return best
+        log.info("machines_not_isolated", why=why)
+        name = "process"
     table: dict[str, Callable[[], Isolation]] = {
         "process": Plain,
         "bubblewrap": lambda: Bubblewrap(hidden),
         "nspawn": lambda: Nspawn(root),
     }
-    if name == "auto":
-        best = Bubblewrap(hidden)
-        if why := best.missing():
-            log.info("machines_not_isolated", why=why)
-            return Plain()
-        return best
     if name not in table:
         raise ValueError(f"isolation {name!r}: one of {', '.join(get_args(IsolationName))}")
     isolation = table[name]()

@@ -94,7 +94,7 @@ class Isolation(ABC):
         """Make what the machine needs to find; give the ``joins`` of the warden's orders."""
         return ()
 
-    @staticmethod
+    @staticmethod  # noqa: B027 - most leave nothing
     def clear(id: str) -> None:
         """Remove what outside of its folder is left of a machine that has ended."""
 
@@ -148,11 +148,19 @@ class Plain(Isolation):
 
     def missing(self) -> str:
         """See :meth:`Isolation.missing`."""
-        return ""
+        return "" if Path("/proc/self/stat").exists() else "there is no /proc, which Linux has"
 
     def argv(self, plan: Plan) -> list[str]:
         """See :meth:`Isolation.argv`."""
         return ["/bin/sh", str(plan.place / "user-data")]
+
+
+#: All that does not depend on the machine.  The parent with which bwrap dies is the warden, which
+#: lives as long as the machine.
+_BWRAP: Final = (
+    *("bwrap", "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"),
+    *("--unshare-pid", "--unshare-ipc", "--unshare-uts", "--cap-drop", "ALL", "--die-with-parent"),
+)
 
 
 class Bubblewrap(Isolation):
@@ -170,7 +178,7 @@ class Bubblewrap(Isolation):
     asked = (2, None)
 
     def __init__(self, hidden: Sequence[Path] = ()) -> None:
-        self._hidden = tuple(hidden)
+        self._hidden = [path.resolve() for path in hidden if path.is_dir()]
 
     def missing(self) -> str:
         """See :meth:`Isolation.missing`."""
@@ -180,7 +188,7 @@ class Bubblewrap(Isolation):
         """See :meth:`Isolation.argv`."""
         covered = [Path("/tmp"), *self._hidden, plan.folder]
         script = str(plan.place / "user-data")
-        argv = ["bwrap", "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"]
+        argv = [*_BWRAP]
         for path in covered:
             argv += ["--tmpfs", str(path)]
         # The Python and the Spinal that are here are to be used, wherever they are.
@@ -188,10 +196,7 @@ class Bubblewrap(Isolation):
             if any(path.is_relative_to(cover) for cover in covered):
                 argv += ["--ro-bind", str(path), str(path)]
         argv += ["--ro-bind", script, script, "--bind", str(plan.disk), str(plan.disk)]
-        argv += ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--hostname", plan.name]
-        # Its parent is the warden, which lives as long as the machine.
-        argv += ["--die-with-parent", "--cap-drop", "ALL", "--chdir", str(plan.disk), "--"]
-        return [*argv, "/bin/sh", script]
+        return [*argv, "--hostname", plan.name, "--chdir", str(plan.disk), "--", "/bin/sh", script]
 
 
 def _own() -> list[Path]:
@@ -207,8 +212,7 @@ def _tried() -> str:
     """Use bubblewrap once, because being there says little: a container may forbid what it needs."""
     if why := unrunnable("bwrap"):
         return why
-    argv = ["bwrap", "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp"]
-    argv += ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--hostname", "machine", "true"]
+    argv = [*_BWRAP, "--tmpfs", "/tmp", "--hostname", "machine", "--", "true"]
     try:
         done = subprocess.run(
             argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=TRY_WITHIN, check=False

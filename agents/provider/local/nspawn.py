@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -40,6 +41,9 @@ network: {config: disabled}
 locale: C.UTF-8
 ssh_genkeytypes: []
 """
+
+#: Where systemd-nspawn keeps a folder for each machine.
+PROPAGATED: Final = "/run/systemd/nspawn/propagate"
 
 #: What separates in options of mount(8) and in arguments of systemd-nspawn(1).
 _SEPARATORS: Final = frozenset(",:\\")
@@ -105,6 +109,8 @@ class Nspawn(Isolation):
     @staticmethod
     def clear(id: str) -> None:
         """See :meth:`Isolation.clear`."""
+        with suppress(OSError):  # Only one that was killed has left it.
+            os.rmdir(f"{PROPAGATED}/{id}")
         cgroup.remove(id)
 
     def steps(self, plan: Plan) -> list[list[str]]:
@@ -121,6 +127,8 @@ class Nspawn(Isolation):
         argv = ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--boot"]
         argv += ["--directory", str(plan.place / "system")]
         argv += ["--machine", plan.id, "--hostname", plan.name, "--link-journal=no"]
+        # Of its first process, which outlives a killed systemd-nspawn, and by this is found.
+        argv += [f"--setenv=SPINAL_MACHINE_ID={plan.id}"]
         return argv + [f"--bind-ro={plan.place / here}:{there}" for here, there in PUT.items()]
 
     def environment(self, plan: Plan) -> dict[str, str]:

@@ -234,4 +234,13 @@ def _abandoned(path: Path) -> bool:
 def _delete(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     if folder.exists():
+        # Folders that their owner may not change, as some package managers leave them.
+        for path, names, _ in os.walk(folder):
+            for name in names:
+                inner = Path(path, name)
+                with suppress(OSError):
+                    if not inner.is_symlink():
+                        inner.chmod(0o700)
+        shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
         log.warning("not_deleted", folder=str(folder))

@@ -36,7 +36,9 @@ _COMMON: Final = ("endpoint", "timeout", "images", "prices")
 
 #: Driver -> its form.  Any other driver of libcloud has :data:`OTHER`.
 FORMS: Final[Mapping[str, Form]] = {
-    "local": Form("local:Local", "EUR", may=("sizes", "isolation", "root", "folder", "boot")),
+    "local": Form(
+        "local:Local", "EUR", may=("sizes", "capacity", "isolation", "root", "folder", "boot")
+    ),
     "ec2": Form(
         "ec2:EC2",
         needs=("key", "secret", "regions"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Mapping
@@ -10,11 +9,10 @@ from types import SimpleNamespace
 from typing import Any, ClassVar, Final
 
 from libcloud.compute.providers import get_driver
-from libcloud.pricing import get_pricing_file_path
 
 from ..fault import Impossible
 from ..machine import Machine
-from .vendor import MIB, Order, Size, Vendor, at
+from .vendor import GIB, MIB, Order, Size, Vendor, at, priced_at
 
 #: Families with processors of ARM: ``a1``, and those with a ``g`` behind the generation.
 _ARM: Final = re.compile(r"^(a1|[a-z]+\d+g[a-z]*)\.")
@@ -36,17 +34,6 @@ def arch_of(type: str) -> str:
     return "arm64" if _ARM.match(type) else "x86_64"
 
 
-def priced_at() -> int:
-    """Say when libcloud's table of prices was made, in milliseconds since 1970 UTC."""
-    if not _priced:
-        with open(get_pricing_file_path(), encoding="utf-8") as file:
-            _priced.append(int(json.load(file).get("updated", 0)) * 1000)
-    return _priced[0]
-
-
-_priced: list[int] = []
-
-
 class EC2(Vendor):
     """A driver for each region; types and prices are libcloud's tables, and so of its date."""
 
@@ -58,6 +45,8 @@ class EC2(Vendor):
     def __init__(self, account: Any) -> None:
         super().__init__(account)
         self._images: dict[tuple[str, str, str], tuple[float, str]] = {}
+        #: Image -> the device that its disk is.
+        self._roots: dict[str, str] = {}
 
     def connect(self, region: str) -> Any:
         """Make a driver; version 2 of the signature, libcloud's own choice, is out of use."""
@@ -103,6 +92,8 @@ class EC2(Vendor):
             more["ex_security_group_ids"] = list(options["security_groups"])
         if order.ssh_key:
             more["ex_keyname"] = order.ssh_key
+        if order.disk:
+            more["ex_blockdevicemappings"] = self._disk(order)
         return {
             "name": order.name,
             "size": self.made_size(order),
@@ -139,6 +130,20 @@ class EC2(Vendor):
         if not found:
             raise Impossible(f"no image {image!r} for {arch} in {region}: set it in 'images'")
         return str(max(found, key=lambda one: str(one.name)).id)
+
+    def _disk(self, order: Order) -> list[dict[str, Any]]:
+        """Say how large the first disk is, which has no name of its own but one by its image."""
+        id = self.image(order)
+        if id not in self._roots:
+            found = self.driver(order.region).list_images(ex_image_ids=[id])
+            disks: list[Any] = found[0].extra.get("block_device_mapping") or [] if found else []
+            # The first one is that with the system.
+            self._roots[id] = next(
+                (str(one["device_name"]) for one in disks if one.get("device_name")), ""
+            )
+        if not self._roots[id]:
+            raise Impossible(f"image {id} does not say what its disk is called")
+        return [{"DeviceName": self._roots[id], "Ebs": {"VolumeSize": -(-order.disk // GIB)}}]
 
     def nodes(self, scope: str, name: str = "") -> list[Any]:
         """Ask for all machines, or for those of one name."""

@@ -89,7 +89,7 @@ class Generic(Vendor):
             "size": named(driver.list_sizes(), order.type, "size"),
             "image": named(driver.list_images(), self.image(order), "image"),
         }
-        if places := self._locations():
+        if "location" in takes and (places := self._locations()):
             arguments["location"] = named(places, order.region, "location")
         key = self._words.get("user_data") or next((one for one in _USER_DATA if one in takes), "")
         if order.user_data and not key:
@@ -106,17 +106,18 @@ class Generic(Vendor):
 
     def region_of(self, node: Any, region: str) -> str:
         """Give what the machine shows, else the only region."""
+        extra: Mapping[str, Any] = node.extra or {}
         for key in ("location", "region", "zone"):
-            place: Any = (node.extra or {}).get(key)
-            if place:
+            if place := extra.get(key):
                 return str(getattr(place, "id", place))
         regions = self.regions()
         return regions[0] if len(regions) == 1 else ""
 
     def tags_of(self, node: Any) -> dict[str, str]:
         """Read the tags, or metadata, where the driver has them."""
+        extra: Mapping[str, Any] = node.extra or {}
         for key in ("tags", "metadata"):
-            found: Any = (node.extra or {}).get(key)
+            found = extra.get(key)
             if isinstance(found, dict):
                 return {str(k): str(v) for k, v in found.items()}  # pyright: ignore
             if isinstance(found, list):

@@ -29,6 +29,8 @@ class Local(Vendor):
             more["root"] = Path(options["root"])
         if "boot" in options:
             more["boot_delay"] = seconds(options["boot"])
+        if "capacity" in options:
+            more["capacity"] = options["capacity"]
         if account.limit is not None:
             more["limit"] = account.limit
         if account.regions:

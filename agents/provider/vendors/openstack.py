@@ -12,7 +12,7 @@ from libcloud.compute.providers import get_driver
 
 from ..fault import Impossible
 from ..machine import Machine
-from .vendor import GIB, MIB, Order, Quota, Size, Vendor, named
+from .vendor import GIB, MIB, Order, Quota, Size, Vendor, named, priced_at
 
 #: Seconds for which flavours, images and networks are kept.
 _KEPT: Final = 600.0
@@ -98,6 +98,7 @@ class OpenStack(Vendor):
             arch=arch,
             price=size.price,
             source="seed",
+            as_of=priced_at(),
         )
 
     def _type(self, size: Any) -> str:

@@ -7,6 +7,7 @@ and puts the answers in our words.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import Any, ClassVar, Final
 from libcloud.common.types import LibcloudError
 from libcloud.compute.base import NodeImage, NodeLocation, NodeSize
 from libcloud.compute.types import NodeState
+from libcloud.pricing import get_pricing_file_path
 
 from ..area import of as area_of
 from ..fault import Impossible
@@ -73,6 +75,8 @@ class Order:
     tags: Mapping[str, str] = field(default_factory=dict[str, str])
     #: Public key that may log in.
     ssh_key: str = ""
+    #: Bytes that its disk has at least, where disks are rented by themselves.
+    disk: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,19 +238,24 @@ class Vendor:
         state = self.state_of(node)
         if state == "gone":
             return None
-        size, addresses = self.type_of(node), (*(node.public_ips or ()), *(node.private_ips or ()))
         return Machine(
             name=str(node.name),
             id=str(node.id),
             region=self.region_of(node, scope),
-            type=size,
+            type=self.type_of(node),
             state=state,
             created=milliseconds(node.created_at),
-            addresses=tuple(str(one) for one in dict.fromkeys(addresses) if one),
+            addresses=self.addresses_of(node),
             tags=self.tags_of(node),
             said=self.said_of(node),
             node=node,
         )
+
+    @staticmethod
+    def addresses_of(node: Any) -> tuple[str, ...]:
+        """Give its addresses, public ones first."""
+        found = (*(node.public_ips or ()), *(node.private_ips or ()))
+        return tuple(str(one) for one in dict.fromkeys(found) if one)
 
     def state_of(self, node: Any) -> str:
         """Say where a machine is in its life; ``gone`` for one that is merely still shown."""
@@ -256,21 +265,22 @@ class Vendor:
         """Have a machine made, in one call; it is not there yet when this returns."""
         scope = "" if self.whole else order.region
         made: Any = self.driver(scope).create_node(**arguments)
-        found = self.machine(made, scope)
-        if found is None:
-            raise LibcloudError(f"{order.name} was accepted and is gone at once")
-        # A fresh machine's answer is often short of what we know.
+        return self.fresh(made, order)
+
+    def fresh(self, node: Any, order: Order) -> Machine:
+        """Read a machine just made, of which the answer may show less than we know."""
+        state, type = self.state_of(node), self.type_of(node)
         return Machine(
             name=order.name,
-            id=found.id,
+            id=str(node.id),
             region=order.region,
-            type=found.type or order.type,
-            state=found.state,
-            created=found.created,
-            addresses=found.addresses,
-            tags={**order.tags, **found.tags},
-            said=found.said,
-            node=found.node,
+            type=type or order.type,
+            state="error" if state == "gone" else state,
+            created=milliseconds(node.created_at),
+            addresses=self.addresses_of(node),
+            tags={**order.tags, **self.tags_of(node)},
+            said=self.said_of(node) or ("it ended at once" if state == "gone" else ""),
+            node=node,
         )
 
     def destroy(self, machine: Machine) -> None:
@@ -307,6 +317,17 @@ class Vendor:
     def made_location(self, order: Order) -> NodeLocation:
         """Make a location by its id alone."""
         return NodeLocation(order.region, order.region, "", self.driver(order.region))
+
+
+def priced_at() -> int:
+    """Say when libcloud's table of prices was made, in milliseconds since 1970 UTC."""
+    if not _priced:
+        with open(get_pricing_file_path(), encoding="utf-8") as file:
+            _priced.append(int(json.load(file).get("updated", 0)) * 1000)
+    return _priced[0]
+
+
+_priced: list[int] = []
 
 
 def milliseconds(when: Any) -> int | None:

@@ -6,6 +6,7 @@ import asyncio
 import mimetypes
 import time
 from collections.abc import AsyncIterable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from glob import iglob
 from pathlib import Path
@@ -13,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from spinal.bus.arguments import ArgumentError, Given, convert, parse
+from spinal.bus.arguments import ArgumentError, Given, Schema, convert, parse
 from spinal.protocols import Json, path
 
+from .burst import Burst, burst_options, wished
 from .call import describe, patience, save
 from .common import (
     CONTEXT,
@@ -37,7 +39,7 @@ from .common import (
 from .progress import Progress
 
 if TYPE_CHECKING:
-    from spinal.bus import Mapped
+    from spinal.bus import Client, Mapped
 
 #: Results that are being saved at once.
 SAVING: Final = 8
@@ -90,6 +92,7 @@ SAVING: Final = 8
 @place_option
 @tag_option
 @timeout_option
+@burst_options
 @json_option
 @show_home
 def map_command(
@@ -106,6 +109,7 @@ def map_command(
     tags: tuple[str, ...],
     timeout: float | None,
     as_json: bool,
+    **burst: Any,
 ) -> None:
     """Call the operation OP once for each file that matches.
 
@@ -121,6 +125,11 @@ def map_command(
     spinal map /image/resize --over photo='photos/*.jpg' --durable --key album-7 --out small
     """
     path.parts(op)
+    wish = wished(op, burst)
+    if wish is not None:
+        if key:
+            raise click.UsageError("--key goes with --durable alone: a burst is not gone on with")
+        durable = True
     if not durable and (key or labels):
         raise click.UsageError("--key and --label go with --durable")
     (each,) = parse([over])
@@ -129,36 +138,60 @@ def map_command(
     files = matches(each)
 
     async def work() -> int:
+        results = Results(files, out, as_json)
         async with client() as bus:
-            described = await describe(bus, op)
-            inputs = [
-                convert([replace(each, text=str(file)), *always], described["args"])
-                for file in files
-            ]
-            if out is not None:
-                out.mkdir(parents=True, exist_ok=True)
-            chosen = bus.options(
-                policy=policy,
-                place=wanted or None,
-                tags=tags or None,
-                timeout=timeout or (None if durable else patience(described)),
-                durable=durable or None,
-                key=key,
-                labels=labels or None,
-            )
-            results = Results(files, out, as_json)
+            rented = None if wish is None else Burst(bus, op, wish, len(files), as_json)
+            if rented is not None:
+                await rented.ask()
             with Progress(op, len(files)) as progress:
-                if durable:
-                    started = await chosen.start_map(op, inputs, window=window)
-                    results.job = started.id
-                    progress.line(f"job {started.id}")
-                    await results.collect(started, progress)
-                else:
-                    await results.collect(chosen.map(op, inputs, window=window), progress)
-            return results.summary()
+                async with nullcontext() if rented is None else rented.rented(progress):
+                    await fill(bus, results, progress, rented)
+        failed = results.summary()
+        if rented is not None and rented.late:
+            say(f"spinal: the deadline came first: {len(files) - results.done} inputs are not done")
+            return 1
+        return failed
+
+    async def fill(bus: Client, results: Results, progress: Progress, rented: Burst | None) -> None:
+        described = (
+            await describe(bus, op, may_miss=durable) if rented is None else rented.described
+        )
+        if "op" not in described:
+            say(
+                f"nobody offers {op} now: {each.name} goes as a file, and other arguments as "
+                "text; key:=json sends anything else"
+            )
+            described["args"] = unknown(each)
+        inputs = [
+            convert([replace(each, text=str(file)), *always], described["args"]) for file in files
+        ]
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+        chosen = bus.options(
+            policy=policy,
+            place={**wanted, **(rented.place if rented is not None else {})} or None,
+            tags=tags or None,
+            timeout=timeout or (None if durable else patience(described)),
+            durable=durable or None,
+            key=key,
+            labels=labels or None,
+            deadline=None if rented is None else rented.left,
+        )
+        if not durable:
+            await results.collect(chosen.map(op, inputs, window=window), progress)
+            return
+        started = await chosen.start_map(op, inputs, window=window)
+        results.job = started.id
+        progress.line(f"job {started.id}")
+        await results.collect(started if rented is None else rented.watched(started), progress)
 
     if run(work()):
         raise Ended(1)
+
+
+def unknown(each: Given) -> Schema:
+    """Give what an operation takes that nobody offers yet: files, and anything else as it comes."""
+    return {"properties": {each.name: {"format": "blob"}}, "additionalProperties": True}
 
 
 def matches(each: Given) -> list[Path]:

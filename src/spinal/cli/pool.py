@@ -71,7 +71,7 @@ def plan(file: Path, refresh: bool, as_json: bool) -> None:
     if as_json:
         print_json(plain(dict(row)))
     else:
-        _show_plan(row)
+        show_plan(row)
 
 
 @pool.command(context_settings=CONTEXT)
@@ -99,8 +99,8 @@ def apply(
             elif not yes:
                 planned: Row = await bus.ask_dispatcher("/spinal/pools/plan", **arguments)
                 if not as_json:
-                    _show_plan(planned)
-                _confirm(f"rent this for pool {spec.pool}?")
+                    show_plan(planned)
+                confirm(f"rent this for pool {spec.pool}?")
                 arguments["hash"] = planned["hash"]
             row: Row = await bus.ask_dispatcher("/spinal/pools/apply", **arguments)
             if not no_wait:
@@ -200,7 +200,7 @@ def drain(
     """
     name = _name(which)
     if machines:
-        _confirm(f"drain and return {', '.join(machines)}?", yes)
+        confirm(f"drain and return {', '.join(machines)}?", yes)
         _act("drain", name, no_wait, timeout, as_json, machines=list(machines))
     else:
         _wind_down(
@@ -229,7 +229,7 @@ def replace(
     An old one goes once a new one is ready and the old one has finished what it runs.
     """
     name = _name(which)
-    _confirm(f"replace {', '.join(machines) or 'every machine'} of pool {name}?", yes)
+    confirm(f"replace {', '.join(machines) or 'every machine'} of pool {name}?", yes)
     _act("replace", name, no_wait, timeout, as_json, machines=list(machines))
 
 
@@ -275,7 +275,7 @@ def _wind_down(
     timeout: float | None,
     as_json: bool,
 ) -> None:
-    _confirm(f"{what} of pool {name}?", yes)
+    confirm(f"{what} of pool {name}?", yes)
     _act("wind-down", name, no_wait, timeout, as_json, phase=phase)
 
 
@@ -327,7 +327,7 @@ async def _converged(bus: Client, name: str, timeout: float | None) -> Row:
                 new = row["events"] if told is None else _since(row["events"], told)
                 if told is not None:
                     for one in new:
-                        say(_event(one))
+                        say(event(one))
                 told = row["events"][-1]["at"] if row["events"] else ""
                 if row["converged"] and row["phase"] != "down":
                     return row
@@ -342,7 +342,13 @@ def _since(events: Sequence[Row], at: str) -> list[Row]:
     return [one for one in events if one["at"] > at]
 
 
-def _confirm(question: str, yes: bool = False) -> None:
+def confirm(question: str, yes: bool = False) -> None:
+    """Ask before money is spent or machines go.
+
+    Raises:
+        click.UsageError: there is nobody to ask.
+        click.Abort: the answer was no.
+    """
     if yes:
         return
     if not sys.stdin.isatty():
@@ -377,7 +383,8 @@ def money(amount: float, currency: str) -> str:
     return f"{amount:.4f}".rstrip("0").ljust(1).rstrip(".") + f" {currency}"
 
 
-def _show_plan(row: Row) -> None:
+def show_plan(row: Row) -> None:
+    """Show a plan: what is to be rented, for how much, and what was passed over."""
     rows = [
         (
             str(one.get("count", 1)),
@@ -432,14 +439,18 @@ def _facts(row: Row) -> list[tuple[str, str]]:
         ("applied by", row["caller"]),
         ("plan", row["hash"][:12] or NONE),
     ]
-    events = [f"{clock(one['at'], now)} {_event(one)}" for one in row["events"][-MAX_EVENTS:]]
+    events = [f"{clock(one['at'], now)} {event(one)}" for one in row["events"][-MAX_EVENTS:]]
     found += [("" if at else "events", line) for at, line in enumerate(events)]
     return [(title, value) for title, value in found if value]
 
 
-def _event(one: Row) -> str:
+def event(one: Row) -> str:
+    """Write what happened to a pool in one line."""
+    about = (
+        f"scaled to {one['about']}" if one["what"] == "scaled" else f"{one['about']} {one['what']}"
+    )
     said = f": {one_line(one['said'])}" if one["said"] else ""
-    return f"{one['about']} {one['what']}{said}"
+    return f"{about}{said}"
 
 
 def _say_pool(row: Row, as_json: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -211,6 +210,7 @@ async def _examine(accounts: list[Account]) -> list[Report]:
 async def _one(account: Account) -> Report:
     """Look whether an account can be used, as far as that does no harm."""
     from spinal.agents.provider.desk import Desk, Failed
+    from spinal.agents.provider.fault import SKEW
     from spinal.agents.provider.rentals import Rentals
     from spinal.agents.provider.vendors import FORMS
 
@@ -240,7 +240,12 @@ async def _one(account: Account) -> Report:
         seeds = [one.as_of for one in found.offers if one.source == "seed"]
         if seeds:
             report.notes.append(f"prices are from a table of {_day(min(seeds))}, not from the API")
-        report.machines = (await rentals.quota()).machines
+        report.machines, skew = await desk.call(_count_machines)
+        if abs(skew) > SKEW:
+            way = "ahead of" if skew > 0 else "behind"
+            report.notes.append(
+                f"the clock of this machine is {abs(skew):.0f} s {way} the vendor's"
+            )
         if account.driver != "ec2":  # It has thousands.
             report.images = await desk.call(_count_images)
     except Failed as exc:
@@ -270,6 +275,15 @@ def _strange_regions(vendor: Vendor) -> list[str]:
         about = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(known[:20])}"
         found.append(f"region {region!r} is not known to the vendor: {about}")
     return found
+
+
+def _count_machines(vendor: Vendor) -> tuple[int, float]:
+    """Count the machines, and say by how many seconds our clock is ahead of the vendor's."""
+    from spinal.agents.provider import wire
+
+    count = vendor.quota().machines
+    answer = wire.last()
+    return count, 0.0 if answer is None or answer.skew is None else answer.skew
 
 
 def _count_images(vendor: Vendor) -> int:
@@ -356,9 +370,13 @@ def end_local(account: Account) -> None:
 
 @provider.command(context_settings=CONTEXT)
 @click.option("--force", is_flag=True, help="Replace the file that is there.")
+@json_option
 @show_home
-def init(force: bool) -> None:
-    """Write a providers.yaml with comments into the home, to be filled in."""
+def init(force: bool, as_json: bool) -> None:
+    """Write a providers.yaml with comments into the home, to be filled in.
+
+    With --json: {"file"}.
+    """
     from spinal.agents.provider.settings import FILE
     from spinal.bus.server.files import write
 
@@ -366,10 +384,10 @@ def init(force: bool) -> None:
     if path.exists() and not force:
         raise click.UsageError(f"{path} is there already: edit it, or add --force")
     write(path, SAMPLE.encode(), 0o600)
-    say(f"wrote {path}: fill it in, then `spinal provider check`")
-    if sys.stdout.isatty():
-        return
-    click.echo(str(path))
+    if as_json:
+        print_json({"file": str(path)})
+    else:
+        say(f"wrote {path}: fill it in, then `spinal provider check`")
 
 
 #: What ``init`` writes; as it stands it has the one account that is there without it.

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import psutil
 import pytest
-from libcloud.compute.base import Node
+from libcloud.compute.base import Node, NodeSize
 from tests.needs import needs
 
 from spinal.agents.provider.local import LocalNodeDriver
@@ -20,6 +20,9 @@ trap '' TERM HUP INT
 setsid env -i sh -c "trap '' TERM; echo stubborn; while :; do sleep 1001; done" &
 while :; do sleep 1002; done
 """
+
+#: Seconds in which a machine does what it is to do, on a machine that does much else.
+WITHIN = 60.0
 
 LIGHT = [pytest.param("process"), pytest.param("bubblewrap", marks=needs("bwrap"))]
 
@@ -82,34 +85,21 @@ def look(driver: LocalNodeDriver, name: str = "pool-a") -> Node:
 
 async def state(driver: LocalNodeDriver, wanted: str, name: str = "pool-a") -> Node:
     """Wait until a machine is in a state."""
-    await eventually(
-        lambda: look(driver, name).state == wanted, what=f"{look(driver, name).extra} is {wanted}"
-    )
+    await eventually(lambda: look(driver, name).state == wanted, WITHIN, f"it is {wanted}")
     return look(driver, name)
 
 
 async def says(driver: LocalNodeDriver, node: Node, word: str) -> str:
     """Wait until a machine has written a word; give all that it wrote."""
-    await eventually(lambda: word in driver.ex_get_console_output(node), what=f"it says {word}")
+    await eventually(lambda: word in driver.ex_get_console_output(node), WITHIN, f"it says {word}")
     return driver.ex_get_console_output(node)
-
-
-def running(wanted: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
-    """Give the processes of this machine that are so, and not dead."""
-    found: list[psutil.Process] = []
-    for process in psutil.process_iter():
-        try:
-            if process.status() != psutil.STATUS_ZOMBIE and wanted(process):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
 
 
 def below(node: Node) -> list[psutil.Process]:
     """Give the processes of a machine, without its warden."""
-    return psutil.Process(node.extra["pid"]).children(recursive=True)
+    return psutil.Process(extra(node)["pid"]).children(recursive=True)
 
 
-def environment(process: psutil.Process) -> Mapping[str, str]:
-    return process.environ()
+def extra(of: Node | NodeSize) -> dict[str, Any]:
+    """Give what only our driver says of it; libcloud's types do not."""
+    return dict(of.extra)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]

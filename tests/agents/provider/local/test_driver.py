@@ -21,7 +21,7 @@ from libcloud.compute.providers import get_driver, set_driver
 from spinal.agents.provider.local import LocalNodeDriver, LocalSize
 from spinal.testing import eventually
 
-from .conftest import STUBBORN, MakeDriver, Rent, below, look, renter, says, state
+from .conftest import STUBBORN, MakeDriver, Rent, below, extra, look, renter, says, state
 
 GIB = 1024**3
 
@@ -80,14 +80,14 @@ def test_sizes_have_a_price_in_the_currency_and_the_kind_of_processor(
 
     sizes = driver.list_sizes()
 
-    assert [(size.id, size.ram, size.extra["vcpus"]) for size in sizes] == [
+    assert [(size.id, size.ram, extra(size)["vcpus"]) for size in sizes] == [
         ("small", 1024, 1),
         ("medium", 4096, 2),
         ("large", 8192, 4),
     ]
     assert all(size.price > 0 for size in sizes)
-    assert {size.extra["currency"] for size in sizes} == {"CHF"}
-    assert {size.extra["arch"] for size in sizes} <= {"x86_64", "arm64", platform.machine()}
+    assert {extra(size)["currency"] for size in sizes} == {"CHF"}
+    assert {extra(size)["arch"] for size in sizes} <= {"x86_64", "arm64", platform.machine()}
 
 
 def test_sizes_and_regions_are_those_of_the_settings(make_driver: MakeDriver) -> None:
@@ -125,7 +125,7 @@ def test_a_size_costs_something() -> None:
 
 
 def test_it_can_be_had_by_name_as_any_driver(folder: Path) -> None:
-    set_driver("spinal-local", "spinal.agents.provider.local", "LocalNodeDriver")
+    set_driver("spinal-local", "spinal.agents.provider.local", "LocalNodeDriver")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType] - as documented
 
     assert get_driver("spinal-local") is LocalNodeDriver
     assert get_driver("spinal-local")(folder).list_nodes() == []
@@ -144,8 +144,8 @@ async def test_a_machine_runs_its_user_data_and_is_gone_when_it_is_destroyed(
     processes = below(node)
     (listed,) = driver.list_nodes()
     assert (listed.id, listed.name, listed.state) == (node.id, "pool-a", "running")
-    assert listed.extra["metadata"] == {"spinal-pool": "pool"}
-    assert (listed.extra["region"], listed.extra["size"]) == ("local", "small")
+    assert extra(listed)["metadata"] == {"spinal-pool": "pool"}
+    assert (extra(listed)["region"], extra(listed)["size"]) == ("local", "small")
     assert listed.created_at is not None and abs(listed.created_at.timestamp() - time.time()) < 60
 
     assert node.destroy()
@@ -158,7 +158,9 @@ async def test_a_machine_runs_its_user_data_and_is_gone_when_it_is_destroyed(
 def test_libclouds_own_waiter_sees_it_run(driver: LocalNodeDriver, rent: Rent) -> None:
     node = rent()
 
-    ((found, addresses),) = driver.wait_until_running([node], wait_period=0.01, timeout=10)
+    ((found, addresses),) = driver.wait_until_running(  # pyright: ignore[reportUnknownMemberType]
+        [node], wait_period=0.01, timeout=10
+    )
 
     assert (found.id, addresses) == (node.id, ["127.0.0.1"])
 
@@ -180,7 +182,7 @@ async def test_its_environment_has_nothing_of_ours(
     await eventually(lambda: any("sleep" in process.name() for process in below(node)))
 
     (machine,) = [process for process in below(node) if "sleep" in process.name()]
-    home = f"{driver.ex_folder(node)}"
+    home = extra(node)["folder"]
     assert {name: word for name, word in machine.environ().items() if name != "PWD"} == {
         "PATH": os.environ["PATH"],
         "LANG": "C.UTF-8",
@@ -191,7 +193,7 @@ async def test_its_environment_has_nothing_of_ours(
         "SPINAL_MACHINE_NAME": "pool-a",
         "SPINAL_MACHINE_DIR": home,
     }
-    for process in [psutil.Process(node.extra["pid"]), *below(node)]:
+    for process in [psutil.Process(extra(node)["pid"]), *below(node)]:
         assert "hunter2" not in str(process.environ()) + str(process.cmdline())
 
 
@@ -212,7 +214,7 @@ async def test_its_folder_is_its_own_and_nobody_elses(driver: LocalNodeDriver, r
 
     said = await says(driver, node, "written")
 
-    folder = Path(str(driver.ex_folder(node)))
+    folder = Path(extra(node)["folder"])
     assert f"{folder} {folder}" in said
     assert (folder / "note").read_text() == "mine\n"
     assert folder.stat().st_mode & 0o077 == 0
@@ -243,7 +245,7 @@ async def test_its_console_is_bounded_and_keeps_the_end(
     said = await says(driver, node, "the end")
 
     assert said.splitlines()[-2:] == ["200000", "the end"]
-    logs = list((folder / node.id).glob("console.log*"))
+    logs = list((folder / str(node.id)).glob("console.log*"))
     assert sum(path.stat().st_size for path in logs) <= 100_000
 
 
@@ -266,7 +268,7 @@ async def test_one_that_has_ended_is_listed_with_its_reason(
 
     node = await state(driver, wanted)
 
-    assert said in node.extra["said"]
+    assert said in extra(node)["said"]
     assert node.destroy()
     assert driver.list_nodes() == []
 
@@ -288,9 +290,9 @@ async def test_one_whose_warden_is_killed_is_stopped_with_all_of_it(
     await says(driver, node, "started")
     processes = below(node)
 
-    os.kill(node.extra["pid"], signal.SIGKILL)
+    os.kill(extra(node)["pid"], signal.SIGKILL)
 
-    assert (await state(driver, "stopped")).extra["said"] == "it was killed"
+    assert extra(await state(driver, "stopped"))["said"] == "it was killed"
     psutil.wait_procs(processes, timeout=5)
     assert not any(process.is_running() for process in processes)
 
@@ -306,7 +308,7 @@ async def test_what_ignores_being_asked_or_has_left_the_group_is_killed(
     began = time.monotonic()
     node.destroy()
 
-    assert 2.5 < time.monotonic() - began < 6
+    assert 2.5 < time.monotonic() - began < 15
     assert not any(process.is_running() for process in processes)
 
 
@@ -316,7 +318,7 @@ async def test_it_is_asked_before_it_is_killed(
     node = rent("trap 'echo bye; exit 0' TERM; echo ready; while :; do sleep 0.05; done")
     await says(driver, node, "ready")
 
-    os.kill(node.extra["pid"], signal.SIGTERM)
+    os.kill(extra(node)["pid"], signal.SIGTERM)
 
     await state(driver, "stopped")
     assert driver.ex_get_console_output(node).splitlines()[-1] == "bye"
@@ -331,7 +333,8 @@ async def test_everything_ends_at_once(driver: LocalNodeDriver, rent: Rent) -> N
     began = time.monotonic()
     driver.end_all()
 
-    assert time.monotonic() - began < 6
+    # One after the other would take three times three seconds.
+    assert time.monotonic() - began < 9
     assert driver.list_nodes() == []
     assert not any(process.is_running() for process in processes)
 
@@ -352,7 +355,7 @@ async def test_it_outlives_a_killed_provider_and_the_next_one_finds_it(
     node = look(second)
     await says(second, node, "alive")
     assert node.state == "running"
-    processes = [psutil.Process(node.extra["pid"]), *below(node)]
+    processes = [psutil.Process(extra(node)["pid"]), *below(node)]
     node.destroy()
 
     assert second.list_nodes() == []
@@ -368,14 +371,14 @@ async def test_nothing_of_one_that_has_ended_waits_for_us_to_bury_it(
 ) -> None:
     node = rent("exit 0")
 
-    await eventually(lambda: not psutil.pid_exists(node.extra["pid"]))
+    await eventually(lambda: not psutil.pid_exists(extra(node)["pid"]))
 
 
 def test_one_that_was_never_started_can_be_seen_and_destroyed(
     driver: LocalNodeDriver, rent: Rent, folder: Path
 ) -> None:
     node = rent()
-    path = folder / node.id / "meta.json"
+    path = folder / str(node.id) / "meta.json"
     meta = json.loads(path.read_text())
     driver.destroy_node(node)
     # As when the provider was killed in the moment between the record and the process.
@@ -392,8 +395,8 @@ def test_whoever_has_the_number_of_a_dead_one_is_left_alone(
     driver: LocalNodeDriver, rent: Rent, folder: Path, change: dict[str, Any]
 ) -> None:
     node = rent()
-    os.kill(node.extra["pid"], signal.SIGKILL)
-    path = folder / node.id / "meta.json"
+    os.kill(extra(node)["pid"], signal.SIGKILL)
+    path = folder / str(node.id) / "meta.json"
     with subprocess.Popen(["sleep", "1000"]) as stranger:
         meta = json.loads(path.read_text())
         path.write_text(json.dumps(meta | {"pid": stranger.pid} | change))
@@ -469,23 +472,29 @@ def test_a_region_runs_out_of_one_size(make_driver: MakeDriver) -> None:
 
 
 async def test_a_boot_can_take_its_time(make_driver: MakeDriver) -> None:
-    driver = make_driver(boot_delay=0.5)
+    driver = make_driver(boot_delay=0.3)
+
     node = renter(driver)("echo booted; exec sleep 1000")
 
-    assert look(driver).state == "pending"
-    assert driver.ex_get_console_output(node) == ""
     await says(driver, node, "booted")
+    assert _now() - extra(node)["created"] >= 300
     assert look(driver).state == "running"
 
 
-def test_one_that_has_not_begun_is_destroyed_at_once(make_driver: MakeDriver) -> None:
+def test_one_that_has_not_begun_is_pending_and_destroyed_at_once(make_driver: MakeDriver) -> None:
     driver = make_driver(boot_delay=60)
-    node = renter(driver)()
+    node = renter(driver)("echo booted")
 
+    assert look(driver).state == "pending"
+    assert driver.ex_get_console_output(node) == ""
     began = time.monotonic()
     node.destroy()
 
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 3
+
+
+def _now() -> float:
+    return time.time() * 1000
 
 
 # -- several at once
@@ -529,7 +538,7 @@ def test_many_threads_each_with_its_own_driver(make_driver: MakeDriver, isolatio
     driver = make_driver(isolation=isolation)
     assert {node.state for node in driver.list_nodes()} == {"running"}
     with ThreadPoolExecutor(12) as pool:
-        assert all(pool.map(lambda node: node.destroy(), driver.list_nodes() * 2))
+        assert all(pool.map(driver.destroy_node, driver.list_nodes() * 2))
     assert driver.list_nodes() == []
 
 

@@ -37,7 +37,7 @@ class Bound:
     per_hour: float | None
 
 
-@dataclass(slots=True)
+@dataclass
 class Verdict:
     """What is wrong."""
 

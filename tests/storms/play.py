@@ -45,6 +45,16 @@ class Run:
     #: What happened, by time.
     timeline: list[str] = field(default_factory=list[str])
 
+    def to_json(self) -> dict[str, Any]:
+        """Give it with everything."""
+        return {**vars(self), "verdict": vars(self.verdict)}
+
+    @staticmethod
+    def of(row: dict[str, Any]) -> Run:
+        """Read :meth:`to_json`."""
+        counts = {key: Counter(row[key]) for key in ("faults", "kills", "counts")}
+        return Run(**{**row, **counts, "verdict": Verdict(**row["verdict"])})
+
 
 class Play:
     """One run."""

@@ -17,12 +17,10 @@ import sys
 import tempfile
 import time
 from asyncio.subprocess import PIPE
-from collections import Counter
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from tests.clouds.upstream import ROOT, missing
 
@@ -61,7 +59,7 @@ async def work(log: Path) -> None:
                 good = True
                 while good and seed is not None:
                     run = await Play(found, script(seed), place, log).run()
-                    print(json.dumps(asdict(run)), flush=True)
+                    print(json.dumps(run.to_json()), flush=True)
                     good = not run.verdict.findings
                     seed = await _next(reader)
 
@@ -126,7 +124,7 @@ async def _worker(waiting: Iterator[int], log: Path, done: asyncio.Queue[Run | N
                 said = f"the worker gave nothing within {LIMIT:g} s: see {log}"
                 done.put_nowait(Run(seed, Verdict(unconverged=[said])))
                 return True
-            done.put_nowait(_read(line))
+            done.put_nowait(Run.of(json.loads(line)))
         return False
     finally:
         process.stdin.close()
@@ -137,14 +135,6 @@ async def _worker(waiting: Iterator[int], log: Path, done: asyncio.Queue[Run | N
             except TimeoutError:
                 process.kill()
                 await process.wait()
-
-
-def _read(line: bytes) -> Run:
-    row: dict[str, Any] = json.loads(line)
-    row["verdict"] = Verdict(**row["verdict"])
-    for key in ("faults", "kills", "counts"):
-        row[key] = Counter(row[key])
-    return Run(**row)
 
 
 async def run(seeds: Sequence[int], workers: int, folder: Path) -> list[Run]:
@@ -206,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 130
     text = table(runs, time.monotonic() - began)
     if given.json:
-        print(json.dumps([asdict(one) for one in runs]))
+        print(json.dumps([one.to_json() for one in runs]))
     else:
         print(text)
         print(findings(runs))

@@ -186,7 +186,9 @@ class World:
         end = time.monotonic() + within
         while time.monotonic() < end:
             try:
-                return await self.bus.options(timeout=min(within, 6.0)).ask_dispatcher(op, **arguments)
+                return await self.bus.options(timeout=min(within, 6.0)).ask_dispatcher(
+                    op, **arguments
+                )
             except CallError as error:
                 if error.reason in ("refused", "bad-arguments", "failed", "not-allowed"):
                     raise

@@ -418,6 +418,7 @@ class Tender:
                 machine=after.name,
                 vendor=after.vendor,
                 state=after.state.value,
+                what=step.event,
                 why=step.said or after.why or after.said,
             )
         if after.state.final:

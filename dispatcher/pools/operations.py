@@ -154,7 +154,11 @@ class PoolOperations:
         def change(known: Pool | None) -> Pool:
             pool = _known(known, args)
             wanted = max(pool.spec.size.min, pool.wanted - len(names))
-            return replace(pool, wanted=wanted, memory=replace(pool.memory, wanted=wanted))
+            # Else a pool that does not scale would take new ones in their place.
+            start = min(pool.spec.size.start, wanted)
+            spec = replace(pool.spec, size=replace(pool.spec.size, start=start))
+            memory = replace(pool.memory, wanted=wanted)
+            return replace(pool, spec=spec, wanted=wanted, memory=memory)
 
         await tender.refresh()
         self._check(names, needed(args, "name"))

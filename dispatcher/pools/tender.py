@@ -174,6 +174,8 @@ class Tender:
         #: When a pool that did not get what it lacks is looked at again.
         self._order_at: dict[str, float] = {}
         self._turn = asyncio.Lock()
+        #: Held while something is written, so that we do not overtake ourselves.
+        self._writing = asyncio.Lock()
         self._tests: dict[str, tuple[bool, str]] = {}
         #: Since when no agent of a machine is there.
         self._away: dict[str, int] = {}
@@ -390,6 +392,10 @@ class Tender:
 
         Gives nothing if somebody else was first.
         """
+        async with self._writing:
+            return await self._save_in_turn(before, step)
+
+    async def _save_in_turn(self, before: Machine, step: Step) -> Machine | None:
         after = replace(step.machine, version=before.version)
         changes: list[Change] = [*_moving(before, after)]
         pool = self.pools.get(after.pool)
@@ -412,6 +418,7 @@ class Tender:
                 machine=after.name,
                 vendor=after.vendor,
                 state=after.state.value,
+                what=step.event,
                 why=step.said or after.why or after.said,
             )
         if after.state.final:
@@ -625,11 +632,12 @@ class Tender:
 
     async def keep(self, pool: Pool, *changes: Change) -> Pool | None:
         """Keep a pool as it is now; nothing if somebody else was first."""
-        written = await self._keeper.store.write(Keep(record.of_pool(pool)), *changes)
-        if written[0] is FENCED:
-            await self.refresh(doubtful=True)
-            return None
-        kept = self.pools[pool.name] = replace(pool, version=pool.version + 1)
+        async with self._writing:
+            written = await self._keeper.store.write(Keep(record.of_pool(pool)), *changes)
+            if written[0] is FENCED:
+                await self.refresh(doubtful=True)
+                return None
+            kept = self.pools[pool.name] = replace(pool, version=pool.version + 1)
         self._changed.set()
         return kept
 

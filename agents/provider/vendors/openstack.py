@@ -9,6 +9,9 @@ from typing import Any, ClassVar, Final
 
 from libcloud.common.exceptions import BaseHTTPError
 from libcloud.compute.providers import get_driver
+from libcloud.pricing import (
+    set_pricing,  # pyright: ignore[reportUnknownVariableType] - of a dictionary
+)
 
 from ..fault import Impossible
 from ..machine import Machine
@@ -38,6 +41,8 @@ class OpenStack(Vendor):
     def connect(self, region: str) -> Any:
         """Make a driver; it logs in when it is first asked."""
         account = self.account
+        # It has no table of prices, and libcloud would read its whole file for each flavour.
+        set_pricing("compute", "openstack", {})
         driver: Any = get_driver("openstack")
         endpoint = account.endpoint or ""
         common: dict[str, Any] = {

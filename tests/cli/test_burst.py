@@ -213,7 +213,7 @@ class TestMistakes:
         ("given", "text"),
         [
             (("--max", "1/h"), "--max goes with --burst"),
-            (("--with", "a.py"), "--with goes with --burst"),
+            (("--with", __file__), "--with goes with --burst"),
             (("--yes",), "--yes goes with --burst"),
             (("--burst", "--max", "1/h"), "--burst needs --deadline"),
             (("--burst", "--deadline", "1m"), "--burst needs --max"),
@@ -227,8 +227,26 @@ class TestMistakes:
             ),
             (("--burst", "--max", "1/h", "--deadline", "0s"), "more time than none"),
             (
-                ("--burst", "--max", "1/h", "--deadline", "1m", "--with", "x.py", "--key", "k"),
-                "x.py: No such file or directory",
+                ("--burst", "--max", "1/h", "--deadline", "1m", "--with", "x.py"),
+                "Invalid value for '--with': File 'x.py' does not exist.",
+            ),
+            (
+                (
+                    "--burst",
+                    "--max",
+                    "1/h",
+                    "--deadline",
+                    "1m",
+                    "--with",
+                    __file__,
+                    "--region",
+                    "!",
+                ),
+                "--region: '!' is no region: write for example eu",
+            ),
+            (
+                ("--burst", "--max", "1/h", "--deadline", "1m", "--with", __file__, "--key", "k"),
+                "a burst is not gone on with",
             ),
         ],
     )

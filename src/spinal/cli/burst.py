@@ -113,7 +113,7 @@ def _size(text: str) -> int:
     return document.size(text)
 
 
-_FILE: Final = click.Path(path_type=Path, dir_okay=False)
+_FILE: Final = click.Path(path_type=Path, exists=True, dir_okay=False, readable=True)
 
 _OPTIONS: Final = (
     click.option(
@@ -184,6 +184,16 @@ _OPTIONS: Final = (
 )
 
 
+#: Key of a pool file -> the option that says it.
+_WORDS: Final = {
+    "life.agents": "--with",
+    "life.packages": "--package",
+    "server.cpu": "--cpu",
+    "server.ram": "--ram",
+    "server.region": "--region",
+}
+
+
 def burst_options(command: F) -> F:
     """Give a verb the options of a burst; :func:`wished` reads them."""
     for option in reversed(_OPTIONS):
@@ -245,6 +255,7 @@ def wished(op: str, given: Mapping[str, Any]) -> Wish | None:
 def _pool(
     op: str, given: Mapping[str, Any], per_hour: float, currency: str, deadline: float
 ) -> PoolSpec:
+    from spinal.agents.document import BadDocument
     from spinal.dispatcher.pools import document
     from spinal.dispatcher.pools.spec import Money, Rule, Scale, Size
 
@@ -260,7 +271,12 @@ def _pool(
         "agents": [str(file.absolute()) for file in given["agents"]],
         "packages": list(given["packages"]),
     }
-    said = document.of_words({"pool": name, "server": server, "life": life})
+    try:
+        said = document.of_words({"pool": name, "server": server, "life": life})
+    except BadDocument as exc:
+        first = exc.mistakes[0]
+        word = next((word for key, word in _WORDS.items() if first.key.startswith(key)), first.key)
+        raise click.UsageError(f"{word}: {first.text}") from exc
     found = said
     if given["pool"] is not None:
         found = document.load(given["pool"])

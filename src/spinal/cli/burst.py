@@ -355,7 +355,11 @@ class Burst:
     @property
     def place(self) -> dict[str, str]:
         """Where its machines are, and nobody else."""
-        return {"pool": f"/{self.name}"}
+        return {"pool": self._at}
+
+    @property
+    def _at(self) -> str:
+        return f"/{self.name}"
 
     @property
     def left(self) -> float:
@@ -498,6 +502,7 @@ class Burst:
                 await self._apply(1 if self.choice is None else self.choice.machines, self._hash)
                 watching = group.create_task(self._watch(progress))
                 await self._ready.wait()
+                await self._slots()  # There is an agent that can do it.
                 self.described = await describe(self.bus, self.op)
                 yield
                 watching.cancel()
@@ -615,12 +620,21 @@ class Burst:
                     raise
 
     async def _slots(self) -> int:
-        """Give how much a machine of the pool does at once."""
+        """Give how much a machine of the pool does at once.
+
+        Raises:
+            CallError: none of its agents offers the operation.
+        """
+        from spinal.bus import CallError
+        from spinal.protocols import Problem
+
+        agents = [one for one in await self.bus.agents() if one["place"].get("pool") == self._at]
         slots = [
-            int(one["slots"])
-            for one in await self.bus.agents()
-            if one["place"].get("pool") == f"/{self.name}" and self.op in one["ops"]
+            int(one["slots"]) for one in agents if self.op in one["ops"] or "ops_left_out" in one
         ]
+        if agents and not slots:
+            text = f"the agents of the machines do not offer {self.op}: see --with"
+            raise CallError.of(Problem("no-agent", text))
         return max(1, *slots, 0)
 
     async def _show(self) -> Row:

@@ -59,7 +59,7 @@ END_AFTER: Final = 120.0
 IDLE: Final = 30.0
 
 #: Seconds that are waited for vendors to show that the machines are gone.
-GONE_WITHIN: Final = 600.0
+GONE_WITHIN: Final = 300.0
 
 #: Seconds between two reckonings of whether the deadline is met, and the share on top then: what is
 #: measured has all in it that the first inputs did not show.
@@ -651,31 +651,42 @@ class Burst:
     # -- the end
 
     async def _return(self, progress: Progress) -> None:
-        """Return the machines, and wait until they are gone."""
-        from spinal.bus import CallError
-
-        try:
-            await self.bus.ask_dispatcher("/spinal/pools/wind-down", name=self.name, phase="down")
-        except CallError as exc:
-            if exc.reason == "refused":
-                return  # It never came to be.
-            raise
-        progress.line("the machines are returned")
+        """Return the machines, wait until they are gone, and print what they cost."""
         try:
             async with asyncio.timeout(GONE_WITHIN):
-                while True:
-                    self._tell(await self._show(), progress)
-                    await asyncio.sleep(LOOK / 2)
+                await self._down(progress)
         except TimeoutError:
-            left = self._row["exist"]
             progress.line(
-                f"spinal: {left} machines are not gone yet; it goes on: spinal pool show {self.name}"
+                f"spinal: pool {self.name} is not gone yet; it goes on, and ends by itself at the "
+                f"latest: spinal pool show {self.name}"
             )
-        except CallError as exc:
-            if exc.reason != "refused":
-                raise
-        self.bill = await self._reckon()
-        self._say()
+        if self._row:  # Else it never came to be.
+            self.bill = await self._reckon()
+            self._say()
+
+    async def _down(self, progress: Progress) -> None:
+        """Take the pool down, and look at it until it is forgotten; who is away is asked again."""
+        from spinal.bus import BusError, CallError
+
+        asked, trouble = False, ""
+        while True:
+            try:
+                if not asked:
+                    await self.bus.ask_dispatcher(
+                        "/spinal/pools/wind-down", name=self.name, phase="down"
+                    )
+                    asked = True
+                    progress.line("the machines are returned")
+                self._tell(await self._show(), progress)
+            except (CallError, BusError) as exc:
+                if isinstance(exc, CallError) and exc.reason == "refused":
+                    return
+                if trouble != str(exc):
+                    trouble = str(exc)
+                    progress.line(
+                        f"spinal: {trouble}; pool {self.name} is taken down as soon as can be"
+                    )
+            await asyncio.sleep(LOOK / 2)
 
     async def _reckon(self) -> Row:
         """Make the bill, and what the same machine time would have cost elsewhere."""

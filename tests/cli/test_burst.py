@@ -124,11 +124,11 @@ class TestRuns:
 
     def test_without_an_estimate_the_first_machine_finds_out(self, home: Path, words: Any) -> None:
         ran = spinal_at(home)(
-            *burst(words(250), "--deadline", "70s", "--machines", "6"), timeout=250
+            *burst(words(330), "--deadline", "110s", "--machines", "6"), timeout=250
         )
         assert ran.code == 0, ran.err
         _, bill, end = said(ran.out)
-        assert end["done"] == 250
+        assert end["done"] == 330
         assert bill["each"] == pytest.approx(0.3, abs=0.3)
         assert len(bill["machines"]) == bill["planned"]["machines"] > 1
         assert "for each input" in ran.err
@@ -137,12 +137,12 @@ class TestRuns:
     def test_where_machines_are_slower_than_was_said_there_are_more(
         self, home: Path, words: Any
     ) -> None:
-        # One machine would do by what is said, and takes a minute in truth.
-        over = words(200)
-        ran = spinal_at(home)(*burst(over, "--each", "50ms", "--deadline", "60s"), timeout=200)
+        # One machine would do by what is said, and takes a minute and a half in truth.
+        over = words(300)
+        ran = spinal_at(home)(*burst(over, "--each", "50ms", "--deadline", "85s"), timeout=200)
         assert ran.code == 0, ran.err
         _, bill, end = said(ran.out)
-        assert end["done"] == 200
+        assert end["done"] == 300
         assert len(bill["machines"]) > 1
         check_nothing_is_left(home)
 

@@ -4,7 +4,6 @@ from tests.clouds.cloud import Clouds
 
 from .conftest import Start, account
 
-
 REFUSED: tuple[tuple[str, dict[str, str]], ...] = (
     ("/create", {"name": "web-b", "type": "t", "region": "r", "image": "i"}),
     ("/destroy", {"name": "web-aaaaaa"}),
@@ -22,4 +21,4 @@ async def test_only_the_owner_rents_and_returns(start: Start, clouds: Clouds) ->
             for op, args in REFUSED:
                 problem = await world.problem(op, **args)
                 assert "only owner@memory.test and the dispatcher rent" in problem
-    assert len(cloud.living()) == 1 and len(cloud.state()) == 1
+    assert len(cloud.living()) == 1 and len(cloud.state()["machines"]) == 1

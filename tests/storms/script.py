@@ -10,8 +10,8 @@ from typing import Any, Final
 from tests.clouds.faults import KINDS
 from tests.clouds.vendors import VENDORS
 
-#: Seconds that the storm lasts while a pool comes, and while it goes.
-STORM: Final = 7.0
+#: Seconds that the storm lasts while a pool comes, one of these; and while it goes.
+STORM: Final = (1.0, 3.0, 6.0, 9.0)
 GOING: Final = 3.0
 
 #: How old a stale list is at most, in seconds; must be less than the pace's `settle`.
@@ -88,18 +88,18 @@ class Script:
 def script(seed: int) -> Script:
     """Draw a run."""
     dice = random.Random(seed)
-    pools = tuple(_pool(dice, f"s{seed}{letter}") for letter in "ab"[: dice.choice((1, 1, 2))])
-    kills = dice.randint(1, 3)
+    pools = tuple(_pool(dice, f"s{seed}{letter}") for letter in "ab"[: dice.choice((1, 2))])
+    kills, storm = dice.randint(1, 3), dice.choice(STORM)
     coming = [
-        *(_fault(dice, STORM) for _ in range(dice.randint(4, 12))),
-        *(_kill(dice, STORM) for _ in range(kills)),
-        *(_change(dice, pool, STORM) for pool in pools for _ in range(dice.randint(0, 2))),
+        *(_fault(dice, storm, _COMING) for _ in range(dice.randint(8, 20))),
+        *(_kill(dice, storm) for _ in range(kills)),
+        *(_change(dice, pool, storm) for pool in pools for _ in range(dice.randint(0, 3))),
     ]
     going = [
         *(_fault(dice, GOING, _GOING) for _ in range(dice.randint(1, 5))),
         *(_kill(dice, GOING) for _ in range(dice.randint(0, 2))),
     ]
-    calm = dice.random() < 0.75
+    calm = dice.random() < 0.7
     return Script(seed, pools, _sorted(coming), _sorted(going), calm)
 
 
@@ -124,13 +124,13 @@ def _kill(dice: random.Random, within: float) -> Act:
     # Soon after the beginning it meets what is just being ordered, or deleted.
     at = dice.uniform(0.0, 0.6) if dice.random() < 0.3 else dice.uniform(0.0, within)
     how: dict[str, Any] = {"pause": round(dice.uniform(0.0, 1.5), 2)}
-    if dice.random() < 0.35:
+    if dice.random() < 0.5:
         how["on"] = "create"
     return Act(at, "kill", whom, how)
 
 
 def _change(dice: random.Random, pool: PoolFile, within: float) -> Act:
-    at, what = dice.uniform(1.5, within), dice.choice(("replace", "drain", "apply"))
+    at, what = dice.uniform(min(1.5, within), within), dice.choice(("replace", "drain", "apply"))
     if what != "apply":
         return Act(at, what, pool.name, {"all": what == "replace" and dice.random() < 0.5})
     changed = _pool(dice, pool.name)
@@ -143,12 +143,17 @@ def _change(dice: random.Random, pool: PoolFile, within: float) -> Act:
     )
 
 
+#: Kinds of fault while machines come: all, and those of orders more often.
+_COMING: Final = (*KINDS, *(kind for kind, on in KINDS.items() if on == "create"), "stale")
+
 #: Kinds of fault while machines go.
 _GOING: Final = ("delete_fails", "delete_fails", "stale", "timeout", "server", "auth", "rate")
 
 
-def _fault(dice: random.Random, within: float, kinds: Sequence[str] = tuple(KINDS)) -> Act:
-    kind, at = dice.choice(kinds), round(dice.uniform(0.0, within * 0.8), 2)
+def _fault(dice: random.Random, within: float, kinds: Sequence[str]) -> Act:
+    kind = dice.choice(kinds)
+    # Most orders are made at the beginning.
+    at = round(dice.uniform(0.0, within * dice.choice((0.1, 0.8))), 2)
     vendor = dice.choice(PRICED if kind == "no_price" else list(VENDORS))
     how: dict[str, Any] = {"kind": kind, "count": dice.randint(1, 3)}
     match kind:
@@ -162,7 +167,7 @@ def _fault(dice: random.Random, within: float, kinds: Sequence[str] = tuple(KIND
         case "created_slow":
             how["seconds"] = dice.choice((0.8, TIMEOUT + 1.0))
         case "stale":
-            how["seconds"], how["count"] = round(dice.uniform(0.8, STALE), 2), dice.randint(2, 5)
+            how["seconds"], how["count"] = round(dice.uniform(0.8, STALE), 2), dice.randint(2, 10)
         case "no_price":
             how["count"] = None
         case _:

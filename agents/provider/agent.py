@@ -90,6 +90,7 @@ def assemble(account: Account, home_id: str = "", desk: Desk | None = None) -> A
         regions: list[str] = [],  # noqa: B006 - read for its schema, and never changed
         refresh: bool = False,
         most: Count = 100,
+        largest: bool = False,
     ) -> dict[str, Any]:
         """Tell what kinds of machine the vendor rents and for how much, cheapest first.
 
@@ -105,6 +106,7 @@ def assemble(account: Account, home_id: str = "", desk: Desk | None = None) -> A
             regions: Regions as the vendor writes them, or areas such as eu; all without.
             refresh: Ask the vendor now.
             most: How many.
+            largest: The largest first, and not the cheapest.
         """
         found = await rentals().offers(refresh=refresh)
         dropped = Counter(found.dropped)
@@ -115,9 +117,11 @@ def assemble(account: Account, home_id: str = "", desk: Desk | None = None) -> A
         fits = fitting(
             found.offers, cpu=cpu, ram=ram, disk=disk, arch=arch, regions=regions, dropped=count
         )
+        if largest:
+            fits = sorted(fits, key=lambda offer: (-offer.cpu, -offer.ram, offer.price))
         rows, _ = fitting_in((offer.row() for offer in fits), most)
         if len(fits) > len(rows):
-            dropped["dearer than those shown"] += len(fits) - len(rows)
+            dropped["after those shown"] += len(fits) - len(rows)
         return {
             "offers": rows,
             "dropped": dict(dropped),

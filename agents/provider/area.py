@@ -9,6 +9,9 @@ from typing import Final
 #: Areas that an offer may be in.
 AREAS: Final = ("eu", "us", "ap", "sa", "af", "me")
 
+#: The area of an offer that is wherever it is wanted: of a local account that names no region.
+ANYWHERE: Final = "*"
+
 #: Area -> how a region's name begins that is in it; digits at the end do not count.
 _PREFIXES: Final = {
     "eu": "eu uk nl de fr it es se pl gb ie ch lon fra ams cdg mad sto waw man par ber mil nordics "
@@ -30,6 +33,15 @@ def of(region: str) -> str:
     return next((_AREA[word] for word in candidates if word in _AREA), "")
 
 
-def wanted(region: str, regions: Collection[str]) -> bool:
-    """Tell whether a region is among some regions or areas; none of them means all."""
-    return not regions or region in regions or (bool(of(region)) and of(region) in regions)
+def wanted(region: str, area: str, regions: Collection[str]) -> bool:
+    """Tell whether a region of an area is among some; none of them means all.
+
+    It is by its name, its area, or the beginning of its name up to a ``-``.
+    """
+    if not regions or area == ANYWHERE:
+        return True
+    name = region.lower()
+    return any(
+        one in (name, area.lower()) or name.startswith(f"{one.rstrip('-')}-")
+        for one in map(str.lower, regions)
+    )

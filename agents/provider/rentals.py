@@ -381,7 +381,7 @@ def fitting(
     """Give the offers that are at least this, and count the others by why they are not."""
     found: list[Offer] = []
     for offer in offers:
-        if not area.wanted(offer.region, regions):
+        if not area.wanted(offer.region, offer.area, regions):
             dropped("other region")
         elif arch != "any" and offer.arch != arch:
             dropped("other processor")

@@ -15,7 +15,8 @@ from math import ceil, fsum, inf
 
 from spinal.protocols import Exit, SpinalError, duration
 
-#: Share of the work that is reckoned on top: inputs differ, and so do machines.
+#: Share of the work that is reckoned on top if nobody says otherwise: inputs differ, and so do
+#: machines.
 SPARE = 0.25
 
 #: By which sums of prices may be off.
@@ -46,6 +47,8 @@ class Batch:
     slots: int = 1
     #: Seconds from the order of a machine until it works.
     start: float = 0.0
+    #: Share of the work that is reckoned on top.
+    spare: float = SPARE
 
     def __post_init__(self) -> None:
         if min(self.inputs, self.each, self.left, self.slots) <= 0 or self.start < 0:
@@ -97,7 +100,7 @@ def finished(batch: Batch, machines: int, there: int = 0) -> float:
     Those that are there begin at once, and the others when they have started; inputs are not
     divided, so the last ones may keep few slots busy.
     """
-    work = batch.inputs * batch.each * (1 + SPARE)
+    work = batch.inputs * batch.each * (1 + batch.spare)
     early = min(there, machines)
     alone = early * batch.slots * batch.start
     if work <= alone:
@@ -106,7 +109,7 @@ def finished(batch: Batch, machines: int, there: int = 0) -> float:
 
 
 def _whole(batch: Batch, seconds: float) -> float:
-    return max(seconds, batch.each * (1 + SPARE))
+    return max(seconds, batch.each * (1 + batch.spare))
 
 
 def _why(

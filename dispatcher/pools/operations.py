@@ -26,6 +26,7 @@ from .ranking import nearest, rank
 from .scaling import Memory
 from .spec import PoolSpec, Server
 from .tender import MAX_POOLS, TRIES, Tender
+from .vendors import Offers
 
 #: Offers that are told.
 MAX_OFFERS: Final = 60
@@ -52,7 +53,8 @@ class PoolOperations:
             region=tuple(args.get("region", ())),
         )
         tender = self._tender
-        found, errors = await tender.vendors.offers(server, args.get("refresh", False))
+        market = await tender.vendors.offers(server, args.get("refresh", False))
+        found = market.offers
         exchange, now, blocked = tender.market().exchange, tender.now(), tender.blocked()
         ranked = rank(found, exchange, server, now, blocked=blocked)
         best: dict[str, Json] = {}
@@ -65,14 +67,16 @@ class PoolOperations:
             "by_vendor": best,
             "currency": exchange.currency,
             "rates": dict(exchange.rates or {}),
-            "rejected": ranked.counted(),
+            "rejected": ranked.counted() + market.left_out(),
             "nearest": near,
-            "errors": dict(errors),
+            "errors": market.errors,
         }
 
     async def plan(self, request: Request, args: Arguments) -> Json:
         """Say exactly what applying a pool file would do."""
-        return self._plan_row(*await self._planned(_spec(args), args.get("refresh", False)))
+        found, market = await self._planned(_spec(args), args.get("refresh", False))
+        row = found.row()
+        return {**row, "rejected": row["rejected"] + market.left_out(), "errors": market.errors}
 
     async def apply(self, request: Request, args: Arguments) -> Json:
         """Make a pool as its file says, or change it; refuses if the plan is another by now."""
@@ -98,19 +102,19 @@ class PoolOperations:
         pool = await self._make(spec.pool, change, new=True)
         return {**self._row(pool), "hash": found.hash}
 
-    async def _planned(self, spec: PoolSpec, refresh: bool) -> tuple[Plan, Mapping[str, str]]:
+    async def _planned(self, spec: PoolSpec, refresh: bool) -> tuple[Plan, Offers]:
         tender = self._tender
-        found, errors = await tender.vendors.offers(spec.server, refresh)
+        market = await tender.vendors.offers(spec.server, refresh)
         await tender.refresh()
         known = tender.pools.get(spec.pool)
         try:
-            return tender.planned(spec, found, _start(spec, known)), errors
+            return await tender.planned(spec, market.offers, _start(spec, known)), market
         except Impossible as exc:
-            told = [str(exc), *(f"{vendor}: {why}" for vendor, why in sorted(errors.items()))]
+            told = [
+                str(exc),
+                *(f"{vendor}: {why}" for vendor, why in sorted(market.errors.items())),
+            ]
             raise CallError.of(Problem("refused", "; ".join(told))) from exc
-
-    def _plan_row(self, found: Plan, errors: Mapping[str, str]) -> Json:
-        return {**found.row(), "errors": dict(errors)}
 
     # -- pools
 
@@ -150,7 +154,11 @@ class PoolOperations:
         def change(known: Pool | None) -> Pool:
             pool = _known(known, args)
             wanted = max(pool.spec.size.min, pool.wanted - len(names))
-            return replace(pool, wanted=wanted, memory=replace(pool.memory, wanted=wanted))
+            # Else a pool that does not scale would take new ones in their place.
+            start = min(pool.spec.size.start, wanted)
+            spec = replace(pool.spec, size=replace(pool.spec.size, start=start))
+            memory = replace(pool.memory, wanted=wanted)
+            return replace(pool, spec=spec, wanted=wanted, memory=memory)
 
         await tender.refresh()
         self._check(names, needed(args, "name"))

@@ -213,6 +213,8 @@ class _Market:
         count = max(0, wanted - len(self.keep))
         least = min(count, max(0, self.spec.size.min - len(self.keep)))
         self.enough_vendors(wanted)
+        if not self.keep and self.never():
+            raise Impossible(self.nothing())
         rent, notes = self.chosen(count)
         if len(rent) < least:
             raise Impossible(self.why(least))
@@ -348,6 +350,11 @@ class _Market:
                 f"or at the end of their caps and limits"
             )
         return self.too_dear(count, _price(least))
+
+    def never(self) -> bool:
+        """Whether no offer that there is can ever do, whatever becomes of blocks and budgets."""
+        reasons = {each.reason for each in self.ranking.rejected}
+        return bool(self.offers) and not self.ranking.offers and "blocked" not in reasons
 
     def nothing(self) -> str:
         """Say why not one machine can be had."""

@@ -79,6 +79,13 @@ class Pool:
         """What it is called."""
         return self.spec.pool
 
+    @property
+    def freezes(self) -> bool:
+        """Whether the disk of a machine that goes is kept as an image."""
+        if self.phase is Phase.DOWN:
+            return self.spec.life.on_down == "freeze"
+        return self.phase is Phase.FROZEN
+
     def over(self, now: int) -> bool:
         """Tell whether its time is over, and nothing was done about that yet."""
         ends = self.spec.life.ends

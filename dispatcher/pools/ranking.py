@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Final
 
+from spinal.agents.provider import area
 from spinal.agents.provider.offer import Exchange, Offer
 from spinal.protocols import Json, duration
 
@@ -219,12 +220,6 @@ def nearest(
     return f"the cheapest offer that fits is {_told(cheapest, exchange)}"
 
 
-def in_region(offer: Offer, region: str) -> bool:
-    """Tell whether an offer is in a region: its name, its area, or the beginning of its name."""
-    name, wanted = offer.region.lower(), region.lower()
-    return wanted in (name, offer.area.lower()) or name.startswith(f"{wanted.rstrip('-')}-")
-
-
 def block_of(offer: Offer, blocked: Blocked, now: int) -> tuple[int, str] | None:
     """Give until when an offer is not asked for, and why; none if it may be."""
     vendor, region, type = offer.key
@@ -258,7 +253,7 @@ def _other_arch(offer: Offer, server: Server) -> _Wrong:
 
 
 def _other_region(offer: Offer, server: Server) -> _Wrong:
-    if not server.region or any(in_region(offer, region) for region in server.region):
+    if area.wanted(offer.region, offer.area, server.region):
         return None
     return "other region", f"is in {offer.region}"
 

@@ -18,9 +18,10 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, Protocol
+from functools import partial
+from typing import Any, Final, Protocol
 
 import structlog
 
@@ -28,7 +29,7 @@ from spinal.agents.provider.offer import Offer
 from spinal.agents.provider.pace import Pace
 from spinal.agents.provider.settings import Providers
 from spinal.bus.errors import CallError
-from spinal.protocols import Json, LocalProtocolError, Problem
+from spinal.protocols import Json, Problem
 from spinal.protocols.retry import doubled
 
 from ..agent import KnownAgent
@@ -37,7 +38,7 @@ from ..jobs.job import Job, JobState
 from ..jobs.keeper import Keeper
 from ..registry import Registry
 from ..resolver import Demand
-from ..store.contract import FENCED, Change, Keep, Record, StoreError
+from ..store.contract import FENCED, Change, Keep, LifeOver, Record, StoreError
 from . import money, record, scaling, tending
 from .launches import Launches, asked
 from .machine import Machine, State
@@ -63,6 +64,9 @@ STOPPED: Final = 4.0
 #: Seconds that a self-test may take, and between two of them.
 TESTING: Final = 20.0
 TEST_AGAIN: Final = 2.0
+
+#: Seconds after which a pool that did not get what it lacks asks again.
+ORDER_AGAIN: Final = 2.0
 
 #: Seconds after which a machine is ordered in place of one that never joined, at first and at most.
 FIRST_PAUSE: Final = 4.0
@@ -167,7 +171,11 @@ class Tender:
         self._busy: set[str] = set()
         #: Pools for which machines are being chosen.
         self._ordering: set[str] = set()
+        #: When a pool that did not get what it lacks is looked at again.
+        self._order_at: dict[str, float] = {}
         self._turn = asyncio.Lock()
+        #: Held while something is written, so that we do not overtake ourselves.
+        self._writing = asyncio.Lock()
         self._tests: dict[str, tuple[bool, str]] = {}
         #: Since when no agent of a machine is there.
         self._away: dict[str, int] = {}
@@ -205,13 +213,19 @@ class Tender:
             return
         self._look_at_vendors()
         for machine in list(self.machines.values()):
-            await self._tend(machine)
+            await self._alone(machine.name, self._tend(machine))
         for pool in list(self.pools.values()):
-            try:
-                await self._keep_to_size(pool)
-            except LocalProtocolError as exc:
-                # What the store does not take of one must not keep the others waiting.
-                log.error("pool_not_kept", pool=pool.name, error=str(exc))
+            await self._alone(pool.name, self._keep_to_size(pool))
+
+    @staticmethod
+    async def _alone(name: str, work: Coroutine[Any, Any, None]) -> None:
+        """Do something about one pool or machine; a mistake in it must not keep the others waiting."""
+        try:
+            await work
+        except (StoreError, LifeOver):
+            raise
+        except Exception:
+            log.exception("not_tended", name=name)
 
     async def refresh(self, doubtful: bool = False) -> None:
         """Learn what others made of pools and machines.
@@ -378,6 +392,10 @@ class Tender:
 
         Gives nothing if somebody else was first.
         """
+        async with self._writing:
+            return await self._save_in_turn(before, step)
+
+    async def _save_in_turn(self, before: Machine, step: Step) -> Machine | None:
         after = replace(step.machine, version=before.version)
         changes: list[Change] = [*_moving(before, after)]
         pool = self.pools.get(after.pool)
@@ -458,7 +476,7 @@ class Tender:
         if machine is None or machine.state is not State.LEAVING:
             return
         pool = self.pools.get(machine.pool)
-        if pool is not None and pool.phase is Phase.FROZEN and not machine.image and machine.began:
+        if pool is not None and pool.freezes and not machine.image and machine.began:
             outcome = await self.vendors.freeze(machine.vendor, name, pool.name)
             image = str(outcome.get("image", ""))
             if outcome.get("outcome") != "frozen":
@@ -501,7 +519,11 @@ class Tender:
         if pool.phase is not Phase.UP:
             await self._wind_down(pool, machines)
             return
-        machines = await self._retire(pool, machines)
+        try:
+            machines = await self._retire(pool, machines)
+        except CallError as exc:
+            await self._is_short(pool, str(exc))
+            return
         counted = [one for one in machines if one.state.counts and not one.retiring]
         pool = await self._scaled(pool, machines, counted)
         if len(counted) < pool.wanted:
@@ -610,11 +632,12 @@ class Tender:
 
     async def keep(self, pool: Pool, *changes: Change) -> Pool | None:
         """Keep a pool as it is now; nothing if somebody else was first."""
-        written = await self._keeper.store.write(Keep(record.of_pool(pool)), *changes)
-        if written[0] is FENCED:
-            await self.refresh(doubtful=True)
-            return None
-        kept = self.pools[pool.name] = replace(pool, version=pool.version + 1)
+        async with self._writing:
+            written = await self._keeper.store.write(Keep(record.of_pool(pool)), *changes)
+            if written[0] is FENCED:
+                await self.refresh(doubtful=True)
+                return None
+            kept = self.pools[pool.name] = replace(pool, version=pool.version + 1)
         self._changed.set()
         return kept
 
@@ -681,36 +704,43 @@ class Tender:
 
     def _order(self, pool: Pool) -> None:
         """Choose and order what a pool lacks, unless that is being done."""
-        if pool.name in self._ordering:
+        if pool.name in self._ordering or self._time() < self._order_at.get(pool.name, 0.0):
             return
 
         async def order() -> None:
+            ordered = 0
             try:
                 async with self._turn:
-                    await self._order_in_turn(pool.name)
-            except StoreError as exc:
+                    ordered = await self._order_in_turn(pool.name)
+            except (StoreError, CallError) as exc:
                 log.warning("machines_not_ordered", pool=pool.name, error=str(exc))
             finally:
                 self._ordering.discard(pool.name)
+                # What could not be had is not there a moment later either.
+                pause = 0.0 if ordered else ORDER_AGAIN
+                self._order_at[pool.name] = self._time() + pause
+            if ordered:
                 self._changed.set()
 
         self._ordering.add(pool.name)
         self._keeper.spawn("ordering", order)
 
-    async def _order_in_turn(self, name: str) -> None:
+    async def _order_in_turn(self, name: str) -> int:
+        """Order what a pool lacks, as far as it is to be had; gives how many machines that are."""
         pool = self.pools.get(name)
         if pool is None or pool.phase is not Phase.UP:
-            return
-        offers, errors = await self.vendors.offers(pool.spec.server)
+            return 0
+        market = await self.vendors.offers(pool.spec.server)
         await self.refresh()
         pool = self.pools.get(name)
         if pool is None or pool.phase is not Phase.UP:
-            return
+            return 0
         try:
-            found = self.planned(pool.spec, offers, pool.wanted)
-        except Impossible as exc:
-            await self._is_short(pool, "; ".join([str(exc), *_told(errors)]))
-            return
+            found = await self.planned(pool.spec, market.offers, pool.wanted)
+        except (Impossible, CallError) as exc:
+            await self._is_short(pool, "; ".join([str(exc), *_told(market.errors)]))
+            return 0
+        ordered = 0
         for one in found.rent:
             # A machine is paid in the currency of its vendor.
             offer = one.listed
@@ -718,12 +748,15 @@ class Tender:
                 offer.key, asked(self.machines.values())[offer.key], self.now()
             ):
                 continue
-            ordered = await self._order_one(pool, offer)
-            if ordered is None:
-                return
-            pool = ordered
+            kept = await self._order_one(pool, offer)
+            if kept is None:
+                break
+            pool, ordered = kept, ordered + 1
+        if found.missing and not ordered:
+            await self._is_short(pool, "; ".join([*found.notes, *_told(market.errors)]))
+        return ordered
 
-    def planned(self, spec: PoolSpec, offers: Sequence[Offer], wanted: int) -> Plan:
+    async def planned(self, spec: PoolSpec, offers: Sequence[Offer], wanted: int) -> Plan:
         """Say what would be ordered now, so that a pool has as many machines.
 
         Raises:
@@ -743,7 +776,8 @@ class Tender:
             spec.money.label,
             drain=spec.life.drain,
         )
-        return plan(
+        work = partial(
+            plan,
             spec,
             offers,
             market.exchange,
@@ -758,6 +792,8 @@ class Tender:
             room=room,
             limits=limits,
         )
+        # Packing takes seconds; the rest is done sooner than a thread is found for it.
+        return await asyncio.to_thread(work) if spec.demand else work()
 
     def blocked(self) -> Blocked:
         """Give what is not asked for now, until when, and why."""
@@ -840,6 +876,8 @@ class Tender:
                 "image": spec.server.image,
                 "user_data": script,
                 "tags": {"spinal": self._home, "spinal-pool": machine.pool},
+                # Nobody has asked for this name before.
+                "fresh": True,
             }
             outcome = await self.vendors.create(machine.vendor, args, self._pace.order)
         now, key = self.now(), (machine.vendor, machine.region, machine.type)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import structlog
@@ -44,11 +45,35 @@ FREEZING: Final = 600.0
 #: Seconds for which offers are good.
 FRESH: Final = 60.0
 
+#: Demands whose offers are kept.
+MAX_KEPT: Final = 100
+
 #: Most offers that each vendor is asked for.
 MOST: Final = 100
 
+#: Most machines that a vendor's list may have.
+MAX_LISTED: Final = 20_000
+
 #: An answer to an order or a delete: ``outcome``, and what belongs to it.
 Outcome = Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class Offers:
+    """What vendors offer, why one of them gave nothing, and what each left out, by reason."""
+
+    offers: list[Offer] = field(default_factory=list[Offer])
+    errors: dict[str, str] = field(default_factory=dict[str, str])
+    dropped: dict[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
+
+    def left_out(self) -> list[dict[str, Json]]:
+        """Say what provider agents left out themselves, most first."""
+        rows: list[dict[str, Json]] = [
+            {"reason": f"{reason} at {vendor}", "count": count, "examples": []}
+            for vendor, counts in self.dropped.items()
+            for reason, count in counts.items()
+        ]
+        return sorted(rows, key=lambda row: (-row["count"], row["reason"]))
 
 
 class Vendors:
@@ -71,7 +96,7 @@ class Vendors:
         #: Each vendor's last list of our machines, and why there is no newer one.
         self.listings: dict[str, Listing] = {}
         self.errors: dict[str, str] = {}
-        self._offers: dict[str, tuple[float, Server, list[Offer]]] = {}
+        self._offers: dict[tuple[str, Server], tuple[float, Offers]] = {}
         self._asked: dict[str, float] = {}
         self._under_way: set[str] = set()
 
@@ -86,34 +111,54 @@ class Vendors:
 
     # -- offers
 
-    async def offers(
-        self, server: Server, refresh: bool = False
-    ) -> tuple[list[Offer], Mapping[str, str]]:
-        """Give what all vendors offer for a demand, and why one of them gave nothing."""
-        errors: dict[str, str] = {}
+    async def offers(self, server: Server, refresh: bool = False) -> Offers:
+        """Give what all vendors offer for a demand.
 
-        async def of(vendor: str) -> list[Offer]:
+        Of a vendor that has nothing, what it has instead: so that it can be said what comes nearest.
+        """
+        found = Offers()
+
+        async def of(vendor: str) -> None:
             try:
-                return await self._offers_of(vendor, server, refresh)
+                one = await self._offers_of(vendor, server, refresh)
             except CallError as exc:
-                errors[vendor] = str(exc)
-                return []
+                found.errors[vendor] = str(exc)
+                return
+            found.offers.extend(one.offers)
+            found.errors |= one.errors
+            found.dropped |= one.dropped
 
-        found = await asyncio.gather(*map(of, self.here()))
-        return [offer for some in found for offer in some], errors
+        await asyncio.gather(*map(of, self.here()))
+        return found
 
-    async def _offers_of(self, vendor: str, server: Server, refresh: bool) -> list[Offer]:
+    async def _offers_of(self, vendor: str, server: Server, refresh: bool) -> Offers:
         time = asyncio.get_running_loop().time()
-        at, asked, known = self._offers.get(vendor, (0.0, None, []))
-        if asked == server and time - at < FRESH and not refresh:
-            return known
-        # Regions are left to the plan, which can then say what there would be elsewhere.
-        args: dict[str, Json] = {"most": MOST, "refresh": refresh}
-        args |= {"cpu": server.cpu, "ram": server.ram, "disk": server.disk, "arch": server.arch}
-        said = await self._ask(vendor, OFFERS, args, OFFERING)
-        offers = [Offer.of(row) for row in _rows(said, "offers")]
-        self._offers[vendor] = (time, server, offers)
-        return offers
+        key = vendor, server
+        known = self._offers.get(key)
+        if known is not None and time - known[0] < FRESH and not refresh:
+            return known[1]
+        wanted: dict[str, Json] = {
+            "cpu": server.cpu,
+            "ram": server.ram,
+            "disk": server.disk,
+            "arch": server.arch,
+            "regions": list(server.region),
+        }
+        found = Offers()
+        for args in ({**wanted, "refresh": refresh}, {"largest": True}):
+            said = await self._ask(vendor, OFFERS, {"most": MOST, **args}, OFFERING)
+            found.offers = [Offer.of(row) for row in _rows(said, "offers")]
+            if "cpu" in args:
+                for error in _rows(said, "errors"):
+                    where = f"{vendor} {error['region']}".strip()
+                    found.errors[where] = f"{error['kind']}: {error['said']}"
+                found.dropped = {vendor: _members(_members(said).get("dropped", {}))}
+            if found.offers:
+                break
+        while len(self._offers) >= MAX_KEPT:
+            del self._offers[next(iter(self._offers))]
+        self._offers[key] = time, found
+        return found
 
     # -- lists
 
@@ -140,9 +185,15 @@ class Vendors:
         self._asked[vendor] = asyncio.get_running_loop().time()
         asked = self._now()
         try:
-            args: dict[str, Json] = {"names": list(names)}
-            said = await self._ask(vendor, LIST, args, LISTING)
-            rows = _rows(said, "machines")
+            rows: list[Mapping[str, Any]] = []
+            more = True
+            while more and len(rows) < MAX_LISTED:
+                args: dict[str, Json] = {"names": list(names)}
+                args |= {"after": str(rows[-1]["name"])} if rows else {}
+                said = await self._ask(vendor, LIST, args, LISTING)
+                page = _rows(said, "machines")
+                rows += page
+                more = bool(page and _members(said).get("more"))
         except CallError as exc:
             if self.errors.get(vendor) != str(exc):
                 log.warning("machines_not_listed", vendor=vendor, error=str(exc))

@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import pty
+import shlex
 import shutil
 import signal
 import subprocess
@@ -50,7 +51,7 @@ class Story:
     """
 
     def __init__(self, folder: Path, jobs: int) -> None:
-        self.home = folder / "home"
+        self.folder, self.home = folder, folder / "home"
         self.album, self.small = folder / "album", folder / "small"
         self.jobs = jobs
         #: What happened to the pool, its machines as they were last seen, and who was killed.
@@ -61,7 +62,6 @@ class Story:
         self.bill: Row = {}
         self.each: Row = {}
         self.swept: Row = {}
-        self._logs = folder
         self._began = time.time()
 
     # -- the command line
@@ -74,6 +74,7 @@ class Story:
         """
         done = subprocess.run(
             self._argv(words),
+            cwd=self.folder,
             env=self._environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -82,7 +83,7 @@ class Story:
             check=False,
         )
         if done.returncode:
-            raise Wrong(f"spinal {' '.join(words)}: {done.stderr.strip()}")
+            raise Wrong(f"spinal {shlex.join(words)}: {done.stderr.strip()}")
         return done.stdout
 
     def ask(self, *words: str) -> Any:
@@ -91,7 +92,7 @@ class Story:
 
     def show(self, *words: str) -> None:
         """Run a command in front of the reader."""
-        self.say(f"$ spinal {' '.join(words)}")
+        self.say(f"$ spinal {shlex.join(words)}")
         for line in self._seen(words).splitlines():
             print(f"          {line}".rstrip(), flush=True)
 
@@ -102,6 +103,7 @@ class Story:
             try:
                 child = subprocess.Popen(
                     self._argv(words),
+                    cwd=self.folder,
                     env={**self._environment(), "TERM": "dumb", "COLUMNS": "88"},
                     stdin=subprocess.DEVNULL,
                     stdout=its,
@@ -115,16 +117,17 @@ class Story:
                 while more := screen.read(65536):
                     shown += more
         if child.wait():
-            raise Wrong(f"spinal {' '.join(words)}: {shown.decode().strip()}")
+            raise Wrong(f"spinal {shlex.join(words)}: {shown.decode().strip()}")
         return shown.decode().replace("\r\n", "\n").strip("\n")
 
     @contextmanager
     def running(self, name: str, *words: str) -> Generator[subprocess.Popen[bytes]]:
         """Have a command run in the background; it is ended by SIGTERM when the block ends."""
-        self.say(f"$ spinal {' '.join(words)} &")
-        with (self._logs / f"{name}.log").open("wb") as log:
+        self.say(f"$ spinal {shlex.join(words)} &")
+        with (self.folder / f"{name}.log").open("wb") as log:
             child = subprocess.Popen(
                 self._argv(words),
+                cwd=self.folder,
                 env=self._environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -144,7 +147,10 @@ class Story:
         return [sys.executable, "-P", "-m", "spinal", *words]
 
     def _environment(self) -> dict[str, str]:
-        return {**os.environ, "SPINAL_HOME": str(self.home), "SPINAL_LOG": "warning"}
+        # All of them run the Spinal that this runs.
+        path = os.pathsep.join(str(Path(one).absolute()) for one in sys.path if one)
+        own = {"SPINAL_HOME": str(self.home), "SPINAL_LOG": "warning", "PYTHONPATH": path}
+        return {**os.environ, **own}
 
     def say(self, line: str, at: float | None = None) -> None:
         """Print a line with the time since the beginning; now, or that of a Unix time."""
@@ -161,7 +167,7 @@ class Story:
             if found := ask():
                 return found
             time.sleep(LOOK)
-        raise Wrong(f"within {within:g} s not: {what}; see {self._logs}/*.log")
+        raise Wrong(f"within {within:g} s not: {what}; see {self.folder}/*.log")
 
     # -- the pool
 
@@ -194,12 +200,14 @@ class Story:
         """
         self.home.mkdir(parents=True)
         shutil.copy(HERE / "providers.yaml", self.home)
+        for name in ("pool.yaml", "worker.py"):
+            shutil.copy(HERE / name, self.folder)
         self._fill_album()
         self.say("1. Two vendors, and a pool without machines.")
-        with self.running("up", "up", "--home", str(self.home)) as up:
+        with self.running("up", "up", "--home", "home") as up:
             self.until("spinal up, with both vendors", lambda: self._vendors(up) == 2)
             self.show("offers", "--cpu", "1", "--ram", "1G")
-            self.show("pool", "apply", str(HERE / "pool.yaml"), "--yes")
+            self.show("pool", "apply", "pool.yaml", "--yes")
             self._work()
             self.say("5. Nothing waits any more: the pool returns to zero.")
             self.until("no machines", lambda: not self.look()["exist"], DONE_WITHIN)
@@ -218,16 +226,16 @@ class Story:
 
     def _work(self) -> None:
         self.say(f"2. {self.jobs} photographs arrive.")
-        words = ("map", OP, "--over", f"photo={self.album}/*", "--set", "width:=800")
-        with self.running("map", *words, "--durable", "--out", str(self.small)) as mapping:
+        words = ("map", OP, "--over", "photo=album/*", "--set", "width:=800")
+        with self.running("map", *words, "--durable", "--out", "small") as mapping:
             self.say("3. Machines appear, the cheapest first, until a vendor has no more.")
             self.until("machines of both vendors", lambda: self._both(mapping), DONE_WITHIN)
-            self.victim = self.ready()[0]["name"]
+            self.victim = next(one["name"] for one in self.ready() if one["vendor"] == "north")
             count = self.kill(self.victim)
             self.say(f"4. {self.victim} dies: SIGKILL to all {count} processes of it.")
             self.until("all photographs", lambda: self._ended(mapping), DONE_WITHIN)
             if mapping.returncode:
-                raise Wrong((self._logs / "map.log").read_text())
+                raise Wrong((self.folder / "map.log").read_text())
         done = len(list(self.small.iterdir()))
         self.say(f"  {done} of {self.jobs} photographs are there")
         if done != self.jobs:
@@ -235,7 +243,7 @@ class Story:
 
     def _both(self, mapping: subprocess.Popen[bytes]) -> bool:
         if mapping.poll() is not None:
-            raise Wrong((self._logs / "map.log").read_text())
+            raise Wrong((self.folder / "map.log").read_text())
         return {one["vendor"] for one in self.ready()} == {"north", "south"}
 
     def _ended(self, mapping: subprocess.Popen[bytes]) -> bool:
@@ -244,7 +252,7 @@ class Story:
 
     def _vendors(self, up: subprocess.Popen[bytes]) -> int:
         if up.poll() is not None:
-            raise Wrong((self._logs / "up.log").read_text())
+            raise Wrong((self.folder / "up.log").read_text())
         with suppress(Wrong):
             return len({one["vendor"] for one in self.ask("offers")})
         return 0

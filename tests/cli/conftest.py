@@ -161,6 +161,13 @@ class Program:
         assert line, f"it ended with {self.process.wait()}; its log:\n{self.err}"
         return json.loads(line)
 
+    def rest(self) -> list[str]:
+        """Give the lines that it said before it ended."""
+        found: list[str] = []
+        while line := self._lines.get(timeout=5):
+            found.append(line)
+        return found
+
     def until(self, timeout: float = 30, **wanted: object) -> Any:
         """Give the next thing that it says with these members."""
         while True:

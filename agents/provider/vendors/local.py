@@ -8,6 +8,7 @@ from typing import Any
 
 from spinal.agents.document import seconds
 
+from ..area import ANYWHERE
 from ..machine import Machine
 from .vendor import Order, Size, Vendor
 
@@ -57,6 +58,10 @@ class Local(Vendor):
             price=own.price,
             source="config",
         )
+
+    def area(self, region: str) -> str:
+        """Give the area of a region; without one of its own the account is anywhere."""
+        return super().area(region) if self.account.regions else ANYWHERE
 
     def image(self, order: Order) -> str:
         """Give an image that was frozen here; whatever else is wanted, there is this system."""

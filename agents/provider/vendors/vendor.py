@@ -206,7 +206,7 @@ class Vendor:
                     vendor=account.name,
                     region=region,
                     type=size.type,
-                    area=area_of(region),
+                    area=self.area(region),
                     arch=size.arch,
                     cpu=size.cpu,
                     ram=size.ram,
@@ -217,6 +217,10 @@ class Vendor:
                     as_of=as_of,
                     cap=account.limit,
                 )
+
+    def area(self, region: str) -> str:
+        """Give the area of a region."""
+        return area_of(region)
 
     def _places(self, size: Size, scope: str) -> Iterable[str]:
         if scope:

@@ -61,6 +61,11 @@ IDLE: Final = 30.0
 #: Seconds that are waited for vendors to show that the machines are gone.
 GONE_WITHIN: Final = 600.0
 
+#: Seconds between two reckonings of whether the deadline is met, and the share on top then: what is
+#: measured has all in it that the first inputs did not show.
+CHECK: Final = 8.0
+CHECK_SPARE: Final = 0.05
+
 #: Seconds between two looks at the pool.
 LOOK: Final = 1.0
 
@@ -323,6 +328,8 @@ class Burst:
     _first: float = 0.0
     _ran: list[float] = field(default_factory=list[float])
     _ended: int = 0
+    #: When it was reckoned last, how many inputs had ended then, and with how many machines.
+    _mark: tuple[float, int, int] = (0.0, 0, 0)
 
     @property
     def name(self) -> str:
@@ -347,6 +354,8 @@ class Burst:
             CallError: nothing fits, or a bound is in a currency that has no rate.
             click.Abort: the answer was no.
         """
+        from spinal.dispatcher.pools.batch import TooMuch
+
         wish, server = self.wish, self.wish.spec.server
         self._offers = await self.bus.ask_dispatcher(
             "/spinal/offers",
@@ -364,6 +373,8 @@ class Burst:
             machines = self.choice.machines
         spec = self._spec(machines)
         plan: Row = await self.bus.ask_dispatcher("/spinal/pools/plan", spec=_sent(spec))
+        if plan["missing"]:
+            raise TooMuch("; ".join(plan["notes"]))
         self._hash = plan["hash"]
         per_hour, currency = self._per_hour(), plan["currency"]
         if not self.as_json:
@@ -408,8 +419,10 @@ class Burst:
             )
         return self.wish.per_hour * float(rate)
 
-    def _chosen(self, each: float, slots: int, start: float, there: int) -> Choice:
-        from spinal.dispatcher.pools.batch import Batch, TooMuch, choose
+    def _chosen(
+        self, each: float, slots: int, start: float, there: int, spare: float | None = None
+    ) -> Choice:
+        from spinal.dispatcher.pools.batch import SPARE, Batch, TooMuch, choose
 
         offers: Sequence[Row] = self._offers["offers"]
         if not offers:
@@ -426,6 +439,7 @@ class Burst:
             left=self.left,
             slots=slots,
             start=start,
+            spare=SPARE if spare is None else spare,
         )
         return choose(batch, prices, there=there, most=most, per_hour=self._per_hour())
 
@@ -445,9 +459,12 @@ class Burst:
         cancelled and :attr:`late` set.
 
         Raises:
-            TooMuch: once the first inputs were timed: the deadline cannot be met for the money.
+            TooMuch: once the first inputs were timed: the deadline cannot be met for the money; or
+                no machine was ready by then.
             Ended: by SIGTERM or SIGHUP.
         """
+        from spinal.dispatcher.pools.batch import TooMuch
+
         stopped: list[int] = []
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert task is not None
@@ -470,6 +487,9 @@ class Burst:
                 watching.cancel()
         except TimeoutError:
             self.late = True
+            if not self._ready.is_set():
+                why = self._row.get("short") or "none has joined"
+                raise TooMuch(f"no machine was ready by the deadline: {why}") from None
         except asyncio.CancelledError:
             if stopped:
                 raise Ended(128 + stopped[0]) from None
@@ -500,32 +520,71 @@ class Burst:
         """Tell what happens to the pool, and have more machines as soon as it is known how many."""
         from spinal.bus import BusError, CallError
 
-        began, started = time.monotonic(), 0.0
+        began, started, trouble = time.monotonic(), START, ""
         while True:
-            with suppress(CallError, BusError):  # It is asked again; the jobs go on meanwhile.
+            try:
                 self._tell(await self._show(), progress)
-            if self._row.get("ready") and not self._ready.is_set():
-                started = time.monotonic() - began
-                self._ready.set()
-            if self._ready.is_set() and self.choice is None and self._timed():
-                await self._grow(started, progress)
+                if self._row["ready"] and not self._ready.is_set():
+                    started = time.monotonic() - began
+                    self._ready.set()
+                if self._ready.is_set() and self.choice is None and self._timed():
+                    await self._grow(median(self._ran), started, progress)
+                elif self.choice is not None:
+                    await self._check(started, progress)
+            except (CallError, BusError) as exc:
+                # It is tried again; the jobs go on meanwhile.
+                if trouble != str(exc):
+                    trouble = str(exc)
+                    progress.line(f"spinal: the pool is not looked after: {trouble}")
             await asyncio.sleep(LOOK)
+
+    async def _check(self, started: float, progress: Progress) -> None:
+        """Have more machines if those that are there turn out to be too slow."""
+        from spinal.dispatcher.pools.batch import TooMuch
+
+        now, row = time.monotonic(), self._row
+        ready = row.get("ready", 0)
+        if not ready or ready != row["wanted"] or ready != self._mark[2]:
+            self._mark = now, self._ended, ready
+            return
+        took, done = now - self._mark[0], self._ended - self._mark[1]
+        if took < CHECK or self._ended >= self.inputs:
+            return
+        self._mark = now, self._ended, ready
+        if not done or ready >= self.wish.most:
+            return
+        slots = await self._slots()
+        with suppress(TooMuch):  # What there is does what it can.
+            each = took * ready * slots / done
+            await self._grow(each, started, progress, ready, CHECK_SPARE)
 
     def _timed(self) -> bool:
         """Tell whether it is known what an input takes."""
         count = len(self._ran)
         return count >= ENOUGH or (count >= SAMPLES and time.monotonic() - self._first >= TIMING)
 
-    async def _grow(self, started: float, progress: Progress) -> None:
-        """Choose how many machines it takes, and order them."""
+    async def _grow(
+        self,
+        each: float,
+        started: float,
+        progress: Progress,
+        there: int = 1,
+        spare: float | None = None,
+    ) -> None:
+        """Choose how many machines it takes, and order those that are missing.
+
+        Raises:
+            TooMuch: the deadline cannot be met for the money.
+        """
         from spinal.bus import CallError
 
-        each = median(self._ran)
-        found = self._chosen(each, await self._slots(), started, there=1)
+        found = self._chosen(each, await self._slots(), started, there, spare)
+        if self.choice is not None and found.machines <= there:
+            return
         self.choice = found
         currency = self._offers["currency"]
         progress.line(f"{span(each)} for each input: {self._reckoned(found, currency)}")
-        if found.machines == 1:
+        if found.machines == there:
             return
         spec = self._spec(found.machines)
         for last in (False, True):

@@ -8,6 +8,7 @@ from typing import Any, Final
 import click
 
 from .common import CONTEXT, client, json_option, plain, print_json, run, say, show_home, table
+from .jobview import span
 from .pool import money
 
 Row = Mapping[str, Any]
@@ -63,13 +64,13 @@ def cost(by: list[str], since: float, as_json: bool) -> None:
     rows = [
         (
             *one["key"],
-            f"{one['hours']:.2f}",
+            span(one["hours"] * 3600),
             money(one["spent"], currency),
             money(one["hourly"], currency),
         )
         for one in row["rows"]
     ]
-    table(rows, (*by, "hours", "cost", "an hour now"), "nothing was rented in that time")
+    table(rows, (*by, "time", "cost", "an hour now"), "nothing was rented in that time")
     say(
         f"in all {money(row['spent'], currency)}; this month so far "
         f"{money(row['month'], currency)}, by its end {money(row['forecast'], currency)}"

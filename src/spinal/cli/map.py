@@ -120,9 +120,16 @@ def map_command(
     input as it ends, {"input", "value" or "error", "agent", "file", "job"}, and a last one {"done",
     "failed", "seconds", "job"}.
 
+    With --burst machines are rented for it, as few as meet the deadline, and returned whatever ends
+    it (docs/pools.md). Without --each the first machine does the first inputs, and what they took
+    says how many more there have to be. The bill is compared with the same machine time at the
+    dearest offer that fits, and at one vendor, unseen: the mean of what each vendor takes for its
+    cheapest that fits. With --json it is a line {"burst": {...}} before the last one.
+
     \b
     spinal map /image/resize --over photo='photos/*.jpg' --set width=320 --out small
     spinal map /image/resize --over photo='photos/*.jpg' --durable --key album-7 --out small
+    spinal map /image/resize --over photo='*.jpg' --burst --max 0.4/h --deadline 20m --with work.py
     """
     path.parts(op)
     wish = wished(op, burst)

@@ -67,7 +67,7 @@ def clouds(running: Clouds) -> Clouds:
 def account(cloud: Cloud, **changed: Any) -> Account:
     """Give an account at a simulated vendor."""
     options: dict[str, Any] = {"token": Secret("env", "CLOUD_TOKEN")}
-    endpoint, images = cloud.url, dict[str, str]()
+    endpoint = cloud.url
     if cloud.name == "ec2":
         options = {"key": TOKEN, "secret": Secret("env", "CLOUD_SECRET")}
     if cloud.name == "openstack":
@@ -78,15 +78,12 @@ def account(cloud: Cloud, **changed: Any) -> Account:
             "service": "cloudServersOpenStack",
         }
         endpoint = f"{cloud.url}/identity"
-        # What was new when mimic was written.
-        images = {"debian-12": "Debian 7 (Wheezy) (PVHVM)"}
     kind, region = TYPES[cloud.name]
     made = Account(
         name="it",
         driver=cloud.name,
         regions=(region,),
         endpoint=endpoint,
-        images=images,
         prices={kind: 0.03} if cloud.name == "openstack" else {},
         options=options,
     )

@@ -23,4 +23,13 @@ def test_a_pool_is_over_so_long_after_it_was_made_and_once() -> None:
 def test_its_end_is_sent_with_it() -> None:
     ending = replace(SPEC, life=Life(ends=60.0))
     assert of_json(to_json(ending)) == ending
-    assert "ends" not in to_json(SPEC)["life"]  # type: ignore[operator] # pyright: ignore[reportOperatorIssue, reportArgumentType]
+    assert "ends" not in to_json(SPEC)["life"]  # pyright: ignore[reportOperatorIssue, reportArgumentType]
+
+
+def test_disks_are_kept_when_that_is_asked_for_now_or_stands_in_the_file() -> None:
+    keeping = replace(POOL, spec=replace(SPEC, life=Life(on_down="freeze")))
+    assert {phase for phase in Phase if replace(POOL, phase=phase).freezes} == {Phase.FROZEN}
+    assert {phase for phase in Phase if replace(keeping, phase=phase).freezes} == {
+        Phase.FROZEN,
+        Phase.DOWN,
+    }

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spinal.agents.provider import area
 from spinal.agents.provider.offer import Offer
-from spinal.dispatcher.pools.ranking import block_of, in_region, nearest, rank
+from spinal.dispatcher.pools.ranking import block_of, nearest, rank
 from spinal.dispatcher.pools.spec import Server
 
 from .market import GIB, HOME, NOW, offer
@@ -120,11 +121,11 @@ def test_rows_are_json() -> None:
     ],
 )
 def test_a_region_is_named_whole_or_by_its_beginning_or_area(region: str, within: bool) -> None:
-    assert in_region(DOLLARS, region) is within
+    assert area.wanted(DOLLARS.region, DOLLARS.area, [region]) is within
 
 
 def test_an_area_is_known_where_the_name_does_not_say_it() -> None:
-    assert in_region(offer("ocean", "s", 1, 1, 1.0, "fra1", area="eu"), "eu")
+    assert area.wanted("fra1", "eu", ["eu"]) and area.wanted("local", area.ANYWHERE, ["eu"])
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from tests.clouds.faults import KINDS
@@ -90,13 +90,14 @@ def script(seed: int) -> Script:
     dice = random.Random(seed)
     pools = tuple(_pool(dice, f"s{seed}{letter}") for letter in "ab"[: dice.choice((1, 2))])
     kills, storm = dice.randint(1, 3), dice.choice(STORM)
+    theme = dice.choice(_THEMES)
     coming = [
-        *(_fault(dice, storm, _COMING) for _ in range(dice.randint(8, 20))),
+        *(act for _ in range(dice.randint(8, 20)) for act in _faults(dice, storm, theme)),
         *(_kill(dice, storm) for _ in range(kills)),
         *(_change(dice, pool, storm) for pool in pools for _ in range(dice.randint(0, 3))),
     ]
     going = [
-        *(_fault(dice, GOING, _GOING) for _ in range(dice.randint(1, 5))),
+        *(act for _ in range(dice.randint(1, 8)) for act in _faults(dice, GOING, _GOING)),
         *(_kill(dice, GOING) for _ in range(dice.randint(0, 2))),
     ]
     calm = dice.random() < 0.7
@@ -116,7 +117,12 @@ def _pool(dice: random.Random, name: str) -> PoolFile:
 def _budget(dice: random.Random, size: Mapping[str, int]) -> float | None:
     # Tight is enough for the machines wherever they are, and for not one more.
     share = dice.choice((1.0, 1.0, 1.3, 2.5, None))
-    return None if share is None else round(size["max"] * PRICE * share + 0.00005, 4)
+    return None if share is None else round(_enough(size) * share, 4)
+
+
+def _enough(size: Mapping[str, int]) -> float:
+    """Give what all machines of a pool cost at the dearest vendor."""
+    return round(size["max"] * PRICE + 0.00005, 4)
 
 
 def _kill(dice: random.Random, within: float) -> Act:
@@ -137,23 +143,40 @@ def _change(dice: random.Random, pool: PoolFile, within: float) -> Act:
     budget = pool.budget
     if budget is not None:
         # What is there is not sent away for a lower bound, so only a higher one can be judged.
-        budget = max(budget, changed.budget or budget)
+        budget = max(budget, changed.budget or budget, _enough(changed.size))
     return Act(
         at, "apply", pool.name, {"pool": PoolFile(pool.name, changed.size, changed.spread, budget)}
     )
 
 
-#: Kinds of fault while machines come: all, and those of orders more often.
-_COMING: Final = (*KINDS, *(kind for kind, on in KINDS.items() if on == "create"), "stale")
+#: Kinds of fault while machines come, of which one run has some: all; those of orders; what hides
+#: machines that exist; what makes a machine that does not run; what is refused.
+_THEMES: Final = (
+    tuple(KINDS),
+    (*KINDS, *(kind for kind, on in KINDS.items() if on == "create")),
+    ("created_error", "created_slow", "timeout", "stale", "stale"),
+    ("error_state", "created_error", "delete_fails", "stale"),
+    ("capacity", "quota", "rate", "auth", "server", "no_price"),
+)
 
 #: Kinds of fault while machines go.
 _GOING: Final = ("delete_fails", "delete_fails", "stale", "timeout", "server", "auth", "rate")
 
 
+def _faults(dice: random.Random, within: float, kinds: Sequence[str]) -> list[Act]:
+    found = _fault(dice, within, kinds)
+    if found.how["kind"] != "created_error" or dice.random() < 0.5:
+        return [found]
+    # Called refused, and not shown when it is looked for at once: an orphan.
+    hidden = {"kind": "stale", "count": 8, "seconds": STALE}
+    refused = replace(found, how={**found.how, "status": 429})
+    return [Act(found.at, "fault", found.whom, hidden), refused]
+
+
 def _fault(dice: random.Random, within: float, kinds: Sequence[str]) -> Act:
     kind = dice.choice(kinds)
     # Most orders are made at the beginning.
-    at = round(dice.uniform(0.0, within * dice.choice((0.1, 0.8))), 2)
+    at = round(dice.uniform(0.0, within * dice.choice((0.05, 0.1, 0.8))), 2)
     vendor = dice.choice(PRICED if kind == "no_price" else list(VENDORS))
     how: dict[str, Any] = {"kind": kind, "count": dice.randint(1, 3)}
     match kind:

@@ -231,6 +231,7 @@ def assemble(account: Account, home_id: str = "", desk: Desk | None = None) -> A
     @agent.op("/provider/list", effects="reads", timeout="3m")
     async def list_(
         names: list[str] = [],  # noqa: B006
+        also: list[str] = [],  # noqa: B006
         after: str = "",
     ) -> dict[str, Any]:
         """List the machines of this home at the vendor, or those of these names, by name.
@@ -239,11 +240,12 @@ def assemble(account: Account, home_id: str = "", desk: Desk | None = None) -> A
         gone. If `more` is true there are more than one answer has room for: ask on with `after`.
 
         Args:
-            names: Only these, whatever their tags say.
+            names: Only these, tagged or not.
+            also: These as well, tagged or not.
             after: Only those behind this name.
         """
         as_of = int(time.time() * 1000)
-        found = sorted(await rentals().machines(names), key=lambda one: (one.name, one.id))
+        found = sorted(await rentals().machines(names, also), key=lambda one: (one.name, one.id))
         rows, more = fitting_in((one.row() for one in found if one.name > after), len(found))
         return {"machines": rows, "as_of": as_of, "more": more}
 

@@ -134,17 +134,25 @@ class Rentals:
 
     # -- machines
 
-    async def machines(self, names: Sequence[str] = ()) -> list[Machine]:
-        """Give our machines, by tag and name; with names, those alone, tagged or not.
+    async def machines(self, names: Sequence[str] = (), also: Sequence[str] = ()) -> list[Machine]:
+        """Give our machines, by tag.
+
+        Args:
+            names: if there are any, those alone, tagged or not.
+            also: those of these names as well, tagged or not.
 
         Raises:
             Failed: one of the regions did not answer, so that something might be missing.
         """
         name = names[0] if len(names) == 1 else ""
         found = await self._shown(None, name)
-        if names:
-            return [one for one in found if one.name in names and one.of(self.home_id) is not False]
-        return [one for one in found if self.home_id and one.of(self.home_id)]
+        wanted = {*names, *also}
+        return [
+            one
+            for one in found
+            if (one.name in wanted and one.of(self.home_id) is not False)
+            or (not names and self.home_id and one.of(self.home_id))
+        ]
 
     async def _shown(
         self, region: str | None, name: str, within: float | None = None

@@ -336,7 +336,9 @@ class Tender:
             return
         for one in await self._keeper.store.records(record.LEDGER, strays):
             known = record.machine(one)
-            if known.vendor != vendor or listing.asked <= known.since:
+            # Until then the list may be from before it went.
+            settled = known.since + int(self._pace.settle * 1000)
+            if known.vendor != vendor or listing.asked <= settled:
                 continue
             why = "it was held for gone, and its vendor has it"
             back = tending.leaving(replace(known, ended=None), self._keeper.now(), why)

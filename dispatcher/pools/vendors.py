@@ -54,6 +54,9 @@ MOST: Final = 100
 #: Most machines that a vendor's list may have.
 MAX_LISTED: Final = 20_000
 
+#: Most names that a question for a list has room for.
+MAX_NAMES: Final = 250
+
 #: An answer to an order or a delete: ``outcome``, and what belongs to it.
 Outcome = Mapping[str, Any]
 
@@ -186,14 +189,8 @@ class Vendors:
         asked = self._now()
         try:
             rows: list[Mapping[str, Any]] = []
-            more = True
-            while more and len(rows) < MAX_LISTED:
-                args: dict[str, Json] = {"names": list(names)}
-                args |= {"after": str(rows[-1]["name"])} if rows else {}
-                said = await self._ask(vendor, LIST, args, LISTING)
-                page = _rows(said, "machines")
-                rows += page
-                more = bool(page and _members(said).get("more"))
+            for at in range(0, max(1, len(names)), MAX_NAMES):
+                rows += await self._listed(vendor, names[at : at + MAX_NAMES])
         except CallError as exc:
             if self.errors.get(vendor) != str(exc):
                 log.warning("machines_not_listed", vendor=vendor, error=str(exc))
@@ -203,6 +200,23 @@ class Vendors:
             self._under_way.discard(vendor)
         self.errors.pop(vendor, None)
         self.listings[vendor] = Listing(asked, {str(row["name"]): Sight.of(row) for row in rows})
+
+    async def _listed(self, vendor: str, also: Sequence[str]) -> list[Mapping[str, Any]]:
+        """Ask for all of our machines, and those of some names, page by page."""
+        rows: list[Mapping[str, Any]] = []
+        more = True
+        while more:
+            if len(rows) >= MAX_LISTED:
+                # What is left out would be held for gone.
+                problem = Problem("failed", f"it has more than {MAX_LISTED} machines of ours")
+                raise CallError.of(problem)
+            args: dict[str, Json] = {"also": list(also)}
+            args |= {"after": str(rows[-1]["name"])} if rows else {}
+            said = await self._ask(vendor, LIST, args, LISTING)
+            page = _rows(said, "machines")
+            rows += page
+            more = bool(page and _members(said).get("more"))
+        return rows
 
     # -- what is done there
 

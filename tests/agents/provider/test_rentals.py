@@ -284,3 +284,18 @@ def test_an_offer_is_enough_or_there_is_a_reason(changed: Any, reason: str | Non
 
     assert reasons == ([] if reason is None else [reason])
     assert len(found) == (reason is None)
+
+
+async def test_beside_those_that_are_asked_for_a_list_has_all_of_the_home(site: Site) -> None:
+    """Else a machine that nobody remembers is found only where there is no other."""
+    tags = {"ours": {"spinal": "h0me"}, "theirs": {"spinal": "other"}, "bare": dict[str, str]()}
+    for name, kept in tags.items():
+        site.machines.append(Machine(name=name, id=name, region="here", state="running", tags=kept))
+    async with renting("h0me") as rentals:
+
+        async def names(*only: str, also: tuple[str, ...] = ()) -> list[str]:
+            return sorted(one.name for one in await rentals.machines(only, also))
+
+        assert await names() == ["ours"]
+        assert await names(also=("bare", "theirs")) == ["bare", "ours"]
+        assert await names("bare") == ["bare"]

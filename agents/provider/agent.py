@@ -213,17 +213,18 @@ def assemble(account: Account, home_id: str = "", desk: Desk | None = None) -> A
         names: list[str] = [],  # noqa: B006
         after: str = "",
     ) -> dict[str, Any]:
-        """List the machines of this home at the vendor, or those of these names, by name.
+        """List the machines of this home at the vendor, by name.
 
         Fails if one of the regions does not answer, as one that is not listed would be taken for
         gone. If `more` is true there are more than one answer has room for: ask on with `after`.
 
         Args:
-            names: Only these, whatever their tags say.
+            names: Also these, if no tag says whose they are; not all vendors have tags.
             after: Only those behind this name.
         """
         as_of = int(time.time() * 1000)
-        found = sorted(await rentals().machines(names), key=lambda one: (one.name, one.id))
+        shown = await rentals().machines(names, paging=bool(after))
+        found = sorted(shown, key=lambda one: (one.name, one.id))
         rows, more = fitting_in((one.row() for one in found if one.name > after), len(found))
         return {"machines": rows, "as_of": as_of, "more": more}
 

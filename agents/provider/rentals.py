@@ -34,6 +34,9 @@ KEPT: Final = 600.0
 #: Seconds that offers may take to learn; those that are known are told after that.
 LEARN: Final = 60.0
 
+#: Seconds for which a list is good for the questions after the first one.
+PAGED: Final = 30.0
+
 #: Seconds between two looks at a machine that is waited for: at first, and at most.
 SOON: Final = 0.5
 LATE: Final = 10.0
@@ -74,6 +77,8 @@ class Rentals:
         self._desk = desk or Desk(account)
         self._parts: dict[str, _Part] = {}
         self._asking: dict[str, asyncio.Task[dict[str, Json]]] = {}
+        #: The last list, when it was begun (monotonic), and for which names.
+        self._listed: tuple[float, frozenset[str], list[Machine]] | None = None
         self._looking = asyncio.Lock()
         self._tasks = Tasks(f"rentals of {account.name}")
 
@@ -134,17 +139,33 @@ class Rentals:
 
     # -- machines
 
-    async def machines(self, names: Sequence[str] = ()) -> list[Machine]:
-        """Give our machines, by tag and name; with names, those alone, tagged or not.
+    async def machines(
+        self, names: Sequence[str] = (), *, paging: bool = False
+    ) -> list[Machine]:
+        """Give our machines: those with our tag, and of these names also those without any.
+
+        Not all vendors have tags, and some show them late; so who knows names should give them.
+
+        Args:
+            names: what nobody's tag is on is ours if it has one of them.
+            paging: whoever asks has read a part, and goes on in the same list.
 
         Raises:
             Failed: one of the regions did not answer, so that something might be missing.
         """
-        name = names[0] if len(names) == 1 else ""
-        found = await self._shown(None, name)
-        if names:
-            return [one for one in found if one.name in names and one.of(self.home_id) is not False]
-        return [one for one in found if self.home_id and one.of(self.home_id)]
+
+        def ours(one: Machine) -> bool:
+            own = one.of(self.home_id)
+            return one.name in wanted if own is None else own and bool(self.home_id)
+
+        wanted, now = frozenset(names), time.monotonic()
+        if paging and self._listed is not None:
+            at, of, kept = self._listed
+            if of == wanted and now - at < PAGED:
+                return kept
+        found = [one for one in await self._shown(None, "") if ours(one)]
+        self._listed = now, wanted, found
+        return found
 
     async def _shown(
         self, region: str | None, name: str, within: float | None = None

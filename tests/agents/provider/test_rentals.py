@@ -168,6 +168,27 @@ async def test_an_image_that_is_not_there_buys_nothing(site: Site) -> None:
     assert "create" not in site.calls
 
 
+async def test_names_add_to_the_list_what_has_no_tag_and_hide_nothing(site: Site) -> None:
+    def machine(name: str, **tags: str) -> Machine:
+        return Machine(name=name, id=name, region="here", state="running", tags=tags)
+
+    site.machines = [
+        machine("web-1", spinal="home"),
+        machine("orphan", spinal="home"),
+        machine("web-2"),
+        machine("web-3", spinal="another"),
+        machine("a-stranger"),
+    ]
+    async with renting("home") as rentals:
+        names = ["web-1", "web-2", "web-3"]
+        found = await rentals.machines(names)
+        assert [one.name for one in found] == ["web-1", "orphan", "web-2"]
+        # The next page is of the same list, whatever happens meanwhile.
+        site.machines.clear()
+        assert await rentals.machines(names, paging=True) == found
+        assert await rentals.machines(names) == []
+
+
 async def test_all_machines_of_a_name_are_destroyed(site: Site) -> None:
     site.machines = [
         Machine(name="web-1", id=str(number), region="here", state="running") for number in range(3)

@@ -249,7 +249,9 @@ def overdue(
     drain: float = 600.0,
     harm: Callable[[Machine], float] = lambda machine: 0.0,
 ) -> list[tuple[Machine, str]]:
-    """Say which machines must be drained now, and why, so that no month's budget is exceeded.
+    """Say which machines must be drained now, and why, so that no budget is exceeded.
+
+    One of an hour can only be exceeded once it was made smaller than what runs.
 
     What is not to go could be paid for :data:`NOTICE` more and still be returned; so this is to be
     asked more often than that.  A vendor that takes longer to delete a machine than
@@ -273,9 +275,18 @@ def overdue(
         return machine.state is State.READY, harm(machine), -machine.hourly
 
     for budget in budgets:
+        own = _covered(budget, machines)
+        if budget.per_hour is not None:
+            staying = [one for one in own if one.state.counts and one.name not in going]
+            hourly = sum(one.hourly for one in staying)
+            for machine in sorted(staying, key=order):
+                if hourly <= budget.per_hour + 1e-9:
+                    break
+                why = f"the budget of {budget.label or 'all'} for an hour is exceeded"
+                going[machine.name] = machine, why
+                hourly -= machine.hourly
         if budget.per_month is None:
             continue
-        own = _covered(budget, machines)
         months = _Months(budget.per_month, own, now, billing, drain, ahead)
         living = {
             each.name: replace(each, state=State.DRAINING, since=now)

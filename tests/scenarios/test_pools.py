@@ -84,6 +84,8 @@ class Vendor:
         default_factory=list[tuple[float, dict[str, Rented]]]
     )
     frozen: list[str] = field(default_factory=list[str])
+    #: What it says instead of keeping a disk.
+    freezing: Mapping[str, Any] | None = None
 
     @property
     def here(self) -> list[str]:
@@ -148,7 +150,7 @@ class Vendor:
         async def freeze(name: str, label: str) -> dict[str, Any]:
             """Keep a disk."""
             self.frozen.append(name)
-            return {"outcome": "frozen", "image": f"image-{name}"}
+            return self.freezing or {"outcome": "frozen", "image": f"image-{name}"}
 
         return agent
 

@@ -266,6 +266,7 @@ def offer(**changed: Any) -> Offer:
     usual: dict[str, Any] = {
         "vendor": "it",
         "region": "fra1",
+        "area": "eu",
         "type": "small",
         "cpu": 2.0,
         "ram": 4 * 1024**3,
@@ -282,7 +283,7 @@ def offer(**changed: Any) -> Offer:
     "changed, reason",
     [
         ({}, None),
-        ({"region": "nyc3"}, "other region"),
+        ({"region": "nyc3", "area": "us"}, "other region"),
         ({"arch": "arm64"}, "other processor"),
         ({"cpu": 1.0}, "too few processors"),
         ({"ram": 1}, "too little memory"),

@@ -78,7 +78,7 @@ class Rentals:
         self._parts: dict[str, _Part] = {}
         self._asking: dict[str, asyncio.Task[dict[str, Json]]] = {}
         #: The last list, when it was begun (monotonic), and for which names.
-        self._listed: tuple[float, frozenset[str], list[Machine]] | None = None
+        self._listed: tuple[float, tuple[frozenset[str], ...], list[Machine]] | None = None
         self._looking = asyncio.Lock()
         self._tasks = Tasks(f"rentals of {account.name}")
 
@@ -140,31 +140,32 @@ class Rentals:
     # -- machines
 
     async def machines(
-        self, names: Sequence[str] = (), *, paging: bool = False
+        self, names: Sequence[str] = (), also: Sequence[str] = (), *, paging: bool = False
     ) -> list[Machine]:
-        """Give our machines: those with our tag, and of these names also those without any.
-
-        Not all vendors have tags, and some show them late; so who knows names should give them.
+        """Give our machines, by tag.
 
         Args:
-            names: what nobody's tag is on is ours if it has one of them.
+            names: if there are any, those alone, tagged or not.
+            also: those of these names as well, tagged or not.
             paging: whoever asks has read a part, and goes on in the same list.
 
         Raises:
             Failed: one of the regions did not answer, so that something might be missing.
         """
-
-        def ours(one: Machine) -> bool:
-            own = one.of(self.home_id)
-            return one.name in wanted if own is None else own and bool(self.home_id)
-
-        wanted, now = frozenset(names), time.monotonic()
+        asked, now = (frozenset(names), frozenset(also)), time.monotonic()
         if paging and self._listed is not None:
             at, of, kept = self._listed
-            if of == wanted and now - at < PAGED:
+            if of == asked and now - at < PAGED:
                 return kept
-        found = [one for one in await self._shown(None, "") if ours(one)]
-        self._listed = now, wanted, found
+        name = names[0] if len(names) == 1 else ""
+        wanted = {*names, *also}
+        found = [
+            one
+            for one in await self._shown(None, name)
+            if (one.name in wanted and one.of(self.home_id) is not False)
+            or (not names and self.home_id and one.of(self.home_id))
+        ]
+        self._listed = now, asked, found
         return found
 
     async def _shown(

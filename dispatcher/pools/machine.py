@@ -92,6 +92,8 @@ class Machine:
     #: Times that something was tried in this state, and when it is tried again.
     tries: int = 0
     due: int = 0
+    #: Whether its vendor has accepted to delete it.
+    ending: bool = False
     #: Look-ups in a row that did not show it, and when the last of them was.
     unseen: int = 0
     looked: int = 0

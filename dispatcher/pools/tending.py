@@ -103,7 +103,14 @@ class Terms:
 def moved(machine: Machine, state: State, now: int, **members: Any) -> Machine:
     """Give a machine in another state."""
     ended = now if state is State.GONE and machine.ended is None else machine.ended
-    fresh: dict[str, Any] = {"tries": 0, "due": 0, "unseen": 0, "looked": 0, "ended": ended}
+    fresh: dict[str, Any] = {
+        "tries": 0,
+        "due": 0,
+        "unseen": 0,
+        "looked": 0,
+        "ending": False,
+        "ended": ended,
+    }
     fresh |= members
     return replace(machine, state=state, since=now, **fresh)
 
@@ -286,24 +293,28 @@ def answered(machine: Machine, outcome: Mapping[str, Any], now: int) -> Machine:
 
 
 def deleted(machine: Machine, outcome: Mapping[str, Any], now: int, pace: Pace) -> Machine:
-    """Give a machine after its vendor was asked to delete it."""
-    if outcome.get("outcome") == "gone":
-        return moved(machine, State.GONE, now)
-    return _later(machine, outcome, now, pace)
+    """Give a machine after its vendor was asked to delete it.
+
+    That it is not there is believed of one whose delete was accepted; else it may be missing from
+    the list by which it was looked for, because that is old.
+    """
+    said = str(outcome.get("said", "")) or machine.said
+    tries, pause = machine.tries + 1, 1.0
+    match outcome.get("outcome"):
+        case "gone" if machine.ending or now - machine.since >= pace.settle * 1000:
+            return moved(machine, State.GONE, now)
+        case "gone":
+            pause = pace.look
+        case "ending":
+            machine = replace(machine, ending=True)
+        case _:
+            pause = doubled(2.0, tries - 1, MAX_PAUSE) * pace.pauses
+    return replace(machine, tries=tries, due=now + int(pause * 1000), said=said)
 
 
 def unfrozen(machine: Machine, outcome: Mapping[str, Any], now: int, pace: Pace) -> Machine:
     """Give a machine whose disk could not be kept: that is tried again before it is deleted."""
-    return _later(machine, {"outcome": "failed", "said": outcome.get("said", "")}, now, pace)
-
-
-def _later(machine: Machine, outcome: Mapping[str, Any], now: int, pace: Pace) -> Machine:
-    said = str(outcome.get("said", "")) or machine.said
-    tries = machine.tries + 1
-    pause = 1.0
-    if outcome.get("outcome") != "ending":
-        pause = doubled(2.0, tries - 1, MAX_PAUSE) * pace.pauses
-    return replace(machine, tries=tries, due=now + int(pause * 1000), said=said)
+    return deleted(machine, {"outcome": "failed", "said": outcome.get("said", "")}, now, pace)
 
 
 def victims(machines: Sequence[Machine], surplus: int) -> list[Machine]:

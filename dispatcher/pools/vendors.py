@@ -16,7 +16,6 @@ import msgspec
 import structlog
 
 from spinal.agents.errors import one_line
-
 from spinal.agents.provider.offer import Offer
 from spinal.bus.errors import CallError
 from spinal.protocols import Json, Problem
@@ -60,8 +59,8 @@ MOST: Final = 100
 #: Most machines that a vendor's list may have.
 MAX_LISTED: Final = 20_000
 
-#: Bytes of names that one question for a list may have; a call takes 32 KiB.
-NAMES: Final = 20_000
+#: Most names that a question for a list has room for.
+MAX_NAMES: Final = 250
 
 #: Most characters of a vendor's words, and of its names for things, that are kept.
 MAX_SAID: Final = 500
@@ -215,8 +214,8 @@ class Vendors:
         asked = self._now()
         try:
             sights: dict[str, Sight] = {}
-            for some in _parts(names):
-                sights |= await self._list(vendor, some)
+            for at in range(0, max(1, len(names)), MAX_NAMES):
+                sights |= await self._listed(vendor, names[at : at + MAX_NAMES])
         except CallError as exc:
             if self.errors.get(vendor) != str(exc):
                 log.warning("machines_not_listed", vendor=vendor, error=str(exc))
@@ -227,18 +226,24 @@ class Vendors:
         self.errors.pop(vendor, None)
         self.listings[vendor] = Listing(asked, sights)
 
-    async def _list(self, vendor: str, names: Sequence[str]) -> dict[str, Sight]:
+    async def _listed(self, vendor: str, also: Sequence[str]) -> dict[str, Sight]:
+        """Ask for all of our machines, and those of some names, page by page."""
         sights: dict[str, Sight] = {}
         after, more = "", True
-        while more and len(sights) < MAX_LISTED:
-            args: dict[str, Json] = {"names": list(names)}
+        while more:
+            if len(sights) >= MAX_LISTED:
+                # What is left out would be held for gone.
+                problem = Problem("failed", f"it has more than {MAX_LISTED} machines of ours")
+                raise CallError.of(problem)
+            args: dict[str, Json] = {"also": list(also)}
             args |= {"after": after} if after else {}
             said = await self._ask(vendor, LIST, args, LISTING)
             page = {name: _sight(row) for row in _rows(said, "machines") if (name := _name(row))}
             sights |= page
-            # What does not go on would be asked for again and again.
-            more = bool(_members(said).get("more")) and max(page, default="") > after
-            after = max(page, default=after)
+            # One that does not go on would be asked again and again.
+            last = max(page, default="")
+            more = bool(_members(said).get("more")) and last > after
+            after = last
         return sights
 
     # -- what is done there
@@ -280,19 +285,6 @@ class Vendors:
         agent = min(theirs, key=lambda one: (one.silent, one.in_flight, one.address))
         demand = Demand(op, only=agent.address)
         return await self._broker.ask(op, args, demand, self.caller, within)
-
-
-def _parts(names: Sequence[str]) -> list[list[str]]:
-    """Divide names so that each part fits into a call; one part where there are none."""
-    parts: list[list[str]] = [[]]
-    room = NAMES
-    for name in names:
-        room -= len(name) + 3
-        if room < 0:
-            parts.append([])
-            room = NAMES - len(name) - 3
-        parts[-1].append(name)
-    return parts
 
 
 # What provider agents answer, as far as it can be understood: nothing in it may stop the pools.

@@ -125,7 +125,7 @@ class Vendor:
             return {"offers": [offer], "dropped": {}, "errors": []}
 
         @agent.op("/provider/list", effects="reads")
-        async def list_(names: list[str] = []) -> dict[str, Any]:  # noqa: B006
+        async def list_(also: list[str] = []) -> dict[str, Any]:  # noqa: B006
             """List machines."""
             shown = self.shown() if self.stale else self.rented
             return {"machines": [row(one) for one in shown.values()]}
@@ -143,14 +143,17 @@ class Vendor:
             """Delete a machine."""
             if self.deletes and name in self.rented:
                 return {"outcome": self.deletes.pop(0), "said": "500 oops"}
+            there = name in self.rented
+            if self.stale and name not in self.shown():
+                return {"outcome": "gone"}
             self.delete(name)
-            return {"outcome": "gone"}
+            return {"outcome": "ending" if there else "gone"}
 
         @agent.op("/provider/freeze", effects="writes")
         async def freeze(name: str, label: str) -> dict[str, Any]:
             """Keep a disk."""
             self.frozen.append(name)
-            return self.freezing or {"outcome": "frozen", "image": f"image-{name}"}
+            return dict(self.freezing or {"outcome": "frozen", "image": f"image-{name}"})
 
         return agent
 
@@ -514,6 +517,24 @@ async def test_a_list_that_is_behind_hides_a_machine_and_does_not_leave_it(tmp_p
 
 
 @virtual_time
+async def test_a_delete_that_looks_into_an_old_list_does_not_leave_the_machine(
+    tmp_path: Path,
+) -> None:
+    async with a_cloud(tmp_path) as cloud:
+        cheap = await cloud.vendor("cheap", 0.1)
+        cheap.stale = 20.0
+        await cloud.apply(a_pool(1))
+        await cloud.until(lambda: cheap.rented)
+        await cloud.down()
+
+        async def is_down() -> bool:
+            return not (await cloud.ask("pools/list"))["items"]
+
+        await cloud.until(is_down)
+        assert not cheap.rented
+
+
+@virtual_time
 async def test_a_dispatcher_that_dies_while_it_orders_does_not_order_again(tmp_path: Path) -> None:
     async with a_cloud(tmp_path) as cloud:
         vendor = await cloud.vendor("cheap", 0.1)
@@ -645,7 +666,8 @@ async def test_jobs_that_wait_wake_a_pool_and_it_goes_to_zero_when_nothing_is_le
         for job in jobs:
             await job.result()
         await cloud.until(lambda: not vendor.rented, 600)
-        assert len(set(cloud.ran)) > 1 and (await cloud.show())["converged"]
+        await cloud.converged(0)
+        assert len(set(cloud.ran)) > 1
 
 
 @virtual_time
@@ -698,6 +720,22 @@ async def test_a_machine_whose_time_is_over_is_replaced_before_that(tmp_path: Pa
         assert (await cloud.show())["ready"] == 1
         await asyncio.sleep(2000)
         assert len(vendor.rented) <= 2 and len(vendor.asked) >= 4
+
+
+@virtual_time
+async def test_machines_move_to_where_it_is_cheaper_if_that_saves_enough(tmp_path: Path) -> None:
+    async with a_cloud(tmp_path) as cloud:
+        dear = await cloud.vendor("dear", 0.1)
+        await cloud.apply(a_pool(2, scale=Scale(consolidate=0.25)))
+        await cloud.converged(2)
+        little = await cloud.vendor("little", 0.09)
+        await asyncio.sleep(900)
+        assert len(dear.rented) == 2 and not little.rented
+
+        cheap = await cloud.vendor("cheap", 0.05)
+        await cloud.until(lambda: len(cheap.rented) == 2 and not dear.rented, 3600)
+        await cloud.converged(2)
+        assert len(cheap.asked) == 2 and not little.asked
 
 
 @virtual_time
@@ -762,7 +800,7 @@ async def test_sweeping_finds_machines_without_a_record_and_records_without_a_ma
         assert "old-1" in vendor.rented and found["deleted"] == {}
 
         found = await cloud.ask("sweep", delete=True, names=["old-1", first])
-        assert found["deleted"] == {"old-1": "gone", first: "gone"}
+        assert found["deleted"] == {"old-1": "ending", first: "gone"}
         assert "old-1" not in vendor.rented
         await cloud.converged(2)
         found = await cloud.ask("sweep")

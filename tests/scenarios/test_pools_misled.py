@@ -49,7 +49,7 @@ def a_provider(vendor: str, answers: Mapping[str, Any], asked: list[str]) -> Age
     def offer(op: str) -> None:
         @agent.op(f"/provider/{op}", effects="reads")
         async def answer(
-            names: list[str] = [], name: str = "", type: str = "", region: str = "",  # noqa: B006
+            also: list[str] = [], name: str = "", type: str = "", region: str = "",  # noqa: B006
             image: str = "", user_data: str = "", tags: dict[str, str] = {},  # noqa: B006
             fresh: bool = False, cpu: float = 0, ram: int = 0, disk: int = 0, arch: str = "any",
             most: int = 9, refresh: bool = False, regions: list[str] = [],  # noqa: B006
@@ -76,7 +76,7 @@ def an_offer(**changed: Any) -> dict[str, Any]:
     "offers",
     [
         *NONSENSE,
-        [an_offer(price=price) for price in (None, "0.01", 0, -1.0, [], {}, True)],
+        [an_offer(price=None), an_offer(price="0.01"), an_offer(price=0), an_offer(price=-1.0)],
         [an_offer(vendor="cheap", price=0.0001)],
         [an_offer(cpu="4"), an_offer(ram=None), an_offer(more="than it should have", region=7)],
     ],
@@ -213,7 +213,6 @@ async def test_machines_go_at_their_time_also_where_a_currency_has_lost_its_rate
         await cloud.converged(1)
         cloud.market = Providers(accounts={"local": LOCAL})
         await cloud.until(lambda: not vendor.rented, 700)
-        assert "rates" in (await cloud.show())["short"]
         await cloud.down()
 
         async def is_gone() -> bool:

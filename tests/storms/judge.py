@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -135,8 +135,3 @@ def _allowed(bounds: Sequence[Bound], at: int) -> float | None:
 
 def _told(one: Bought) -> str:
     return f"{one.name} ({one.type} at {one.vendor} {one.region}, {one.id})"
-
-
-def most(machines: Sequence[Bought]) -> Counter[str]:
-    """Count the machines that were made, by vendor."""
-    return Counter(one.vendor for one in machines)

@@ -99,6 +99,7 @@ class Play:
         machines = bought(self._guests.states, world.prices)
         verdict = judge(machines, self._bounds, self._late)
         self._counts["created"] = len(machines)
+        self._counts += Counter(one.vendor for one in machines)
         self._counts += self._guests.counts
         self._counts["orphans"] = self._count('"what": "orphan"')
         self._counts["came back"] = self._count("machine_came_back")

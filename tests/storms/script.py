@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from tests.clouds.faults import KINDS
 from tests.clouds.vendors import VENDORS
 
-#: Seconds that the storm lasts while a pool comes, and while it goes.
-STORM: Final = 7.0
+#: Seconds that the storm lasts while a pool comes, one of these; and while it goes.
+STORM: Final = (1.0, 3.0, 6.0, 9.0)
 GOING: Final = 3.0
 
 #: How old a stale list is at most, in seconds; must be less than the pace's `settle`.
@@ -88,18 +88,19 @@ class Script:
 def script(seed: int) -> Script:
     """Draw a run."""
     dice = random.Random(seed)
-    pools = tuple(_pool(dice, f"s{seed}{letter}") for letter in "ab"[: dice.choice((1, 1, 2))])
-    kills = dice.randint(1, 3)
+    pools = tuple(_pool(dice, f"s{seed}{letter}") for letter in "ab"[: dice.choice((1, 2))])
+    kills, storm = dice.randint(1, 3), dice.choice(STORM)
+    theme = dice.choice(_THEMES)
     coming = [
-        *(_fault(dice, STORM) for _ in range(dice.randint(4, 12))),
-        *(_kill(dice, STORM) for _ in range(kills)),
-        *(_change(dice, pool, STORM) for pool in pools for _ in range(dice.randint(0, 2))),
+        *(act for _ in range(dice.randint(8, 20)) for act in _faults(dice, storm, theme)),
+        *(_kill(dice, storm) for _ in range(kills)),
+        *(_change(dice, pool, storm) for pool in pools for _ in range(dice.randint(0, 3))),
     ]
     going = [
-        *(_fault(dice, GOING, _GOING) for _ in range(dice.randint(1, 5))),
+        *(act for _ in range(dice.randint(1, 8)) for act in _faults(dice, GOING, _GOING)),
         *(_kill(dice, GOING) for _ in range(dice.randint(0, 2))),
     ]
-    calm = dice.random() < 0.75
+    calm = dice.random() < 0.7
     return Script(seed, pools, _sorted(coming), _sorted(going), calm)
 
 
@@ -116,7 +117,12 @@ def _pool(dice: random.Random, name: str) -> PoolFile:
 def _budget(dice: random.Random, size: Mapping[str, int]) -> float | None:
     # Tight is enough for the machines wherever they are, and for not one more.
     share = dice.choice((1.0, 1.0, 1.3, 2.5, None))
-    return None if share is None else round(size["max"] * PRICE * share + 0.00005, 4)
+    return None if share is None else round(_enough(size) * share, 4)
+
+
+def _enough(size: Mapping[str, int]) -> float:
+    """Give what all machines of a pool cost at the dearest vendor."""
+    return round(size["max"] * PRICE + 0.00005, 4)
 
 
 def _kill(dice: random.Random, within: float) -> Act:
@@ -124,31 +130,53 @@ def _kill(dice: random.Random, within: float) -> Act:
     # Soon after the beginning it meets what is just being ordered, or deleted.
     at = dice.uniform(0.0, 0.6) if dice.random() < 0.3 else dice.uniform(0.0, within)
     how: dict[str, Any] = {"pause": round(dice.uniform(0.0, 1.5), 2)}
-    if dice.random() < 0.35:
+    if dice.random() < 0.5:
         how["on"] = "create"
     return Act(at, "kill", whom, how)
 
 
 def _change(dice: random.Random, pool: PoolFile, within: float) -> Act:
-    at, what = dice.uniform(1.5, within), dice.choice(("replace", "drain", "apply"))
+    at, what = dice.uniform(min(1.5, within), within), dice.choice(("replace", "drain", "apply"))
     if what != "apply":
         return Act(at, what, pool.name, {"all": what == "replace" and dice.random() < 0.5})
     changed = _pool(dice, pool.name)
     budget = pool.budget
     if budget is not None:
         # What is there is not sent away for a lower bound, so only a higher one can be judged.
-        budget = max(budget, changed.budget or budget)
+        budget = max(budget, changed.budget or budget, _enough(changed.size))
     return Act(
         at, "apply", pool.name, {"pool": PoolFile(pool.name, changed.size, changed.spread, budget)}
     )
 
 
+#: Kinds of fault while machines come, of which one run has some: all; those of orders; what hides
+#: machines that exist; what makes a machine that does not run; what is refused.
+_THEMES: Final = (
+    tuple(KINDS),
+    (*KINDS, *(kind for kind, on in KINDS.items() if on == "create")),
+    ("created_error", "created_slow", "timeout", "stale", "stale"),
+    ("error_state", "created_error", "delete_fails", "stale"),
+    ("capacity", "quota", "rate", "auth", "server", "no_price"),
+)
+
 #: Kinds of fault while machines go.
 _GOING: Final = ("delete_fails", "delete_fails", "stale", "timeout", "server", "auth", "rate")
 
 
-def _fault(dice: random.Random, within: float, kinds: Sequence[str] = tuple(KINDS)) -> Act:
-    kind, at = dice.choice(kinds), round(dice.uniform(0.0, within * 0.8), 2)
+def _faults(dice: random.Random, within: float, kinds: Sequence[str]) -> list[Act]:
+    found = _fault(dice, within, kinds)
+    if found.how["kind"] != "created_error" or dice.random() < 0.5:
+        return [found]
+    # Called refused, and not shown when it is looked for at once: an orphan.
+    hidden = {"kind": "stale", "count": 8, "seconds": STALE}
+    refused = replace(found, how={**found.how, "status": 429})
+    return [Act(found.at, "fault", found.whom, hidden), refused]
+
+
+def _fault(dice: random.Random, within: float, kinds: Sequence[str]) -> Act:
+    kind = dice.choice(kinds)
+    # Most orders are made at the beginning.
+    at = round(dice.uniform(0.0, within * dice.choice((0.05, 0.1, 0.8))), 2)
     vendor = dice.choice(PRICED if kind == "no_price" else list(VENDORS))
     how: dict[str, Any] = {"kind": kind, "count": dice.randint(1, 3)}
     match kind:
@@ -162,7 +190,7 @@ def _fault(dice: random.Random, within: float, kinds: Sequence[str] = tuple(KIND
         case "created_slow":
             how["seconds"] = dice.choice((0.8, TIMEOUT + 1.0))
         case "stale":
-            how["seconds"], how["count"] = round(dice.uniform(0.8, STALE), 2), dice.randint(2, 5)
+            how["seconds"], how["count"] = round(dice.uniform(0.8, STALE), 2), dice.randint(2, 10)
         case "no_price":
             how["count"] = None
         case _:

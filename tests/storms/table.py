@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from tests.clouds.faults import KINDS
+from tests.clouds.vendors import VENDORS
 
 from .play import Run
 
@@ -28,7 +29,7 @@ _FAULTS: Final = {
 
 #: What is counted of machines, by name.
 _MACHINES: Final = {
-    "created": "machines created at the vendors",
+    "created": "machines created",
     "joined": "joined the bus",
     "orders refused": "orders refused",
     "orphans": "orphans reaped: refused, and there",
@@ -47,7 +48,11 @@ def table(runs: Sequence[Run], seconds: float) -> str:
     rows = [("runs", len(runs))]
     rows += [(f"fault: {words}", faults[kind]) for kind, words in _FAULTS.items()]
     rows += [(f"killed: {whom}", kills[whom]) for whom in ("dispatcher", "provider agent")]
-    rows += [(words, counts[key]) for key, words in _MACHINES.items()]
+    made = ", ".join(f"{counts[name]} at {name}" for name in VENDORS)
+    rows += [
+        (f"{words}: {made}" if key == "created" else words, counts[key])
+        for key, words in _MACHINES.items()
+    ]
     rows += [
         ("**machines leaked**", sum(len(one.verdict.leaked) for one in runs)),
         ("**bought twice**", sum(len(one.verdict.twice) for one in runs)),

@@ -64,7 +64,6 @@ accounts:
     user: spinal
     password: {{env: SIM_TOKEN}}
     regions: [ORD]
-    images: {{debian-12: "Debian 7 (Wheezy) (PVHVM)"}}
     prices: {{{flavour}: 0.008}}
     timeout: {timeout}s
   digitalocean: {{driver: digitalocean, endpoint: {digitalocean}, token: {{env: SIM_TOKEN}}, regions: [fra1, nyc3], timeout: {timeout}s}}
@@ -225,10 +224,11 @@ async def world(folder: Path) -> AsyncGenerator[World]:
         stack.enter_context(home.hold())
         session = await stack.enter_async_context(aiohttp.ClientSession())
         vendors = {name: Vendor(name, url, session) for name, url in urls.items()}
-        (dispatcher,) = parts(home)
+        (dispatcher, *found) = (
+            part for part in (*parts(home), *providers(home)) if isinstance(part, ChildProcess)
+        )
         await dispatcher.start()
         stack.push_async_callback(dispatcher.stop)
-        found = providers(home)
         for one in found:
             stack.push_async_callback(one.stop)
         await asyncio.gather(*(_start(one) for one in found))

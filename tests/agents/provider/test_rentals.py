@@ -168,25 +168,14 @@ async def test_an_image_that_is_not_there_buys_nothing(site: Site) -> None:
     assert "create" not in site.calls
 
 
-async def test_names_add_to_the_list_what_has_no_tag_and_hide_nothing(site: Site) -> None:
-    def machine(name: str, **tags: str) -> Machine:
-        return Machine(name=name, id=name, region="here", state="running", tags=tags)
-
-    site.machines = [
-        machine("web-1", spinal="home"),
-        machine("orphan", spinal="home"),
-        machine("web-2"),
-        machine("web-3", spinal="another"),
-        machine("a-stranger"),
-    ]
+async def test_pages_after_the_first_are_of_one_list(site: Site) -> None:
+    site.machines = [Machine(name="web-1", id="1", region="here", state="running")]
     async with renting("home") as rentals:
-        names = ["web-1", "web-2", "web-3"]
-        found = await rentals.machines(names)
-        assert [one.name for one in found] == ["web-1", "orphan", "web-2"]
-        # The next page is of the same list, whatever happens meanwhile.
+        found = await rentals.machines(also=["web-1"])
         site.machines.clear()
-        assert await rentals.machines(names, paging=True) == found
-        assert await rentals.machines(names) == []
+        assert await rentals.machines(also=["web-1"], paging=True) == found != []
+        assert await rentals.machines(also=["web-2"], paging=True) == []
+        assert await rentals.machines(also=["web-1"]) == []
 
 
 async def test_all_machines_of_a_name_are_destroyed(site: Site) -> None:
@@ -306,3 +295,18 @@ def test_an_offer_is_enough_or_there_is_a_reason(changed: Any, reason: str | Non
 
     assert reasons == ([] if reason is None else [reason])
     assert len(found) == (reason is None)
+
+
+async def test_beside_those_that_are_asked_for_a_list_has_all_of_the_home(site: Site) -> None:
+    """Else a machine that nobody remembers is found only where there is no other."""
+    tags = {"ours": {"spinal": "h0me"}, "theirs": {"spinal": "other"}, "bare": dict[str, str]()}
+    for name, kept in tags.items():
+        site.machines.append(Machine(name=name, id=name, region="here", state="running", tags=kept))
+    async with renting("h0me") as rentals:
+
+        async def names(*only: str, also: tuple[str, ...] = ()) -> list[str]:
+            return sorted(one.name for one in await rentals.machines(only, also))
+
+        assert await names() == ["ours"]
+        assert await names(also=("bare", "theirs")) == ["bare", "ours"]
+        assert await names("bare") == ["bare"]

@@ -206,6 +206,20 @@ def test_a_delete_that_failed_is_tried_again_after_pauses_that_grow_until_it_is_
     assert (gone.state, gone.ended) == (State.GONE, NOW + 61_000)
 
 
+def test_a_machine_that_is_missing_where_it_was_looked_for_may_be_younger_than_that_list() -> None:
+    machine = a_machine(State.LEAVING)
+    asked = deleted(machine, {"outcome": "gone"}, NOW + 1000, PACE)
+    assert (asked.state, asked.due) == (State.LEAVING, NOW + 5000)
+    assert deleted(asked, {"outcome": "gone"}, NOW + 44_000, PACE).state is State.LEAVING
+    assert deleted(asked, {"outcome": "gone"}, NOW + 45_000, PACE).state is State.GONE
+
+
+def test_a_machine_whose_delete_was_accepted_is_gone_once_it_is_not_shown() -> None:
+    asked = deleted(a_machine(State.LEAVING), {"outcome": "ending"}, NOW + 1000, PACE)
+    assert (asked.state, asked.due) == (State.LEAVING, NOW + 2000)
+    assert deleted(asked, {"outcome": "gone"}, NOW + 2000, PACE).state is State.GONE
+
+
 @pytest.mark.parametrize("state", list(State))
 def test_whatever_the_vendor_says_a_machine_that_may_exist_is_not_forgotten(state: State) -> None:
     """Only what a vendor's lists have not shown for long, or what it deleted, is over."""

@@ -986,41 +986,43 @@ class Tender:
 
     async def _rent(self, machine: Machine, spec: PoolSpec) -> None:
         """Ask the vendor for a machine that was written down."""
-        outcome: Outcome
         try:
             script = await self._door.invite(machine, spec)
         except (CallError, StoreError, OSError) as exc:
-            outcome = {"outcome": "refused", "kind": "", "said": f"no ticket for it: {exc}"}
-        else:
-            args: dict[str, Json] = {
-                "name": machine.name,
-                "type": machine.type,
-                "region": machine.region,
-                "image": spec.server.image,
-                "user_data": script,
-                "tags": {"spinal": self._home, "spinal-pool": machine.pool},
-                # Nobody has asked for this name before.
-                "fresh": True,
-            }
-            outcome = await self.vendors.create(machine.vendor, args, self._pace.order)
+            # No vendor is to blame, so another offer is no better: the pool has to pause.
+            outcome: Outcome = {"outcome": "refused", "said": f"no ticket for it: {exc}"}
+            await self._answer(machine.name, outcome, str(outcome["said"]), "failed")
+            return
+        args: dict[str, Json] = {
+            "name": machine.name,
+            "type": machine.type,
+            "region": machine.region,
+            "image": spec.server.image,
+            "user_data": script,
+            "tags": {"spinal": self._home, "spinal-pool": machine.pool},
+            # Nobody has asked for this name before.
+            "fresh": True,
+        }
+        outcome = await self.vendors.create(machine.vendor, args, self._pace.order)
         now, key = self.now(), (machine.vendor, machine.region, machine.type)
-        kind, said = str(outcome.get("kind", "")), str(outcome.get("said", ""))
+        kind, said = str(outcome.get("kind") or "unknown"), str(outcome.get("said", ""))
         if outcome.get("outcome") == "created":
             self.launches = self.launches.launched(key, now)
             await self._answer(machine.name, outcome, "")
             return
-        if kind:
-            self.launches = self.launches.refused(key, kind, said, now, outcome.get("after"))
-        await self._answer(machine.name, outcome, f"{kind or 'refused'}: {said}")
+        self.launches = self.launches.refused(key, kind, said, now, outcome.get("after"))
+        await self._answer(machine.name, outcome, f"{kind}: {said}")
 
-    async def _answer(self, name: str, outcome: Outcome, said: str) -> None:
+    async def _answer(
+        self, name: str, outcome: Outcome, said: str, refused: str = "refused"
+    ) -> None:
         """Write down what the vendor answered, unless a list of its machines was faster."""
         for _ in range(TRIES):
             machine = self.machines.get(name)
             if machine is None or machine.state is not State.ORDERED:
                 return
             after = tending.answered(machine, outcome, self.now())
-            event = {State.REFUSED: "refused", State.UNKNOWN: "unknown"}.get(after.state, "")
+            event = {State.REFUSED: refused, State.UNKNOWN: "unknown"}.get(after.state, "")
             about = f"{machine.vendor} {machine.type}: {said}" if event else ""
             if await self._save(machine, Step(after, event=event, said=about)) is not None:
                 if after.state is State.REFUSED:

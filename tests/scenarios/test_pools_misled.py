@@ -288,6 +288,25 @@ async def test_a_machine_that_drains_is_not_returned_while_its_agents_are_away(
 
 
 @virtual_time
+async def test_where_no_machine_can_join_ever_fewer_are_ordered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with a_cloud(tmp_path) as cloud:
+        vendor = await cloud.vendor("cheap", 0.1)
+        await cloud.vendor("dear", 0.2)
+        tries: list[str] = []
+
+        async def invite(self: Cloud, machine: Machine, spec: Any) -> str:
+            tries.append(machine.name)
+            raise OSError("the desk is closed")
+
+        monkeypatch.setattr(Cloud, "invite", invite)
+        await cloud.apply(a_pool(1))
+        await asyncio.sleep(900)
+        assert 3 < len(tries) < 20 and not vendor.asked
+
+
+@virtual_time
 async def test_machines_of_long_ago_are_forgotten(tmp_path: Path) -> None:
     async with a_cloud(tmp_path) as cloud:
         await cloud.vendor("cheap", 0.1)

@@ -245,7 +245,8 @@ def assemble(account: Account, home_id: str = "", desk: Desk | None = None) -> A
             after: Only those behind this name.
         """
         as_of = int(time.time() * 1000)
-        found = sorted(await rentals().machines(names, also), key=lambda one: (one.name, one.id))
+        shown = await rentals().machines(names, also, paging=bool(after))
+        found = sorted(shown, key=lambda one: (one.name, one.id))
         rows, more = fitting_in((one.row() for one in found if one.name > after), len(found))
         return {"machines": rows, "as_of": as_of, "more": more}
 

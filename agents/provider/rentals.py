@@ -34,6 +34,9 @@ KEPT: Final = 600.0
 #: Seconds that offers may take to learn; those that are known are told after that.
 LEARN: Final = 60.0
 
+#: Seconds for which a list is good for the questions after the first one.
+PAGED: Final = 30.0
+
 #: Seconds between two looks at a machine that is waited for: at first, and at most.
 SOON: Final = 0.5
 LATE: Final = 10.0
@@ -74,6 +77,8 @@ class Rentals:
         self._desk = desk or Desk(account)
         self._parts: dict[str, _Part] = {}
         self._asking: dict[str, asyncio.Task[dict[str, Json]]] = {}
+        #: The last list, when it was begun (monotonic), and for which names.
+        self._listed: tuple[float, tuple[frozenset[str], ...], list[Machine]] | None = None
         self._looking = asyncio.Lock()
         self._tasks = Tasks(f"rentals of {account.name}")
 
@@ -134,25 +139,34 @@ class Rentals:
 
     # -- machines
 
-    async def machines(self, names: Sequence[str] = (), also: Sequence[str] = ()) -> list[Machine]:
+    async def machines(
+        self, names: Sequence[str] = (), also: Sequence[str] = (), *, paging: bool = False
+    ) -> list[Machine]:
         """Give our machines, by tag.
 
         Args:
             names: if there are any, those alone, tagged or not.
             also: those of these names as well, tagged or not.
+            paging: whoever asks has read a part, and goes on in the same list.
 
         Raises:
             Failed: one of the regions did not answer, so that something might be missing.
         """
+        asked, now = (frozenset(names), frozenset(also)), time.monotonic()
+        if paging and self._listed is not None:
+            at, of, kept = self._listed
+            if of == asked and now - at < PAGED:
+                return kept
         name = names[0] if len(names) == 1 else ""
-        found = await self._shown(None, name)
         wanted = {*names, *also}
-        return [
+        found = [
             one
-            for one in found
+            for one in await self._shown(None, name)
             if (one.name in wanted and one.of(self.home_id) is not False)
             or (not names and self.home_id and one.of(self.home_id))
         ]
+        self._listed = now, asked, found
+        return found
 
     async def _shown(
         self, region: str | None, name: str, within: float | None = None

@@ -13,11 +13,11 @@ import errno
 import json
 import ssl
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 import structlog
 from aiohttp import web
@@ -25,6 +25,7 @@ from aiohttp import web
 from spinal.bus.errors import HomeError
 from spinal.bus.server import PortTaken, ServerError
 from spinal.bus.server.certificates import Certificates
+from spinal.bus.tasks import Tasks
 from spinal.protocols import Json, SpinalError
 
 from ..store.contract import LifeOver, StoreError
@@ -33,10 +34,16 @@ from .wheel import Wheel
 
 log = structlog.get_logger()
 
-#: Most bytes of a request, connections at once, and seconds that an answer may take.
+#: Most bytes of a request, connections at once, and those of one address.
 MAX_BODY: Final = 4096
 MAX_CONNECTIONS: Final = 256
+MAX_OF_ONE: Final = 64
+#: Seconds that an answer may take, and a connection, whatever comes over it.
 TIME: Final = 60.0
+LIFE: Final = 90.0
+#: Seconds that TLS may take, and between two looks whether a connection has gone.
+HANDSHAKE: Final = 10.0
+LOOK: Final = 0.5
 #: Refusals in a row that an address may have, and seconds until it may have one more.
 REFUSALS: Final = 20
 PACE: Final = 3.0
@@ -100,6 +107,11 @@ class Desk:
         self._refusals = Refusals()
         self._runner: web.AppRunner | None = None
         self._listener: asyncio.Server | None = None
+        #: Connections, and how many of each address.
+        self._places: set[asyncio.Transport] = set()
+        self._of: Counter[str] = Counter()
+        self._context = _context(files)
+        self._tasks = Tasks("desk")
 
     async def open(self) -> None:
         """Listen.  Raises :class:`PortTaken` or another :class:`ServerError`."""
@@ -118,8 +130,6 @@ class Desk:
                 self._accept,
                 self._listen,
                 self._port,
-                ssl=_context(self._files),
-                ssl_handshake_timeout=10.0,
             )
         except OSError as error:
             await self.close()
@@ -135,16 +145,54 @@ class Desk:
         runner, self._runner = self._runner, None
         if listener is not None:
             listener.close()
+        await self._tasks.close()
         if runner is not None:
             await runner.cleanup()
         if listener is not None:
             await listener.wait_closed()
 
     def _accept(self) -> asyncio.Protocol:
+        return _Guest(self._receive)
+
+    def _receive(self, transport: asyncio.Transport) -> None:
+        """Take a connection, if there is a place for it."""
+        who = _peer(transport)
+        if len(self._places) >= MAX_CONNECTIONS or self._of[who] >= MAX_OF_ONE:
+            transport.abort()
+            return
+        self._places.add(transport)
+        self._of[who] += 1
+        self._tasks.spawn(self._serve(transport, who), "connection")
+
+    async def _serve(self, transport: asyncio.Transport, who: str) -> None:
+        """Have a connection served, and end it after a while whatever comes over it.
+
+        Else whoever says nothing, or a byte a minute, would hold a place for ever.
+        """
         assert self._runner is not None and self._runner.server is not None
-        if len(self._runner.server.connections) >= MAX_CONNECTIONS:
-            return _TooMany()
-        return self._runner.server()
+        try:
+            async with asyncio.timeout(LIFE):
+                handler = self._runner.server()
+                tls = await asyncio.get_running_loop().start_tls(
+                    transport,
+                    handler,
+                    self._context,
+                    server_side=True,
+                    ssl_handshake_timeout=HANDSHAKE,
+                )
+                if tls is None:
+                    return
+                handler.connection_made(tls)
+                while not tls.is_closing():
+                    await asyncio.sleep(LOOK)
+        except (OSError, TimeoutError):
+            pass  # It has gone, or its time is over.
+        finally:
+            transport.abort()
+            self._places.discard(transport)
+            self._of[who] -= 1
+            if not self._of[who]:
+                del self._of[who]
 
     @web.middleware
     async def _watch(
@@ -206,11 +254,23 @@ class Desk:
         return web.FileResponse(path)
 
 
-class _TooMany(asyncio.Protocol):
-    """Closes a connection that is one too many."""
+class _Guest(asyncio.Protocol):
+    """A connection of which nothing is known yet."""
+
+    def __init__(self, receive: Callable[[asyncio.Transport], None]) -> None:
+        self._receive = receive
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport.close()
+        # uvloop's is no subclass of it, and has all that one has.
+        stream = cast("asyncio.Transport", transport)
+        # What it says is for TLS.
+        stream.pause_reading()
+        self._receive(stream)
+
+
+def _peer(transport: asyncio.BaseTransport) -> str:
+    found = transport.get_extra_info("peername")
+    return found[0] if found else ""
 
 
 def _context(files: Certificates) -> ssl.SSLContext:

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from math import ceil, inf
+from math import ceil, fsum, inf
 from typing import Final
 
 from spinal.agents.provider.offer import Exchange
@@ -249,7 +249,9 @@ def overdue(
     drain: float = 600.0,
     harm: Callable[[Machine], float] = lambda machine: 0.0,
 ) -> list[tuple[Machine, str]]:
-    """Say which machines must be drained now, and why, so that no month's budget is exceeded.
+    """Say which machines must be drained now, and why, so that no budget is exceeded.
+
+    One of an hour can only be exceeded once it was made smaller than what runs.
 
     What is not to go could be paid for :data:`NOTICE` more and still be returned; so this is to be
     asked more often than that.  A vendor that takes longer to delete a machine than
@@ -273,23 +275,34 @@ def overdue(
         return machine.state is State.READY, harm(machine), -machine.hourly
 
     for budget in budgets:
+        own = _covered(budget, machines)
+        if budget.per_hour is not None:
+            staying = [one for one in own if one.state.counts and one.name not in going]
+            hourly = sum(one.hourly for one in staying)
+            for machine in sorted(staying, key=order):
+                if hourly <= budget.per_hour + 1e-9:
+                    break
+                why = f"the budget of {budget.label or 'all'} for an hour is exceeded"
+                going[machine.name] = machine, why
+                hourly -= machine.hourly
         if budget.per_month is None:
             continue
-        own = _covered(budget, machines)
         months = _Months(budget.per_month, own, now, billing, drain, ahead)
-        living = {
-            each.name: replace(each, state=State.DRAINING, since=now)
-            if each.name in going
-            else each
+        living = [
+            replace(each, state=State.DRAINING, since=now) if each.name in going else each
             for each in own
             if each.state.costs
-        }
-        for machine in sorted((each for each in living.values() if each.state.counts), key=order):
-            if all(left >= -1e-9 for left, _ in months.left(living.values())):
+        ]
+        this, following = months.taken(living)
+        for machine in sorted((each for each in living if each.state.counts), key=order):
+            if all(left >= -1e-9 for left, _ in months.rest(this, following)):
                 break
             why = f"the budget of {budget.label or 'all'} for this month would be exceeded"
             going[machine.name] = machine, why
-            living[machine.name] = replace(machine, state=State.DRAINING, since=now)
+            before = months.takes(machine)
+            after = months.takes(replace(machine, state=State.DRAINING, since=now))
+            this += after[0] - before[0]
+            following += after[1] - before[1]
     return list(going.values())
 
 
@@ -318,13 +331,23 @@ class _Months:
 
         What is there already is taken off: each machine until it could be gone.
         """
-        this, following = self._this, self._following
-        for machine in living:
-            now, next = self._parts(_until_gone(machine, self._now, self._drain, self._ahead))
-            this -= machine.hourly * now
-            following -= machine.hourly * next
+        return self.rest(*self.taken(living))
+
+    def takes(self, machine: Machine) -> tuple[float, float]:
+        """Give the money of each month that a machine takes until it could be gone."""
+        now, next = self._parts(_until_gone(machine, self._now, self._drain, self._ahead))
+        return machine.hourly * now, machine.hourly * next
+
+    def taken(self, living: Iterable[Machine]) -> tuple[float, float]:
+        """Give the money of each month that machines take together."""
+        parts = [self.takes(machine) for machine in living]
+        return fsum(now for now, _ in parts), fsum(next for _, next in parts)
+
+    def rest(self, this: float, following: float) -> list[tuple[float, float]]:
+        """Give what is left of each month when so much is taken, and its hours; see :meth:`left`."""
         now, next = self._parts(self._ahead)
-        return [(left, hours) for left, hours in ((this, now), (following, next)) if hours]
+        left = (self._this - this, now), (self._following - following, next)
+        return [(money, hours) for money, hours in left if hours]
 
     def _parts(self, seconds: float) -> tuple[float, float]:
         """Give the hours from now on that fall into each month, with a step that has begun."""

@@ -94,6 +94,9 @@ class PoolOperations:
                 known = Pool(spec=spec, caller=caller, created=now)
             elif known.phase is Phase.UP:
                 memory = replace(known.memory, wanted=wanted)
+            else:
+                # Its time begins anew; else it would be over at once.
+                known = replace(known, created=now)
             known = replace(known, spec=spec, caller=caller, phase=Phase.UP, hash=found.hash)
             known = replace(known, wanted=wanted, memory=memory, why="applied", short="")
             known = replace(known, failures=0, pause=0)

@@ -76,9 +76,15 @@ ORDER_AGAIN: Final = 2.0
 FIRST_PAUSE: Final = 4.0
 MAX_PAUSE: Final = 600.0
 
-#: Most pools, and machines that may exist.
+#: Seconds for which the records of machines are kept that never were, and of others for the bill;
+#: seconds between two looks for older ones, and how many of them are deleted together.
+DOUBTED: Final = 86_400.0
+BILLED: Final = 400 * 86_400.0
+TIDY: Final = 600.0
+MAX_TIDIED: Final = 1000
+
+#: Most pools.
 MAX_POOLS: Final = 200
-MAX_MACHINES: Final = 5000
 
 #: Most waiting jobs that are counted.
 MAX_COUNTED: Final = 10_000
@@ -161,7 +167,7 @@ class Tender:
         self._leads = leads
         self._hold_back = hold
         self._release = release
-        self.vendors = Vendors(broker, registry, address, keeper.now)
+        self.vendors = Vendors(broker, registry, address, keeper.now, self._is_rented)
         self.launches = Launches(pauses=renting.pace.pauses)
         self._responses: dict[str, Responses] = {}
         self.pools: dict[str, Pool] = {}
@@ -182,6 +188,7 @@ class Tender:
         self._ordering: set[str] = set()
         #: When a pool that did not get what it lacks is looked at again.
         self._order_at: dict[str, float] = {}
+        self._tidy_at = 0.0
         self._turn = asyncio.Lock()
         #: Held while something is written, so that we do not overtake ourselves.
         self._writing = asyncio.Lock()
@@ -205,6 +212,11 @@ class Tender:
                     await self._look()
                 except StoreError as exc:
                     log.warning("pools_not_looked_at", error=str(exc))
+                except LifeOver:
+                    raise
+                except Exception:
+                    # A record that nobody understands must not keep machines for ever.
+                    log.exception("pools_not_looked_at")
             busy = any(m.state is not State.READY for m in self.machines.values())
             try:
                 async with asyncio.timeout(SOON if busy else LOOK):
@@ -226,6 +238,25 @@ class Tender:
             await self._alone(machine.name, self._tend(machine))
         for pool in list(self.pools.values()):
             await self._alone(pool.name, self._keep_to_size(pool))
+        if self._time() >= self._tidy_at:
+            self._tidy_at = self._time() + TIDY
+            await self._tidy()
+
+    async def _tidy(self) -> None:
+        """Forget machines of long ago; the rest of too many in the next rounds."""
+        now = self.now()
+        long = {State.NEVER: DOUBTED, State.GONE: BILLED}
+        old = [one for one in self.ledger.values() if one.since + long[one.state] * 1000 < now][
+            :MAX_TIDIED
+        ]
+        if not old:
+            return
+        drops = [Keep(record.of_machine(one), drop=True) for one in old]
+        if (await self._keeper.store.write(*drops))[0] is FENCED:
+            self._learned, self.ledger = False, {}
+            return
+        for one in old:
+            self.ledger.pop(one.name, None)
 
     def _reckon(self) -> None:
         """Find, now and then, the machines for which a budget has no more money."""
@@ -263,6 +294,8 @@ class Tender:
         if self._learned and self._keeper.alone and not doubtful:
             return
         store = self._keeper.store
+        # Before the machines: whoever orders by what we know must have known of all of them.
+        purse = (await store.versions(PURSE[0])).get(PURSE[1], 0)
         versions = await store.versions(record.POOL)
         self.pools = {name: one for name, one in self.pools.items() if name in versions}
         stale = [
@@ -276,16 +309,18 @@ class Tender:
         stale = [n for n, v in versions.items() if n not in known or known[n].version != v]
         for one in await store.records(record.MACHINE, stale) if stale else ():
             self.machines[one.name] = record.machine(one)
+            self.ledger.pop(one.name, None)
         over = known.keys() - self.machines.keys()
-        if over or not self._learned:
-            self._learned = True
-            # All of them once, and then those that others close.
-            names = sorted(over - self.ledger.keys()) if self.ledger else None
-            for one in await store.records(record.LEDGER, names):
+        if over or not self._learned or purse != self._purse:
+            # All of them once, and then those that others close; what somebody else has ordered
+            # may be over before we heard of it.
+            missing = (await store.versions(record.LEDGER)).keys() - self.ledger.keys()
+            for one in await store.records(record.LEDGER, sorted(missing)) if missing else ():
                 self.ledger[one.name] = record.machine(one)
+            self._learned = True
         for gone in over:
             self._forget(gone)
-        self._purse = (await store.versions(PURSE[0])).get(PURSE[1], 0)
+        self._purse = purse
         for machine in self.machines.values():
             self._hold(machine)
 
@@ -355,6 +390,11 @@ class Tender:
     def _account(self, name: str) -> str:
         return f"{name}@{self._domain}"
 
+    def _is_rented(self, account: str) -> bool:
+        """Tell whether an account is that of a machine, as long as it may have one."""
+        name, _, domain = account.partition("@")
+        return domain == self._domain and (name in self.machines or name in self.ledger)
+
     def _agents(self, machine: Machine, spec: PoolSpec) -> list[KnownAgent]:
         account = self._account(machine.name)
         found = (self._registry.get(f"{account}/{one}") for one in self._door.agents(spec))
@@ -364,7 +404,7 @@ class Tender:
         now = self._keeper.now()
         agents = self._agents(machine, spec)
         here = [agent for agent in agents if agent.gone_at is None and not agent.silent]
-        if here or machine.state is not State.READY:
+        if here or machine.state not in (State.READY, State.DRAINING):
             self._away.pop(machine.name, None)
         else:
             self._away.setdefault(machine.name, now)
@@ -504,16 +544,23 @@ class Tender:
         if machine is None or machine.state is not State.LEAVING:
             return
         pool = self.pools.get(machine.pool)
-        if pool is not None and pool.freezes and not machine.image and machine.began:
+        if (
+            pool is not None
+            and pool.freezes
+            and not machine.image
+            and machine.began
+            and not tending.is_missing(machine, self.now(), self._pace)
+        ):
             outcome = await self.vendors.freeze(machine.vendor, name, pool.name)
             image = str(outcome.get("image", ""))
-            if outcome.get("outcome") != "frozen":
-                await self.change(
-                    name, lambda one: tending.deleted(one, outcome, self.now(), self._pace)
-                )
-                return
-            step = Step(replace(machine, image=image), event="frozen", said=image)
-            if await self._save(machine, step) is None:
+            frozen = outcome.get("outcome") == "frozen" and image
+            if frozen:
+                step = Step(replace(machine, image=image), event="frozen", said=image)
+            else:
+                # Whoever wants the disk kept has to hear it once that this machine still costs.
+                after = tending.unfrozen(machine, outcome, self.now(), self._pace)
+                step = Step(after, event="" if machine.tries else "not-frozen", said=after.said)
+            if await self._save(machine, step) is None or not frozen:
                 return
         outcome = await self.vendors.destroy(machine.vendor, name)
         await self.change(name, lambda one: tending.deleted(one, outcome, self.now(), self._pace))
@@ -548,6 +595,7 @@ class Tender:
             await self._wind_down(pool, machines)
             return
         machines = await self._retire(pool, machines)
+        pool = self.pools.get(pool.name, pool)
         counted = [one for one in machines if one.state.counts and not one.retiring]
         pool = await self._scaled(pool, machines, counted)
         if len(counted) < pool.wanted:
@@ -604,7 +652,8 @@ class Tender:
                 await self.refresh(doubtful=True)
                 return
             log.info("pool_is_down", pool=pool.name)
-            self.pools.pop(pool.name, None)
+            for kept in (self.pools, self._order_at, self._compare_at, self._responses):
+                kept.pop(pool.name, None)
 
     async def _send_away(self, machine: Machine, why: str) -> None:
         """Have a machine go: at once if it is of no use yet, else when it has finished what it runs."""
@@ -726,6 +775,8 @@ class Tender:
             and one.began is not None
             and one.since < fresh[one.vendor].asked
             and one.name not in fresh[one.vendor].machines
+            # A list may be behind, and who is on the bus exists.
+            and not self._is_here(one)
             and (names is None or one.name in names)
         ]
         deleted: dict[str, str] = {}
@@ -751,6 +802,11 @@ class Tender:
                 for vendor in sorted({*unknown, *here} - fresh.keys())
             },
         }
+
+    def _is_here(self, machine: Machine) -> bool:
+        pool = self.pools.get(machine.pool)
+        agents = [] if pool is None else self._agents(machine, pool.spec)
+        return any(agent.gone_at is None and not agent.silent for agent in agents)
 
     def _closed(self, machine: Machine) -> Machine:
         return tending.moved(machine, State.GONE, self.now(), why="its vendor does not have it")
@@ -790,6 +846,8 @@ class Tender:
         pool = self.pools.get(name)
         if pool is None or pool.phase is not Phase.UP:
             return 0
+        # What is ordered is paid from what the plan knew of, and from nothing that came later.
+        purse = self._purse
         try:
             found = await self.planned(pool.spec, market.offers, pool.wanted)
         except (Impossible, CallError) as exc:
@@ -803,10 +861,11 @@ class Tender:
                 offer.key, asked(self.machines.values())[offer.key], self.now()
             ):
                 continue
-            kept = await self._order_one(pool, offer)
+            kept = await self._order_one(pool, offer, purse)
             if kept is None:
                 break
-            pool, ordered = kept, ordered + 1
+            pool, ordered, purse = kept, ordered + 1, purse + 1
+            self._purse = max(self._purse, purse)
         if found.missing and not ordered:
             await self._is_short(pool, "; ".join([*found.notes, *_told(market.errors)]))
         return ordered
@@ -883,9 +942,14 @@ class Tender:
             event = Event(at=self.now(), what="short", about=pool.name, said=why)
             await self.keep(replace(pool, short=why).noting(event))
 
-    async def _order_one(self, pool: Pool, offer: Offer) -> Pool | None:
-        """Write down that a machine is to be, and only then ask for it."""
-        now, exchange = self.now(), self.market().exchange
+    async def _order_one(self, pool: Pool, offer: Offer, purse: int) -> Pool | None:
+        """Write down that a machine is to be, and only then ask for it.
+
+        Gives nothing if somebody was faster, or nobody knows any more what it would cost.
+        """
+        now, rate = self.now(), self.market().exchange.rate(offer.currency)
+        if rate is None:
+            return None
         machine = Machine(
             name=self._fresh_name(pool.name),
             pool=pool.name,
@@ -900,17 +964,17 @@ class Tender:
             ram=offer.ram,
             price=offer.price,
             currency=offer.currency,
-            rate=exchange.rate(offer.currency) or 1.0,
+            rate=rate,
             created=now,
             expires=now + int(pool.spec.life.ttl * 1000),
         )
-        purse = Record(*PURSE, self._purse, None)
         kept = await self.keep(
-            replace(pool, short=""), Keep(purse), Keep(record.of_machine(machine))
+            replace(pool, short=""),
+            Keep(Record(*PURSE, purse, None)),
+            Keep(record.of_machine(machine)),
         )
         if kept is None:
             return None
-        self._purse += 1
         machine = self.machines[machine.name] = replace(machine, version=1)
         self._hold(machine)
         log.info("machine_ordered", machine=machine.name, pool=pool.name, offer=offer.key)
@@ -922,41 +986,43 @@ class Tender:
 
     async def _rent(self, machine: Machine, spec: PoolSpec) -> None:
         """Ask the vendor for a machine that was written down."""
-        outcome: Outcome
         try:
             script = await self._door.invite(machine, spec)
         except (CallError, StoreError, OSError) as exc:
-            outcome = {"outcome": "refused", "kind": "", "said": f"no ticket for it: {exc}"}
-        else:
-            args: dict[str, Json] = {
-                "name": machine.name,
-                "type": machine.type,
-                "region": machine.region,
-                "image": spec.server.image,
-                "user_data": script,
-                "tags": {"spinal": self._home, "spinal-pool": machine.pool},
-                # Nobody has asked for this name before.
-                "fresh": True,
-            }
-            outcome = await self.vendors.create(machine.vendor, args, self._pace.order)
+            # No vendor is to blame, so another offer is no better: the pool has to pause.
+            outcome: Outcome = {"outcome": "refused", "said": f"no ticket for it: {exc}"}
+            await self._answer(machine.name, outcome, str(outcome["said"]), "failed")
+            return
+        args: dict[str, Json] = {
+            "name": machine.name,
+            "type": machine.type,
+            "region": machine.region,
+            "image": spec.server.image,
+            "user_data": script,
+            "tags": {"spinal": self._home, "spinal-pool": machine.pool},
+            # Nobody has asked for this name before.
+            "fresh": True,
+        }
+        outcome = await self.vendors.create(machine.vendor, args, self._pace.order)
         now, key = self.now(), (machine.vendor, machine.region, machine.type)
-        kind, said = str(outcome.get("kind", "")), str(outcome.get("said", ""))
+        kind, said = str(outcome.get("kind") or "unknown"), str(outcome.get("said", ""))
         if outcome.get("outcome") == "created":
             self.launches = self.launches.launched(key, now)
             await self._answer(machine.name, outcome, "")
             return
-        if kind:
-            self.launches = self.launches.refused(key, kind, said, now, outcome.get("after"))
-        await self._answer(machine.name, outcome, f"{kind or 'refused'}: {said}")
+        self.launches = self.launches.refused(key, kind, said, now, outcome.get("after"))
+        await self._answer(machine.name, outcome, f"{kind}: {said}")
 
-    async def _answer(self, name: str, outcome: Outcome, said: str) -> None:
+    async def _answer(
+        self, name: str, outcome: Outcome, said: str, refused: str = "refused"
+    ) -> None:
         """Write down what the vendor answered, unless a list of its machines was faster."""
         for _ in range(TRIES):
             machine = self.machines.get(name)
             if machine is None or machine.state is not State.ORDERED:
                 return
             after = tending.answered(machine, outcome, self.now())
-            event = {State.REFUSED: "refused", State.UNKNOWN: "unknown"}.get(after.state, "")
+            event = {State.REFUSED: refused, State.UNKNOWN: "unknown"}.get(after.state, "")
             about = f"{machine.vendor} {machine.type}: {said}" if event else ""
             if await self._save(machine, Step(after, event=event, said=about)) is not None:
                 if after.state is State.REFUSED:

@@ -163,7 +163,12 @@ def _after(machine: Machine, seen: Seen, seconds: float) -> bool:
 
 
 def _is_gone(machine: Machine, seen: Seen, pace: Pace) -> bool:
-    return machine.unseen >= pace.unseen and _after(machine, seen, pace.settle)
+    return is_missing(machine, seen.now, pace)
+
+
+def is_missing(machine: Machine, now: int, pace: Pace) -> bool:
+    """Tell whether its vendor does not have it, as far as its lists can be relied on."""
+    return machine.unseen >= pace.unseen and now - machine.since >= pace.settle * 1000
 
 
 def _ordered(machine: Machine, seen: Seen, terms: Terms, pace: Pace) -> Step:
@@ -242,7 +247,12 @@ def _ready(machine: Machine, seen: Seen, terms: Terms, pace: Pace) -> Step:
 def _draining(machine: Machine, seen: Seen, terms: Terms, pace: Pace) -> Step:
     if fate := _fate(machine, seen, pace):
         return replace(fate, event="")
-    if not seen.running or _after(machine, seen, terms.drain):
+    if _after(machine, seen, terms.drain):
+        return Step(leaving(machine, seen.now, machine.why), Ask.DESTROY)
+    if seen.away is not None and seen.now - seen.away < pace.away * 1000:
+        # Of an agent that is away, nobody knows whether it runs something.
+        return Step(machine)
+    if not seen.running:
         return Step(leaving(machine, seen.now, machine.why), Ask.DESTROY)
     return Step(machine)
 
@@ -300,6 +310,11 @@ def deleted(machine: Machine, outcome: Mapping[str, Any], now: int, pace: Pace) 
         case _:
             pause = doubled(2.0, tries - 1, MAX_PAUSE) * pace.pauses
     return replace(machine, tries=tries, due=now + int(pause * 1000), said=said)
+
+
+def unfrozen(machine: Machine, outcome: Mapping[str, Any], now: int, pace: Pace) -> Machine:
+    """Give a machine whose disk could not be kept: that is tried again before it is deleted."""
+    return deleted(machine, {"outcome": "failed", "said": outcome.get("said", "")}, now, pace)
 
 
 def victims(machines: Sequence[Machine], surplus: int) -> list[Machine]:

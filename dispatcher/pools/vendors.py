@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import isfinite
 from typing import Any, Final
 
+import msgspec
 import structlog
 
+from spinal.agents.errors import one_line
 from spinal.agents.provider.offer import Offer
 from spinal.bus.errors import CallError
-from spinal.protocols import Json, Problem, Want
+from spinal.protocols import Json, Problem
+from spinal.protocols.address import bare
 from spinal.protocols.errors import REASONS, Ran
 
+from ..agent import KnownAgent
 from ..broker import Broker
 from ..registry import Registry
 from ..resolver import Demand
@@ -57,6 +62,10 @@ MAX_LISTED: Final = 20_000
 #: Most names that a question for a list has room for.
 MAX_NAMES: Final = 250
 
+#: Most characters of a vendor's words, and of its names for things, that are kept.
+MAX_SAID: Final = 500
+MAX_TEXT: Final = 200
+
 #: An answer to an order or a delete: ``outcome``, and what belongs to it.
 Outcome = Mapping[str, Any]
 
@@ -87,15 +96,23 @@ class Vendors:
         registry: who is there.
         caller: in whose name they are asked: the dispatcher's own address.
         now: milliseconds since 1970 UTC.
+        rented: tells whether an account is that of a machine, which may offer what it likes and
+            does not rent others.
     """
 
     def __init__(
-        self, broker: Broker, registry: Registry, caller: str, now: Callable[[], int]
+        self,
+        broker: Broker,
+        registry: Registry,
+        caller: str,
+        now: Callable[[], int],
+        rented: Callable[[str], bool] = lambda account: False,
     ) -> None:
         self._broker = broker
         self._registry = registry
         self.caller = caller
         self._now = now
+        self._rented = rented
         #: Each vendor's last list of our machines, and why there is no newer one.
         self.listings: dict[str, Listing] = {}
         self.errors: dict[str, str] = {}
@@ -105,12 +122,16 @@ class Vendors:
 
     def here(self) -> list[str]:
         """Give the vendors whose provider agents are on the bus, by name."""
-        found = {
-            agent.advertisement.place[VENDOR].strip("/")
+        return sorted({agent.advertisement.place[VENDOR].strip("/") for agent in self._agents()})
+
+    def _agents(self) -> list[KnownAgent]:
+        return [
+            agent
             for agent in self._registry.everybody(CREATE)
-            if agent.gone_at is None and VENDOR in agent.advertisement.place
-        }
-        return sorted(found)
+            if agent.gone_at is None
+            and VENDOR in agent.advertisement.place
+            and not self._rented(bare(agent.address))
+        ]
 
     # -- offers
 
@@ -150,12 +171,16 @@ class Vendors:
         found = Offers()
         for args in ({**wanted, "refresh": refresh}, {"largest": True}):
             said = await self._ask(vendor, OFFERS, {"most": MOST, **args}, OFFERING)
-            found.offers = [Offer.of(row) for row in _rows(said, "offers")]
+            rows = _rows(said, "offers")[:MOST]
+            found.offers = [one for row in rows if (one := _offer(row, vendor)) is not None]
             if "cpu" in args:
-                for error in _rows(said, "errors"):
-                    where = f"{vendor} {error['region']}".strip()
-                    found.errors[where] = f"{error['kind']}: {error['said']}"
-                found.dropped = {vendor: _members(_members(said).get("dropped", {}))}
+                for error in _rows(said, "errors")[:MOST]:
+                    where = f"{vendor} {_text(error, 'region')}".strip()
+                    found.errors[where] = f"{_text(error, 'kind')}: {_text(error, 'said')}"
+                dropped = _counts(_members(said).get("dropped"))
+                if strange := len(rows) - len(found.offers):
+                    dropped["not an offer of theirs"] = strange
+                found.dropped = {vendor: dropped}
             if found.offers:
                 break
         while len(self._offers) >= MAX_KEPT:
@@ -188,9 +213,9 @@ class Vendors:
         self._asked[vendor] = asyncio.get_running_loop().time()
         asked = self._now()
         try:
-            rows: list[Mapping[str, Any]] = []
+            sights: dict[str, Sight] = {}
             for at in range(0, max(1, len(names)), MAX_NAMES):
-                rows += await self._listed(vendor, names[at : at + MAX_NAMES])
+                sights |= await self._listed(vendor, names[at : at + MAX_NAMES])
         except CallError as exc:
             if self.errors.get(vendor) != str(exc):
                 log.warning("machines_not_listed", vendor=vendor, error=str(exc))
@@ -199,35 +224,38 @@ class Vendors:
         finally:
             self._under_way.discard(vendor)
         self.errors.pop(vendor, None)
-        self.listings[vendor] = Listing(asked, {str(row["name"]): Sight.of(row) for row in rows})
+        self.listings[vendor] = Listing(asked, sights)
 
-    async def _listed(self, vendor: str, also: Sequence[str]) -> list[Mapping[str, Any]]:
+    async def _listed(self, vendor: str, also: Sequence[str]) -> dict[str, Sight]:
         """Ask for all of our machines, and those of some names, page by page."""
-        rows: list[Mapping[str, Any]] = []
-        more = True
+        sights: dict[str, Sight] = {}
+        after, more = "", True
         while more:
-            if len(rows) >= MAX_LISTED:
+            if len(sights) >= MAX_LISTED:
                 # What is left out would be held for gone.
                 problem = Problem("failed", f"it has more than {MAX_LISTED} machines of ours")
                 raise CallError.of(problem)
             args: dict[str, Json] = {"also": list(also)}
-            args |= {"after": str(rows[-1]["name"])} if rows else {}
+            args |= {"after": after} if after else {}
             said = await self._ask(vendor, LIST, args, LISTING)
-            page = _rows(said, "machines")
-            rows += page
-            more = bool(page and _members(said).get("more"))
-        return rows
+            page = {name: _sight(row) for row in _rows(said, "machines") if (name := _name(row))}
+            sights |= page
+            # One that does not go on would be asked again and again.
+            last = max(page, default="")
+            more = bool(_members(said).get("more")) and last > after
+            after = last
+        return sights
 
     # -- what is done there
 
     async def create(self, vendor: str, args: Mapping[str, Json], within: float) -> Outcome:
         """Order a machine; also an error becomes an outcome."""
         try:
-            return _members(await self._ask(vendor, CREATE, args, within))
+            return _outcome(await self._ask(vendor, CREATE, args, within))
         except CallError as exc:
             untouched = REASONS[exc.reason].ran is Ran.NO if exc.reason in REASONS else False
             outcome = "refused" if untouched else "unknown"
-            return {"outcome": outcome, "kind": "transient", "said": str(exc)}
+            return {"outcome": outcome, "kind": "transient", "said": str(exc)[:MAX_SAID]}
 
     async def destroy(self, vendor: str, name: str) -> Outcome:
         """Delete a machine; also an error becomes an outcome."""
@@ -241,13 +269,25 @@ class Vendors:
         self, vendor: str, op: str, args: Mapping[str, Json], within: float
     ) -> Outcome:
         try:
-            return _members(await self._ask(vendor, op, args, within))
+            return _outcome(await self._ask(vendor, op, args, within))
         except CallError as exc:
-            return {"outcome": "failed", "kind": "unknown", "said": str(exc)}
+            return {"outcome": "failed", "kind": "unknown", "said": str(exc)[:MAX_SAID]}
 
     async def _ask(self, vendor: str, op: str, args: Mapping[str, Json], within: float) -> Json:
-        demand = Demand.of(op, Want(place={VENDOR: f"/{vendor}"}))
+        theirs = [
+            agent
+            for agent in self._agents()
+            if agent.advertisement.place[VENDOR].strip("/") == vendor and op in agent.operations
+        ]
+        if not theirs:
+            text = f"no provider agent of {vendor} is on the bus"
+            raise CallError.of(Problem("no-agent", text))
+        agent = min(theirs, key=lambda one: (one.silent, one.in_flight, one.address))
+        demand = Demand(op, only=agent.address)
         return await self._broker.ask(op, args, demand, self.caller, within)
+
+
+# What provider agents answer, as far as it can be understood: nothing in it may stop the pools.
 
 
 def _members(said: Json) -> Mapping[str, Any]:
@@ -260,5 +300,62 @@ def _rows(said: Json, name: str) -> list[Mapping[str, Any]]:
     found: Any = _members(said).get(name)
     if not isinstance(found, list):
         raise CallError.of(Problem("failed", f"the provider agent answered without {name!r}"))
-    rows: list[Mapping[str, Any]] = found
-    return rows
+    rows: list[Any] = found
+    return [row for row in rows if isinstance(row, dict)]
+
+
+def _offer(row: Mapping[str, Any], vendor: str) -> Offer | None:
+    """Read an offer; none if it is not one of this vendor."""
+    try:
+        found = msgspec.convert(row, Offer, strict=True)
+    except msgspec.ValidationError:
+        return None
+    texts = (found.region, found.type, found.area, found.arch, found.currency, found.source)
+    if found.vendor != vendor or any(len(text) > MAX_TEXT for text in texts):
+        return None
+    return found if all(isfinite(n) for n in (found.price, found.cpu, found.ram)) else None
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    found = row.get("name")
+    return found if isinstance(found, str) and len(found) <= MAX_TEXT else ""
+
+
+def _sight(row: Mapping[str, Any]) -> Sight:
+    found = Sight.of(row)
+    created = found.created
+    if isinstance(created, bool) or not isinstance(created, (int, type(None))):
+        created = None
+    texts = {name: _text(row, name) for name in Sight.__slots__ if name != "created"}
+    return replace(found, created=created, **texts)
+
+
+def _outcome(said: Json) -> Outcome:
+    """Read an outcome; what is not as it should be is left out."""
+    members = _members(said)
+    found: dict[str, Any] = {
+        name: _text(members, name) for name in ("outcome", "kind", "said", "image")
+    }
+    machine, after = members.get("machine"), members.get("after")
+    if isinstance(machine, dict):
+        sight = _sight(machine)  # pyright: ignore[reportUnknownArgumentType] - JSON keys
+        found["machine"] = sight.row()
+    if isinstance(after, (int, float)) and not isinstance(after, bool):
+        found["after"] = float(after)
+    return found
+
+
+def _text(row: Mapping[str, Any], name: str) -> str:
+    found = row.get(name)
+    if not isinstance(found, (str, int, float)):
+        return ""
+    return one_line(str(found), MAX_SAID)
+
+
+def _counts(raw: Any) -> dict[str, int]:
+    rows: dict[Any, Any] = raw if isinstance(raw, dict) else {}
+    return {
+        one_line(str(reason), MAX_TEXT): count
+        for reason, count in list(rows.items())[:MOST]
+        if isinstance(count, int)
+    }

@@ -84,6 +84,8 @@ class Vendor:
         default_factory=list[tuple[float, dict[str, Rented]]]
     )
     frozen: list[str] = field(default_factory=list[str])
+    #: What it says instead of keeping a disk.
+    freezing: Mapping[str, Any] | None = None
 
     @property
     def here(self) -> list[str]:
@@ -151,7 +153,7 @@ class Vendor:
         async def freeze(name: str, label: str) -> dict[str, Any]:
             """Keep a disk."""
             self.frozen.append(name)
-            return {"outcome": "frozen", "image": f"image-{name}"}
+            return dict(self.freezing or {"outcome": "frozen", "image": f"image-{name}"})
 
         return agent
 
@@ -790,7 +792,8 @@ async def test_sweeping_finds_machines_without_a_record_and_records_without_a_ma
         await cloud.converged(2)
         first, _ = cloud.there()
         await vendor.make("old-1", "small", {"spinal": HOME}, joins=False)
-        vendor.rented.pop(first)
+        vendor.delete(first)
+        await asyncio.sleep(1)
 
         found = await cloud.ask("sweep")
         assert [one["name"] for one in found["orphans"]] == ["old-1"]

@@ -168,6 +168,16 @@ async def test_an_image_that_is_not_there_buys_nothing(site: Site) -> None:
     assert "create" not in site.calls
 
 
+async def test_pages_after_the_first_are_of_one_list(site: Site) -> None:
+    site.machines = [Machine(name="web-1", id="1", region="here", state="running")]
+    async with renting("home") as rentals:
+        found = await rentals.machines(also=["web-1"])
+        site.machines.clear()
+        assert await rentals.machines(also=["web-1"], paging=True) == found != []
+        assert await rentals.machines(also=["web-2"], paging=True) == []
+        assert await rentals.machines(also=["web-1"]) == []
+
+
 async def test_all_machines_of_a_name_are_destroyed(site: Site) -> None:
     site.machines = [
         Machine(name="web-1", id=str(number), region="here", state="running") for number in range(3)
@@ -245,6 +255,7 @@ def offer(**changed: Any) -> Offer:
     usual: dict[str, Any] = {
         "vendor": "it",
         "region": "fra1",
+        "area": "eu",
         "type": "small",
         "cpu": 2.0,
         "ram": 4 * 1024**3,
@@ -261,7 +272,7 @@ def offer(**changed: Any) -> Offer:
     "changed, reason",
     [
         ({}, None),
-        ({"region": "nyc3"}, "other region"),
+        ({"region": "nyc3", "area": "us"}, "other region"),
         ({"arch": "arm64"}, "other processor"),
         ({"cpu": 1.0}, "too few processors"),
         ({"ram": 1}, "too little memory"),

@@ -7,6 +7,7 @@ import base64
 import hashlib
 import ssl
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -298,6 +299,61 @@ async def test_who_is_refused_too_often_has_to_wait_even_with_a_good_ticket(
 
     assert (status, body) == (429, {"error": "refused too often: wait"})
     assert 0 < int(headers["Retry-After"]) <= desks.PACE + 1
+
+
+async def hold(joining: Joining, number: int, address: str, tls: bool) -> list[Any]:
+    """Open connections and say nothing over them; gives their readers and writers."""
+    trust = ssl.create_default_context(cadata=await joining.authority()) if tls else None
+    port = int(joining.url.rpartition(":")[2])
+    return [
+        await asyncio.open_connection("127.0.0.1", port, ssl=trust, local_addr=(address, 0))
+        for _ in range(number)
+    ]
+
+
+async def test_who_says_nothing_holds_a_place_for_a_while_only(
+    joining: Joining, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(desks, "MAX_CONNECTIONS", 4)
+    monkeypatch.setattr(desks, "LIFE", 2.0)
+    made = await joining.make("web-1")
+    held = await hold(joining, 4, "127.0.0.1", tls=True)
+
+    with pytest.raises(aiohttp.ClientError):
+        await join(joining, made.text)
+    for reader, writer in held:
+        with suppress(ConnectionError):
+            assert await reader.read() == b""
+        writer.close()
+    assert (await join(joining, made.text))[0] == 200
+
+
+async def test_one_address_cannot_take_all_places(
+    joining: Joining, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(desks, "MAX_OF_ONE", 3)
+    made = await joining.make("web-1")
+    held = await hold(joining, 3, "127.0.0.2", tls=True)
+    with pytest.raises(ConnectionError):
+        await hold(joining, 1, "127.0.0.2", tls=True)
+    assert (await join(joining, made.text))[0] == 200
+    for _, writer in held:
+        writer.close()
+
+
+async def test_who_does_not_even_begin_with_tls_takes_a_place_as_well(
+    joining: Joining, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(desks, "MAX_CONNECTIONS", 3)
+    held = await hold(joining, 3, "127.0.0.1", tls=False)
+    ((reader, writer),) = await hold(joining, 1, "127.0.0.1", tls=False)
+
+    with suppress(ConnectionError):
+        assert await reader.read() == b""
+    assert not held[0][0].at_eof()
+    for _, one in held:
+        one.close()
+    writer.close()
 
 
 def test_refusals_are_forgotten_one_by_one_and_only_so_many_addresses_are_remembered(

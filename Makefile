@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 4
 
-.PHONY: help demo test test-deps clouds cloud-sim check format bench bench-deps faults languages conformance hostile clean
+.PHONY: help demo test test-deps clouds cloud-sim check format bench bench-deps faults storms languages conformance hostile clean
 
 help:
 	@echo "make demo       see it work: a platform, three workers, one of them killed"
@@ -18,6 +18,8 @@ help:
 	@echo "make languages  build the agents in examples/languages, and try each against the kit"
 	@echo "make conformance  the same on all servers, into docs/conformance.md"
 	@echo "make faults     break everything that can break, and print what became of the jobs (15 minutes)"
+	@echo "make storms     rent at five simulated clouds while everything fails, and see what is left (25 minutes);"
+	@echo "                fewer: make storms STORMS='--seeds 20'"
 	@echo "make hostile    flood agents and dispatchers, and measure their memory (7 minutes)"
 	@echo "make bench      measure Spinal beside its peers, into benchmarks/RESULTS.md (25 minutes);"
 	@echo "                a part of it: make bench BENCH='--part jobs'"
@@ -47,7 +49,7 @@ demo: links $(VENV)/user
 	$(BIN)/spinal demo
 
 # Real servers that are flooded and killed: beside too much else they show how busy the machine is.
-HEAVY := tests/faults tests/agents/provider/local/test_nspawn.py \
+HEAVY := tests/faults tests/storms/test_storms.py tests/agents/provider/local/test_nspawn.py \
 	tests/integration/test_cluster.py tests/integration/test_hostile.py \
 	tests/integration/test_servers_page.py
 
@@ -109,6 +111,9 @@ bench: links $(VENV)/dev
 # With SERVERS="--server embedded" no other server is needed; see docs/guarantees.md
 faults: links $(VENV)/dev
 	$(BIN)/python -m tests.faults.run $(SERVERS)
+
+storms: links $(VENV)/dev $(CLOUDS)/clouds
+	$(BIN)/python -m tests.storms.run $(STORMS)
 
 # What has no toolchain here is named at the end.
 languages: links $(VENV)/dev

@@ -12,11 +12,12 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 
 from spinal.agents.agent import Agent
-from spinal.agents.errors import AgentError, Refused
+from spinal.agents.errors import AgentError, EndWith, Refused
 from spinal.agents.job import Job
 from spinal.agents.life import Life
-from spinal.bus.home import Home
-from spinal.protocols import Json, values
+from spinal.bus.home import OWNER, Home
+from spinal.protocols import Json, Problem, values
+from spinal.protocols import address as addresses
 
 from .desk import Desk
 from .machine import HOME
@@ -56,22 +57,41 @@ def make(config: Path | None = None, account: str = "local", *, home_id: str = "
 
 def assemble(account: Account, home_id: str = "", desk: Desk | None = None) -> Agent:
     """Make an agent of an account's settings."""
-    lives: list[Rentals] = []
+    lives: list[tuple[Life, Rentals]] = []
 
     @asynccontextmanager
     async def lifespan(life: Life) -> AsyncGenerator[None]:
         rentals = Rentals(account, home_id, desk)
-        lives.append(rentals)
+        lives.append((life, rentals))
         try:
             yield
         finally:
-            lives.remove(rentals)
+            lives.remove((life, rentals))
             await rentals.close()
 
-    def rentals() -> Rentals:
+    def alive() -> tuple[Life, Rentals]:
         if not lives:
             raise AgentError("the agent is not on the bus")
         return lives[0]
+
+    def rentals() -> Rentals:
+        return alive()[1]
+
+    def for_caller(job: Job) -> Rentals:
+        """Give what rents and returns, to the owner of the home and its dispatchers alone.
+
+        Else every machine that joined could rent more.
+
+        Raises:
+            EndWith: the caller is somebody else.
+        """
+        life, found = alive()
+        owner = f"{OWNER}@{addresses.domain(life.address)}"
+        allowed = {owner, *map(addresses.bare, life.session.dispatchers)}
+        if addresses.bare(job.caller) not in allowed:
+            text = f"only {owner} and the dispatcher rent and return machines"
+            raise EndWith(Problem("not-allowed", text))
+        return found
 
     agent = Agent(
         account.agent,
@@ -206,7 +226,7 @@ def assemble(account: Account, home_id: str = "", desk: Desk | None = None) -> A
             ssh_key=ssh_key or "",
             disk=disk,
         )
-        return await rentals().create(order, job.remaining, fresh=fresh)
+        return await for_caller(job).create(order, job.remaining, fresh=fresh)
 
     @agent.op("/provider/list", effects="reads", timeout="3m")
     async def list_(
@@ -245,7 +265,7 @@ def assemble(account: Account, home_id: str = "", desk: Desk | None = None) -> A
         return found.row()
 
     @agent.op("/provider/destroy", effects="deletes", safe=True, timeout="3m")
-    async def destroy(name: Name) -> dict[str, Any]:
+    async def destroy(job: Job, name: Name) -> dict[str, Any]:
         """Return a machine; one that is not there is `gone`, one that is being deleted `ending`.
 
         With `outcome` `failed` there are `kind` and the vendor's words as `said`.
@@ -253,10 +273,10 @@ def assemble(account: Account, home_id: str = "", desk: Desk | None = None) -> A
         Args:
             name: Its name; if several have it, all of them go.
         """
-        return await rentals().destroy(name)
+        return await for_caller(job).destroy(name)
 
     @agent.op("/provider/freeze", effects="spends", safe=False, timeout="30m")
-    async def freeze(name: Name, label: Text) -> dict[str, Any]:
+    async def freeze(job: Job, name: Name, label: Text) -> dict[str, Any]:
         """Keep what is on a machine's disk as an image, which may take a while at the vendor.
 
         `outcome` is `frozen` with the `image`, `failed`, or `unsupported`. The machine stays.
@@ -265,7 +285,7 @@ def assemble(account: Account, home_id: str = "", desk: Desk | None = None) -> A
             name: Its name.
             label: Name of the image.
         """
-        return await rentals().freeze(name, label)
+        return await for_caller(job).freeze(name, label)
 
     @agent.op("/provider/plan", effects="reads", timeout="3m")
     async def plan(

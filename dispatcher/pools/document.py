@@ -422,6 +422,13 @@ class _Reader:
                     ("scale", key),
                     "whose jobs? write beside it for example op: /image/resize",
                 )
+        spread = spec.place.spread != "none" or spec.place.at_least_vendors > 1
+        if scale.consolidate is not None and (spread or spec.demand):
+            self._tell(
+                ("scale", "consolidate"),
+                "goes with machines that may all be where it is cheapest: leave it out, or leave "
+                + ("demand out" if spec.demand else "spread and at_least_vendors out"),
+            )
         if spec.demand and scale.ops:
             self._tell(
                 ("scale", "op"),

@@ -45,7 +45,7 @@ from .machine import Machine, State
 from .money import Budget
 from .plan import Impossible, Plan, plan
 from .pool import Event, Phase, Pool
-from .ranking import Blocked
+from .ranking import Blocked, rank
 from .responses import Responses
 from .scaling import Have, Measures
 from .spec import PoolSpec
@@ -64,6 +64,10 @@ STOPPED: Final = 4.0
 #: Seconds that a self-test may take, and between two of them.
 TESTING: Final = 20.0
 TEST_AGAIN: Final = 2.0
+
+#: Seconds between two looks at the budgets, and at what the machines that run would cost elsewhere.
+RECKON: Final = 20.0
+COMPARE: Final = 300.0
 
 #: Seconds after which a pool that did not get what it lacks asks again.
 ORDER_AGAIN: Final = 2.0
@@ -166,6 +170,11 @@ class Tender:
         self.ledger: dict[str, Machine] = {}
         self._purse = 0
         self._learned = False
+        #: Machines that are to go because a budget ends, and why; and when that is reckoned again.
+        self._overdue: Mapping[str, str] = {}
+        self._reckon_at = 0.0
+        #: When it is looked again whether a pool's machines are to be had for less.
+        self._compare_at: dict[str, float] = {}
         self._changed = asyncio.Event()
         #: Machines that something is being done about.
         self._busy: set[str] = set()
@@ -211,11 +220,28 @@ class Tender:
         await self.refresh()
         if not self._leads():
             return
+        self._reckon()
         self._look_at_vendors()
         for machine in list(self.machines.values()):
             await self._alone(machine.name, self._tend(machine))
         for pool in list(self.pools.values()):
             await self._alone(pool.name, self._keep_to_size(pool))
+
+    def _reckon(self) -> None:
+        """Find, now and then, the machines for which a budget has no more money."""
+        if self._time() < self._reckon_at:
+            return
+        self._reckon_at = self._time() + RECKON
+        self._overdue = {}
+        drain = max((pool.spec.life.drain for pool in self.pools.values()), default=0.0)
+        for spec in (None, *(pool.spec for pool in self.pools.values())):
+            try:
+                budgets = self.budgets(spec)
+            except CallError as exc:
+                log.error("budget_not_reckoned", error=str(exc))
+                continue
+            going = money.overdue(budgets, self.recent(), self.now(), drain=drain)
+            self._overdue |= {machine.name: why for machine, why in going}
 
     @staticmethod
     async def _alone(name: str, work: Coroutine[Any, Any, None]) -> None:
@@ -521,11 +547,7 @@ class Tender:
         if pool.phase is not Phase.UP:
             await self._wind_down(pool, machines)
             return
-        try:
-            machines = await self._retire(pool, machines)
-        except CallError as exc:
-            await self._is_short(pool, str(exc))
-            return
+        machines = await self._retire(pool, machines)
         counted = [one for one in machines if one.state.counts and not one.retiring]
         pool = await self._scaled(pool, machines, counted)
         if len(counted) < pool.wanted:
@@ -538,6 +560,35 @@ class Tender:
         for one in machines:
             if one.retiring and one.state.counts and ready >= pool.wanted:
                 await self._send_away(one, one.why)
+        if pool.spec.scale.consolidate is not None and ready == len(machines):
+            self._compare(pool)
+
+    def _compare(self, pool: Pool) -> None:
+        """See, now and then, whether a machine is to be had for less."""
+        if self._time() < self._compare_at.get(pool.name, 0.0):
+            return
+
+        async def compare() -> None:
+            try:
+                await self._consolidate(pool)
+            except (CallError, StoreError) as exc:
+                log.warning("prices_not_compared", pool=pool.name, error=str(exc))
+
+        self._compare_at[pool.name] = self._time() + COMPARE
+        self._keeper.spawn("comparing", compare)
+
+    async def _consolidate(self, pool: Pool) -> None:
+        """Have a machine replaced where that saves as much as the pool file says."""
+        found = await self.vendors.offers(pool.spec.server)
+        exchange, now = self.market().exchange, self.now()
+        ranked = rank(found.offers, exchange, pool.spec.server, now, blocked=self.blocked())
+        offers = [one.offer for one in ranked.offers[:1]]
+        swap = scaling.consolidate(pool.spec, self.of_pool(pool.name), offers, now)
+        if swap is None or swap.offer.price > self._room(pool.spec):
+            return
+        price = f"{swap.offer.price:.4g} {exchange.currency} an hour"
+        why = f"{swap.offer.vendor} has {swap.offer.type} for {price}, which saves {swap.share:.0%}"
+        await self._save(swap.machine, Step(replace(swap.machine, retiring=True, why=why)))
 
     async def _end(self, pool: Pool) -> Pool | None:
         """Have a pool go down whose time is over, whatever became of whoever made it."""
@@ -566,11 +617,7 @@ class Tender:
     async def _retire(self, pool: Pool, machines: Sequence[Machine]) -> list[Machine]:
         """Send away what is too old or too dear, and have replaced what soon will be."""
         now, found = self.now(), list[Machine]()
-        budgets = self.budgets(pool.spec)
-        overdue = {
-            one.name: why
-            for one, why in money.overdue(budgets, self.all(), now, drain=pool.spec.life.drain)
-        }
+        overdue = self._overdue
         for one in machines:
             if one.state.counts and now >= one.expires:
                 await self._send_away(one, "its time is over")
@@ -585,6 +632,12 @@ class Tender:
                 await self._save(one, Step(retiring))
             found.append(self.machines.get(one.name, one))
         return found
+
+    def recent(self) -> list[Machine]:
+        """Give the machines that this month's money is spent on."""
+        begin, _ = money.month(self.now())
+        over = (one for one in self.ledger.values() if (one.ended or one.since) >= begin)
+        return [*self.machines.values(), *over]
 
     def all(self) -> list[Machine]:
         """Give every machine of this month, also those that are gone."""
@@ -770,14 +823,7 @@ class Tender:
             for name, account in market.accounts.items()
             if account.limit is not None
         }
-        room = money.room(
-            self.budgets(spec),
-            self.all(),
-            now,
-            spec.pool,
-            spec.money.label,
-            drain=spec.life.drain,
-        )
+        room = self._room(spec)
         work = partial(
             plan,
             spec,
@@ -796,6 +842,17 @@ class Tender:
         )
         # Packing takes seconds; the rest is done sooner than a thread is found for it.
         return await asyncio.to_thread(work) if spec.demand else work()
+
+    def _room(self, spec: PoolSpec) -> float:
+        """Give the money of an hour that a pool's further machines may cost."""
+        return money.room(
+            self.budgets(spec),
+            self.recent(),
+            self.now(),
+            spec.pool,
+            spec.money.label,
+            drain=spec.life.drain,
+        )
 
     def blocked(self) -> Blocked:
         """Give what is not asked for now, until when, and why."""

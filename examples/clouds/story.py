@@ -42,6 +42,10 @@ class Wrong(Exception):
     """The story did not go as it should."""
 
 
+class Failed(Wrong):
+    """A command failed; on a busy machine the next one may not."""
+
+
 class Story:
     """One run of it, in a folder of its own.
 
@@ -70,7 +74,7 @@ class Story:
         """Run a ``spinal`` command and give what it printed.
 
         Raises:
-            Wrong: it failed.
+            Failed: it ended with an error.
         """
         done = subprocess.run(
             self._argv(words),
@@ -83,7 +87,7 @@ class Story:
             check=False,
         )
         if done.returncode:
-            raise Wrong(f"spinal {shlex.join(words)}: {done.stderr.strip()}")
+            raise Failed(f"spinal {shlex.join(words)}: {done.stderr.strip()}")
         return done.stdout
 
     def ask(self, *words: str) -> Any:
@@ -117,7 +121,7 @@ class Story:
                 while more := screen.read(65536):
                     shown += more
         if child.wait():
-            raise Wrong(f"spinal {shlex.join(words)}: {shown.decode().strip()}")
+            raise Failed(f"spinal {shlex.join(words)}: {shown.decode().strip()}")
         return shown.decode().replace("\r\n", "\n").strip("\n")
 
     @contextmanager
@@ -162,12 +166,15 @@ class Story:
         Raises:
             Wrong: it was not, within so many seconds.
         """
-        end = time.monotonic() + within
+        end, last = time.monotonic() + within, ""
         while time.monotonic() < end:
-            if found := ask():
-                return found
+            try:
+                if found := ask():
+                    return found
+            except Failed as exc:
+                last = f" ({exc})"
             time.sleep(LOOK)
-        raise Wrong(f"within {within:g} s not: {what}; see {self.folder}/*.log")
+        raise Wrong(f"within {within:g} s not: {what}{last}; see {self.folder}/*.log")
 
     # -- the pool
 
@@ -253,9 +260,7 @@ class Story:
     def _vendors(self, up: subprocess.Popen[bytes]) -> int:
         if up.poll() is not None:
             raise Wrong((self.folder / "up.log").read_text())
-        with suppress(Wrong):
-            return len({one["vendor"] for one in self.ask("offers")})
-        return 0
+        return len({one["vendor"] for one in self.ask("offers")})
 
     def _fill_album(self) -> None:
         photos = sorted(path for path in PHOTOS.iterdir() if path.suffix in (".png", ".jpg"))

@@ -200,7 +200,7 @@ WORKER = Path(__file__).with_name("worker.py")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Give a home with a platform and one agent that run."""
     home = tmp_path_factory.mktemp("platform") / "home"
-    up = Program(home, "up", "--json")
+    up = Program(home, "up", "--no-providers", "--json")
     try:
         up.until(event="ready")
         agent = Program(home, "agent", "run", str(WORKER), "--json")

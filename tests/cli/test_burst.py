@@ -124,11 +124,11 @@ class TestRuns:
 
     def test_without_an_estimate_the_first_machine_finds_out(self, home: Path, words: Any) -> None:
         ran = spinal_at(home)(
-            *burst(words(250), "--deadline", "70s", "--machines", "6"), timeout=250
+            *burst(words(330), "--deadline", "110s", "--machines", "6"), timeout=250
         )
         assert ran.code == 0, ran.err
         _, bill, end = said(ran.out)
-        assert end["done"] == 250
+        assert end["done"] == 330
         assert bill["each"] == pytest.approx(0.3, abs=0.3)
         assert len(bill["machines"]) == bill["planned"]["machines"] > 1
         assert "for each input" in ran.err
@@ -137,12 +137,12 @@ class TestRuns:
     def test_where_machines_are_slower_than_was_said_there_are_more(
         self, home: Path, words: Any
     ) -> None:
-        # One machine would do by what is said, and takes a minute in truth.
-        over = words(200)
-        ran = spinal_at(home)(*burst(over, "--each", "50ms", "--deadline", "60s"), timeout=200)
+        # One machine would do by what is said, and takes a minute and a half in truth.
+        over = words(300)
+        ran = spinal_at(home)(*burst(over, "--each", "50ms", "--deadline", "85s"), timeout=200)
         assert ran.code == 0, ran.err
         _, bill, end = said(ran.out)
-        assert end["done"] == 200
+        assert end["done"] == 300
         assert len(bill["machines"]) > 1
         check_nothing_is_left(home)
 
@@ -151,13 +151,15 @@ class TestRuns:
     ) -> None:
         file = tmp_path / "pool.yaml"
         file.write_text(
-            "pool: other\nserver: {cpu: 1, ram: 1G, region: [nowhere]}\n"
-            f"money: {{label: letters}}\nlife: {{agents: [{WORKER}]}}\n"
+            "pool: other\nserver: {cpu: 1, ram: 1G}\nsize: {min: 3, max: 3}\n"
+            f"money: {{label: letters, max_per_hour: 9}}\nlife: {{agents: [{WORKER}]}}\n"
         )
         given = ("--burst", "--max", "0.2/h", "--deadline", "60s", "--pool", str(file), "--yes")
         ran = of(home)("map", "/word/length", "--over", words(1), *given)
-        assert ran.code == 4
-        assert "other region" in ran.line or "nowhere" in ran.line
+        assert ran.code == 0, ran.err
+        assert "1 machine, " in ran.err
+        costs = of(home)("cost", "--by", "label", "--json").json["rows"]
+        assert "letters" in [one["key"][0] for one in costs]
         check_nothing_is_left(home)
 
 
@@ -213,7 +215,7 @@ class TestMistakes:
         ("given", "text"),
         [
             (("--max", "1/h"), "--max goes with --burst"),
-            (("--with", "a.py"), "--with goes with --burst"),
+            (("--with", __file__), "--with goes with --burst"),
             (("--yes",), "--yes goes with --burst"),
             (("--burst", "--max", "1/h"), "--burst needs --deadline"),
             (("--burst", "--deadline", "1m"), "--burst needs --max"),
@@ -227,8 +229,26 @@ class TestMistakes:
             ),
             (("--burst", "--max", "1/h", "--deadline", "0s"), "more time than none"),
             (
-                ("--burst", "--max", "1/h", "--deadline", "1m", "--with", "x.py", "--key", "k"),
-                "x.py: No such file or directory",
+                ("--burst", "--max", "1/h", "--deadline", "1m", "--with", "x.py"),
+                "Invalid value for '--with': File 'x.py' does not exist.",
+            ),
+            (
+                (
+                    "--burst",
+                    "--max",
+                    "1/h",
+                    "--deadline",
+                    "1m",
+                    "--with",
+                    __file__,
+                    "--region",
+                    "!",
+                ),
+                "--region: '!' is no region: write for example eu",
+            ),
+            (
+                ("--burst", "--max", "1/h", "--deadline", "1m", "--with", __file__, "--key", "k"),
+                "a burst is not gone on with",
             ),
         ],
     )

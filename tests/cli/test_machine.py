@@ -43,7 +43,7 @@ def home(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
     home = tmp_path_factory.mktemp("platform") / "home"
     config = folder / "machine.yaml"
     config.write_text(CONFIG.format(folder=folder))
-    up = Program(home, "up", "--json")
+    up = Program(home, "up", "--no-providers", "--json")
     try:
         up.until(event="ready")
         agent = Program(home, "agent", "run", "machine", "--config", str(config), "--json")

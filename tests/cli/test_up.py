@@ -62,7 +62,7 @@ def test_a_store_that_is_none_is_one_line_without_its_password(spinal: Spinal, p
 class TestLife:
     @pytest.fixture
     def up(self, place: Path, server: str) -> Iterator[Program]:
-        program = Program(place, "up", "--server", server, "--json")
+        program = Program(place, "up", "--server", server, "--no-providers", "--json")
         yield program
         program.end()
 
@@ -127,7 +127,7 @@ class TestLife:
 def test_a_server_of_somebody_else_that_dies_is_started_again(place: Path) -> None:
     if reason := available("prosody"):
         pytest.skip(f"MISSING: {reason}")
-    up = Program(place, "up", "--server", "prosody", "--json")
+    up = Program(place, "up", "--server", "prosody", "--no-providers", "--json")
     try:
         up.until(event="ready")
         (prosody,) = (
@@ -151,7 +151,7 @@ def test_a_home_may_change_its_server_but_not_its_domain(place: Path) -> None:
     done = spinal("up", "--domain", "other.example")
     assert done.code == 2 and "has the domain spinal.localhost and keeps it" in done.line
     for kind in ("prosody", "embedded"):
-        up = Program(place, "up", "--server", kind, "--json")
+        up = Program(place, "up", "--server", kind, "--no-providers", "--json")
         try:
             up.until(event="ready")
             env = json.loads(spinal("account", "add", "web", "--role", "caller", "--json").out)[

@@ -188,7 +188,7 @@ def test_from_nothing_to_the_first_answer_in_three_commands_and_one_file(
 ) -> None:
     assert len(UNITS.splitlines()) <= 15
     file = _written(tmp_path, UNITS)
-    up = Program(place, "up", "--json")
+    up = Program(place, "up", "--no-providers", "--json")
     try:
         up.until(event="ready")
         agent = Program(place, "wrap", "run", file, "--json")

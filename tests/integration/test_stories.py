@@ -225,7 +225,7 @@ async def test_up_is_killed_started_again_and_ended(running: Platform, tmp_path:
         await eventually(lambda: _none_of(family), SOON, "its children end with it")
 
         # The lock that it left is no obstacle, and everybody comes back.
-        running.up = await running.spinal("up", "--json")
+        running.up = await running.spinal("up", "--no-providers", "--json")
         ready = json.loads(await running.up.line(lambda line: '"ready"' in line))
         assert ready["home"] == str(running.home.path)
         await eventually(lambda: _answers(scene, worker.pid), READY, "calls work again")

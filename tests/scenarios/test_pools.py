@@ -721,6 +721,22 @@ async def test_a_machine_whose_time_is_over_is_replaced_before_that(tmp_path: Pa
 
 
 @virtual_time
+async def test_machines_move_to_where_it_is_cheaper_if_that_saves_enough(tmp_path: Path) -> None:
+    async with a_cloud(tmp_path) as cloud:
+        dear = await cloud.vendor("dear", 0.1)
+        await cloud.apply(a_pool(2, scale=Scale(consolidate=0.25)))
+        await cloud.converged(2)
+        little = await cloud.vendor("little", 0.09)
+        await asyncio.sleep(900)
+        assert len(dear.rented) == 2 and not little.rented
+
+        cheap = await cloud.vendor("cheap", 0.05)
+        await cloud.until(lambda: len(cheap.rented) == 2 and not dear.rented, 3600)
+        await cloud.converged(2)
+        assert len(cheap.asked) == 2 and not little.asked
+
+
+@virtual_time
 async def test_draining_machines_by_name_makes_the_pool_smaller(tmp_path: Path) -> None:
     async with a_cloud(tmp_path) as cloud:
         await cloud.vendor("cheap", 0.1)

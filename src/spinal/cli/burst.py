@@ -59,7 +59,7 @@ END_AFTER: Final = 120.0
 IDLE: Final = 30.0
 
 #: Seconds that are waited for vendors to show that the machines are gone.
-GONE_WITHIN: Final = 600.0
+GONE_WITHIN: Final = 300.0
 
 #: Seconds between two reckonings of whether the deadline is met, and the share on top then: what is
 #: measured has all in it that the first inputs did not show.
@@ -113,7 +113,7 @@ def _size(text: str) -> int:
     return document.size(text)
 
 
-_FILE: Final = click.Path(path_type=Path, dir_okay=False)
+_FILE: Final = click.Path(path_type=Path, exists=True, dir_okay=False, readable=True)
 
 _OPTIONS: Final = (
     click.option(
@@ -184,6 +184,16 @@ _OPTIONS: Final = (
 )
 
 
+#: Key of a pool file -> the option that says it.
+_WORDS: Final = {
+    "life.agents": "--with",
+    "life.packages": "--package",
+    "server.cpu": "--cpu",
+    "server.ram": "--ram",
+    "server.region": "--region",
+}
+
+
 def burst_options(command: F) -> F:
     """Give a verb the options of a burst; :func:`wished` reads them."""
     for option in reversed(_OPTIONS):
@@ -245,6 +255,7 @@ def wished(op: str, given: Mapping[str, Any]) -> Wish | None:
 def _pool(
     op: str, given: Mapping[str, Any], per_hour: float, currency: str, deadline: float
 ) -> PoolSpec:
+    from spinal.agents.document import BadDocument
     from spinal.dispatcher.pools import document
     from spinal.dispatcher.pools.spec import Money, Rule, Scale, Size
 
@@ -260,7 +271,12 @@ def _pool(
         "agents": [str(file.absolute()) for file in given["agents"]],
         "packages": list(given["packages"]),
     }
-    said = document.of_words({"pool": name, "server": server, "life": life})
+    try:
+        said = document.of_words({"pool": name, "server": server, "life": life})
+    except BadDocument as exc:
+        first = exc.mistakes[0]
+        word = next((word for key, word in _WORDS.items() if first.key.startswith(key)), first.key)
+        raise click.UsageError(f"{word}: {first.text}") from exc
     found = said
     if given["pool"] is not None:
         found = document.load(given["pool"])
@@ -339,7 +355,11 @@ class Burst:
     @property
     def place(self) -> dict[str, str]:
         """Where its machines are, and nobody else."""
-        return {"pool": f"/{self.name}"}
+        return {"pool": self._at}
+
+    @property
+    def _at(self) -> str:
+        return f"/{self.name}"
 
     @property
     def left(self) -> float:
@@ -482,6 +502,7 @@ class Burst:
                 await self._apply(1 if self.choice is None else self.choice.machines, self._hash)
                 watching = group.create_task(self._watch(progress))
                 await self._ready.wait()
+                await self._slots()  # There is an agent that can do it.
                 self.described = await describe(self.bus, self.op)
                 yield
                 watching.cancel()
@@ -599,12 +620,21 @@ class Burst:
                     raise
 
     async def _slots(self) -> int:
-        """Give how much a machine of the pool does at once."""
+        """Give how much a machine of the pool does at once.
+
+        Raises:
+            CallError: none of its agents offers the operation.
+        """
+        from spinal.bus import CallError
+        from spinal.protocols import Problem
+
+        agents = [one for one in await self.bus.agents() if one["place"].get("pool") == self._at]
         slots = [
-            int(one["slots"])
-            for one in await self.bus.agents()
-            if one["place"].get("pool") == f"/{self.name}" and self.op in one["ops"]
+            int(one["slots"]) for one in agents if self.op in one["ops"] or "ops_left_out" in one
         ]
+        if agents and not slots:
+            text = f"the agents of the machines do not offer {self.op}: see --with"
+            raise CallError.of(Problem("no-agent", text))
         return max(1, *slots, 0)
 
     async def _show(self) -> Row:
@@ -621,31 +651,42 @@ class Burst:
     # -- the end
 
     async def _return(self, progress: Progress) -> None:
-        """Return the machines, and wait until they are gone."""
-        from spinal.bus import CallError
-
-        try:
-            await self.bus.ask_dispatcher("/spinal/pools/wind-down", name=self.name, phase="down")
-        except CallError as exc:
-            if exc.reason == "refused":
-                return  # It never came to be.
-            raise
-        progress.line("the machines are returned")
+        """Return the machines, wait until they are gone, and print what they cost."""
         try:
             async with asyncio.timeout(GONE_WITHIN):
-                while True:
-                    self._tell(await self._show(), progress)
-                    await asyncio.sleep(LOOK / 2)
+                await self._down(progress)
         except TimeoutError:
-            left = self._row["exist"]
             progress.line(
-                f"spinal: {left} machines are not gone yet; it goes on: spinal pool show {self.name}"
+                f"spinal: pool {self.name} is not gone yet; it goes on, and ends by itself at the "
+                f"latest: spinal pool show {self.name}"
             )
-        except CallError as exc:
-            if exc.reason != "refused":
-                raise
-        self.bill = await self._reckon()
-        self._say()
+        if self._row:  # Else it never came to be.
+            self.bill = await self._reckon()
+            self._say()
+
+    async def _down(self, progress: Progress) -> None:
+        """Take the pool down, and look at it until it is forgotten; who is away is asked again."""
+        from spinal.bus import BusError, CallError
+
+        asked, trouble = False, ""
+        while True:
+            try:
+                if not asked:
+                    await self.bus.ask_dispatcher(
+                        "/spinal/pools/wind-down", name=self.name, phase="down"
+                    )
+                    asked = True
+                    progress.line("the machines are returned")
+                self._tell(await self._show(), progress)
+            except (CallError, BusError) as exc:
+                if isinstance(exc, CallError) and exc.reason == "refused":
+                    return
+                if trouble != str(exc):
+                    trouble = str(exc)
+                    progress.line(
+                        f"spinal: {trouble}; pool {self.name} is taken down as soon as can be"
+                    )
+            await asyncio.sleep(LOOK / 2)
 
     async def _reckon(self) -> Row:
         """Make the bill, and what the same machine time would have cost elsewhere."""

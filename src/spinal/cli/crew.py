@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from importlib.metadata import distributions
+from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 from typing import Final
 
@@ -59,6 +60,7 @@ def install(folder: Folder, packages: Sequence[str]) -> None:
         BusError: pip could not.
     """
     done = folder.path / "packages.done"
+    packages = [one for one in packages if not _is_here(one)]
     wanted = "\n".join(packages)
     if not packages or (done.exists() and done.read_text() == wanted):
         return
@@ -86,6 +88,14 @@ def install(folder: Folder, packages: Sequence[str]) -> None:
             done.write_text(wanted)
             return
     raise BusError(f"pip cannot install {' '.join(packages)}: what it said is above")
+
+
+def _is_here(package: str) -> bool:
+    """Tell whether this interpreter has a package, if any version of it will do."""
+    try:
+        return bool(re.fullmatch(r"[A-Za-z0-9._-]+", package)) and bool(version(package))
+    except PackageNotFoundError:
+        return False
 
 
 class Crew:

@@ -416,7 +416,8 @@ def _plan_facts(row: Row) -> list[tuple[str, str]]:
 def passed_over(rejected: Sequence[Row]) -> list[str]:
     """Say what was passed over: how many for each reason, and some of them."""
     return [
-        f"{one['count']} {one['reason']}: {'; '.join(one['examples'])}" for one in rejected
+        ": ".join(filter(None, (f"{one['count']} {one['reason']}", "; ".join(one["examples"]))))
+        for one in rejected
     ] or ["nothing"]
 
 

@@ -229,7 +229,8 @@ def providers(home: Home) -> list[Part]:
     return [
         ChildProcess(f"provider {name}", [*run, name], os.environ)
         for name, account in Providers.find(home.path).accounts.items()
-        if not account.options.get("elsewhere")
+        # A server that runs elsewhere knows only the accounts that somebody has made there.
+        if home.managed or account.agent in home.accounts()
     ]
 
 

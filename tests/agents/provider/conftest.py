@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 from tests.clouds.cloud import Cloud, Clouds
@@ -20,7 +20,7 @@ from spinal.bus.session import Session
 from spinal.bus.transports.memory import MemoryBus
 
 AGENT = "provider-it@memory.test/agent"
-CALLER = "ann@memory.test/a"
+CALLER = "owner@memory.test/a"
 
 HOME_ID = "home1"
 
@@ -124,19 +124,25 @@ class World:
         return [one["name"] for one in found["machines"]]
 
 
-#: Puts the agent of an account on a bus.
-Start = Callable[[Account], AbstractAsyncContextManager[World]]
+class Start(Protocol):
+    """Puts the agent of an account on a bus."""
+
+    def __call__(
+        self, account: Account, home_id: str = HOME_ID, caller: str = CALLER
+    ) -> AbstractAsyncContextManager[World]: ...
 
 
 @pytest.fixture
 def start() -> Start:
     @asynccontextmanager
-    async def world(account: Account, home_id: str = HOME_ID) -> AsyncGenerator[World]:
+    async def world(
+        account: Account, home_id: str = HOME_ID, caller: str = CALLER
+    ) -> AsyncGenerator[World]:
         bus = MemoryBus()
         async with AsyncExitStack() as stack:
-            caller = await stack.enter_async_context(Session(bus.connection(CALLER)))
+            session = await stack.enter_async_context(Session(bus.connection(caller)))
             agent = assemble(account, home_id)
             await stack.enter_async_context(Life(agent, bus.connection(AGENT)))
-            yield World(account, caller)
+            yield World(account, session)
 
     return world

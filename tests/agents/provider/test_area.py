@@ -37,8 +37,10 @@ def test_the_name_of_a_region_tells_its_area(region: str, expected: str) -> None
 
 
 def test_regions_are_wanted_by_name_or_area() -> None:
-    assert area.wanted("fra1", ["eu"])
-    assert area.wanted("fra1", ["nyc3", "fra1"])
-    assert area.wanted("anywhere", [])
-    assert not area.wanted("nyc3", ["eu"])
-    assert not area.wanted("RegionOne", [""])
+    assert area.wanted("fra1", "eu", ["eu"])
+    assert area.wanted("fra1", "eu", ["nyc3", "FRA1"])
+    assert area.wanted("anywhere", "", [])
+    assert area.wanted("eu-west-1", "eu", ["eu-west"])
+    assert area.wanted("local", area.ANYWHERE, ["mars"])
+    assert not area.wanted("nyc3", "us", ["eu"])
+    assert not area.wanted("eu-west-1", "eu", ["eu-w"])

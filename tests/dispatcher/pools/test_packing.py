@@ -79,7 +79,8 @@ def check(
     price = sum(market[place].price * n for place, n in found.purchases.items())
     assert found.price == pytest.approx(price)
     assert 0 <= found.bound <= found.price + 1e-9
-    assert found.gap == pytest.approx(found.price / found.bound - 1 if found.bound else 0.0)
+    gap = found.price / found.bound - 1 if found.bound else 0.0
+    assert found.gap == pytest.approx(gap, abs=1e-7)
 
 
 def packed_or_none(wanted: Sequence[Job], market: Sequence[Offer], **more: Any) -> Packing | None:

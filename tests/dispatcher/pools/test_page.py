@@ -69,7 +69,11 @@ def test_it_has_a_line_for_every_event() -> None:
 
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
-def test_each_command_in_it_can_be_read(words: list[str], tmp_path: Path) -> None:
+def test_each_command_in_it_can_be_read(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "worker.py").write_text("")
     command: click.Command = cli
     context = click.Context(cli, info_name="spinal")
     while isinstance(command, click.Group):

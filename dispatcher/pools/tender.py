@@ -600,16 +600,17 @@ class Tender:
         pool = self.pools.get(pool.name, pool)
         counted = [one for one in machines if one.state.counts and not one.retiring]
         pool = await self._scaled(pool, machines, counted)
+        ready = sum(one.state is State.READY for one in counted)
+        retiring = [one for one in machines if one.retiring and one.state.counts]
+        # One by one: what is paid for those that go may be needed for the next ones.
+        for one in retiring[: max(0, ready + len(retiring) - pool.wanted)]:
+            await self._send_away(one, one.why)
         if len(counted) < pool.wanted:
             if self.now() >= pool.pause:
                 self._order(pool)
             return
         for one in tending.victims(counted, len(counted) - pool.wanted):
             await self._send_away(one, pool.why or "the pool wants fewer")
-        ready = sum(one.state is State.READY for one in counted)
-        for one in machines:
-            if one.retiring and one.state.counts and ready >= pool.wanted:
-                await self._send_away(one, one.why)
         if pool.spec.scale.consolidate is not None and ready == len(machines):
             self._compare(pool)
 

@@ -767,6 +767,21 @@ async def test_replacing_has_the_new_one_ready_before_the_old_one_goes(tmp_path:
 
 
 @virtual_time
+async def test_replacing_needs_money_for_one_more_machine_and_not_for_twice_as_many(
+    tmp_path: Path,
+) -> None:
+    async with a_cloud(tmp_path) as cloud:
+        vendor = await cloud.vendor("cheap", 0.1)
+        cloud.most_an_hour = 0.3
+        await cloud.apply(a_pool(2, money=Money(max_per_hour=0.3)))
+        await cloud.converged(2)
+        old = set(cloud.there())
+        await cloud.ask("pools/replace", name="web")
+        await cloud.until(lambda: not old & set(vendor.rented), 300)
+        await cloud.converged(2)
+
+
+@virtual_time
 async def test_a_machine_whose_time_is_over_is_replaced_before_that(tmp_path: Path) -> None:
     async with a_cloud(tmp_path) as cloud:
         vendor = await cloud.vendor("cheap", 0.1)

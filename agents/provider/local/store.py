@@ -26,7 +26,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any, Final, TypeVar
+from typing import IO, Any, Final, TypeVar, cast
 
 import structlog
 
@@ -138,8 +138,11 @@ class Store:
     def ended(self, id: str) -> dict[str, Any] | None:
         """Say how a machine ended, as its warden noted; none if there is no note."""
         try:
-            note: dict[str, Any] = json.loads((self.at(id) / "ended.json").read_bytes())
-            return note
+            note: Any = json.loads((self.at(id) / "ended.json").read_bytes())
+            # A machine that is not kept apart can write there.
+            if not isinstance(note, dict) or not isinstance(note.get("code"), int):
+                raise ValueError("it has no exit code")
+            return cast("dict[str, Any]", note)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except ValueError as exc:

@@ -26,7 +26,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any, Final, TypeVar, cast
+from typing import IO, Any, Final, TypeVar
 
 import structlog
 
@@ -139,13 +139,12 @@ class Store:
         """Say how a machine ended, as its warden noted; none if there is no note."""
         try:
             note: Any = json.loads((self.at(id) / "ended.json").read_bytes())
+            code = note["code"]
             # A machine that is not kept apart can write there.
-            if not isinstance(note, dict) or not isinstance(note.get("code"), int):
-                raise ValueError("it has no exit code")
-            return cast("dict[str, Any]", note)
+            return note if isinstance(code, int) else None
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except ValueError as exc:
+        except (ValueError, TypeError, KeyError) as exc:
             log.warning("note_not_read", machine=id, error=str(exc))
             return None
 

@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 4
 
-.PHONY: help demo test machines test-deps clouds cloud-sim check format bench bench-deps faults languages conformance hostile clean
+.PHONY: help demo test machines test-deps clouds cloud-sim check format bench bench-deps faults storms languages conformance hostile clean
 
 help:
 	@echo "make demo       see it work: a platform, three workers, one of them killed"
@@ -19,6 +19,8 @@ help:
 	@echo "make languages  build the agents in examples/languages, and try each against the kit"
 	@echo "make conformance  the same on all servers, into docs/conformance.md"
 	@echo "make faults     break everything that can break, and print what became of the jobs (15 minutes)"
+	@echo "make storms     rent at five simulated clouds while everything fails, and see what is left (25 minutes);"
+	@echo "                fewer: make storms STORMS='--seeds 20'"
 	@echo "make hostile    flood agents and dispatchers, and measure their memory (7 minutes)"
 	@echo "make bench      measure Spinal beside its peers, into benchmarks/RESULTS.md (25 minutes);"
 	@echo "                a part of it: make bench BENCH='--part jobs'"
@@ -117,6 +119,9 @@ bench: links $(VENV)/dev
 # With SERVERS="--server embedded" no other server is needed; see docs/guarantees.md
 faults: links $(VENV)/dev
 	$(BIN)/python -m tests.faults.run $(SERVERS)
+
+storms: links $(VENV)/dev $(CLOUDS)/clouds
+	$(BIN)/python -m tests.storms.run $(STORMS)
 
 # What has no toolchain here is named at the end.
 languages: links $(VENV)/dev

@@ -496,8 +496,15 @@ def seconds(value: Json) -> float:
 
 
 def size(value: Json) -> int:
-    """Read a number of bytes that fits :data:`SIZE`; K, M, G and T are powers of 1024."""
+    """Read a number of bytes that fits :data:`SIZE`; K, M, G and T are powers of 1024.
+
+    Raises:
+        ValueError: it does not fit.
+    """
     if isinstance(value, int):
         return value
-    digits, unit = re.fullmatch(r"([0-9]+)\s*([KMGT]?)i?B?", str(value)).groups()  # type: ignore[union-attr]
+    found = re.fullmatch(r"([0-9]+)\s*([KMGT]?)i?B?", str(value))
+    if found is None:
+        raise ValueError(f"'{value}' is no size")
+    digits, unit = found.groups()
     return int(digits) * _UNITS[unit]

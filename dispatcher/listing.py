@@ -25,10 +25,9 @@ MAX_OPS = 8 * 1024
 T = TypeVar("T")
 
 
-def fitting(rows: Iterable[Mapping[str, Json]]) -> list[Mapping[str, Json]]:
-    """Give as many rows as fit into a final, the first one in any case."""
+def fitting(rows: Iterable[Mapping[str, Json]], room: int = ROOM) -> list[Mapping[str, Json]]:
+    """Give as many rows as fit into a final, or into so many bytes; the first one in any case."""
     fits: list[Mapping[str, Json]] = []
-    room = ROOM
     for one in rows:
         room -= len(escape(dumps(one))) + 1
         if room < 0 and fits:

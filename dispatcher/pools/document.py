@@ -41,6 +41,9 @@ from .spec import (
 MAX_MACHINES: Final = 1000
 MAX_JOBS: Final = 10_000
 
+#: Bytes of memory or disk that are too few for anything: the unit was forgotten.
+LEAST_BYTES: Final = 1024**2
+
 #: Most agents' files, and most bytes of all of them.
 MAX_AGENTS: Final = 16
 MAX_AGENT_BYTES: Final = 128 * 1024
@@ -229,15 +232,24 @@ class _Reader:
 
     def _server(self, said: Mapping[str, Any]) -> Server:
         region = said.get("region", [])
-        sizes = {key: document.size(said[key]) for key in ("ram", "disk") if key in said}
+        sizes = {
+            key: self._bytes(said[key], ("server", key)) for key in ("ram", "disk") if key in said
+        }
         regions = (region,) if isinstance(region, str) else tuple(region)
         given: dict[str, Any] = {**said, **sizes, "region": regions}
         return Server(**given)
 
+    def _bytes(self, said: Json, steps: Sequence[str | int]) -> int:
+        found = document.size(said)
+        if found < LEAST_BYTES:
+            self._tell(steps, f"{found} bytes are too few: write a unit, such as {steps[-1]}: 8G")
+        return found
+
     def _demand(self, said: Sequence[Mapping[str, Any]]) -> Iterator[Demand]:
-        for each in said:
+        for place, each in enumerate(said):
             count = int(each.get("count", 1))
-            yield Demand(cpu=each["cpu"], ram=document.size(each["ram"]), count=count)
+            ram = self._bytes(each["ram"], ("demand", place, "ram"))
+            yield Demand(cpu=each["cpu"], ram=ram, count=count)
         if sum(int(each.get("count", 1)) for each in said) > MAX_JOBS:
             self._tell(("demand",), f"more than {MAX_JOBS} jobs: make several pools of them")
 

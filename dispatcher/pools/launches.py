@@ -33,6 +33,9 @@ MAX_AFTER: Final = 3600.0
 #: Seconds after a block in which a refusal is another one in a row.
 IN_A_ROW: Final = 3600.0
 
+#: Types of one vendor that do not take an image before the others are taken to be the same.
+MAX_UNFIT: Final = 4
+
 #: Blocks and offerings that are remembered, and characters of what a vendor said.
 MAX_KEPT: Final = 4096
 MAX_SAID: Final = 500
@@ -112,6 +115,19 @@ class Launches:
             block = last
         kept = {each: n for each, n in self.at_once.items() if not _within(each, key)}
         return replace(self, blocks=_newest({**self.blocks, key: block}, now), at_once=kept)
+
+    def unfit(self, offering: Offering, said: str, now: int) -> Launches:
+        """Note that a vendor did not understand an order, for launches of one image alone.
+
+        That several of its types do not take the image is taken to be so of all, so that a
+        misspelt image is not asked for a hundred times.
+        """
+        found = self.refused(offering, "invalid", said, now)
+        vendor = offering[0]
+        types = {type for at, _, type in found.blocked(now) if at == vendor}
+        if len(types) < MAX_UNFIT:
+            return found
+        return found.refused((vendor, "", ""), "invalid", said, now)
 
     def launched(self, offering: Offering, now: int) -> Launches:
         """Note that a vendor took an order.

@@ -14,7 +14,7 @@ from spinal.protocols.address import bare
 from spinal.protocols.readers import Reader
 
 from ..jobs.rows import stamp
-from ..listing import page
+from ..listing import ROOM, fitting, page
 from ..own import Arguments, Own, needed
 from ..roles import Right
 from . import money, tending
@@ -33,6 +33,9 @@ MAX_OFFERS: Final = 60
 
 #: Lines of a bill that are told.
 MAX_COSTS: Final = 200
+
+#: Bytes of an answer that a pool's machines may take; the events have what is left.
+ROOM_FOR_MACHINES: Final = ROOM // 2
 
 
 class PoolOperations:
@@ -128,13 +131,21 @@ class PoolOperations:
         return page(pools, args.get("offset", 0), len(pools), self._row)
 
     async def show(self, request: Request, args: Arguments) -> Json:
-        """Give all that is known of a pool, its machines, and what happened lately."""
+        """Give all that is known of a pool, what happened lately, and machines, as many as fit.
+
+        With ``offset`` the machines from there on; ``more`` says whether there are more of them.
+        """
         await self._tender.refresh()
         pool = self._find(args)
-        row = self._row(pool)
-        row["machines"] = [machine_row(one) for one in self._tender.of_pool(pool.name)]
-        row["events"] = [_event_row(one) for one in pool.events]
-        return row
+        machines, offset = self._tender.of_pool(pool.name), args.get("offset", 0)
+        shown = fitting(map(machine_row, machines[offset:]), ROOM_FOR_MACHINES)
+        events = fitting(map(_event_row, reversed(pool.events)), ROOM - ROOM_FOR_MACHINES)
+        return {
+            **self._row(pool),
+            "machines": shown,
+            "more": offset + len(shown) < len(machines),
+            "events": events[::-1],
+        }
 
     async def wind_down(self, request: Request, args: Arguments) -> Json:
         """Have the machines of a pool go: drained, frozen, or down, which forgets it as well."""
@@ -213,7 +224,8 @@ class PoolOperations:
             "exist": sum(one.state.costs for one in machines),
             "why": pool.why,
             "short": pool.short,
-            "converged": ready == pool.wanted == len(machines),
+            "converged": ready == pool.wanted == len(machines)
+            and not any(one.retiring for one in machines),
             "price": round(sum(one.hourly for one in machines if one.state.costs), 6),
             "currency": market.exchange.currency,
             "hash": pool.hash,
@@ -235,13 +247,14 @@ class PoolOperations:
         machines, now = tender.all(), tender.now()
         since = now - int(args.get("since", 7 * 86_400.0) * 1000)
         rows = money.cost(machines, since, now, now, args.get("by", ["pool"]))
+        told = fitting(map(_cost_row, rows[:MAX_COSTS]))
         begin, end = money.month(now)
         month = money.cost(machines, begin, now, now, ())
         return {
             "currency": tender.market().exchange.currency,
             "since": stamp(since),
-            "rows": [_cost_row(one) for one in rows[:MAX_COSTS]],
-            "left_out": max(0, len(rows) - MAX_COSTS),
+            "rows": told,
+            "left_out": len(rows) - len(told),
             "spent": sum(one.spent for one in rows),
             "month": sum(one.spent for one in month),
             "forecast": sum(one.forecast for one in month),
@@ -355,7 +368,7 @@ POOL_OPERATIONS: Mapping[str, Own[PoolOperations]] = {
     "/spinal/pools/plan": Own(Right.WATCH, {**_SPEC, "refresh": readers.flag}, _Ops.plan),
     "/spinal/pools/apply": Own(Right.WATCH, _SPEC, _Ops.apply),
     "/spinal/pools/list": Own(Right.WATCH, {"offset": readers.integer()}, _Ops.list),
-    "/spinal/pools/show": Own(Right.WATCH, _NAME, _Ops.show),
+    "/spinal/pools/show": Own(Right.WATCH, {**_NAME, "offset": readers.integer()}, _Ops.show),
     "/spinal/pools/drain": Own(Right.WATCH, _NAMES, _Ops.drain),
     "/spinal/pools/replace": Own(Right.WATCH, _NAMES, _Ops.replace),
     "/spinal/pools/wind-down": Own(

@@ -299,8 +299,7 @@ def _nowhere(offers: Sequence[Offer], server: Server) -> str:
     if not server.region or any(not _other_region(each, server) for each in offers):
         return ""
     areas = {each.area for each in offers if each.area}
-    names = {each.region for each in offers}
-    known = sorted(areas) + sorted(names)
+    known = sorted(areas) + sorted({each.region for each in offers} - areas)
     wanted = server.region[0]
     near = difflib.get_close_matches(wanted.lower(), known, 3)
     did = f"; did you mean {' or '.join(near)}?" if near else ""

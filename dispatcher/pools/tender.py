@@ -40,7 +40,7 @@ from ..registry import Registry
 from ..resolver import Demand
 from ..store.contract import FENCED, Change, Keep, LifeOver, Record, StoreError
 from . import money, record, scaling, tending
-from .launches import Launches, asked
+from .launches import Launches, Offering, asked
 from .machine import Machine, State
 from .money import Budget
 from .plan import Impossible, Plan, plan
@@ -169,6 +169,8 @@ class Tender:
         self._release = release
         self.vendors = Vendors(broker, registry, address, keeper.now, self._is_rented)
         self.launches = Launches(pauses=renting.pace.pauses)
+        #: Image -> what does not take it: a pool whose image is misspelt is no other pool's matter.
+        self._unfit: dict[str, Launches] = {}
         self._responses: dict[str, Responses] = {}
         self.pools: dict[str, Pool] = {}
         self.machines: dict[str, Machine] = {}
@@ -611,16 +613,17 @@ class Tender:
         pool = self.pools.get(pool.name, pool)
         counted = [one for one in machines if one.state.counts and not one.retiring]
         pool = await self._scaled(pool, machines, counted)
+        ready = sum(one.state is State.READY for one in counted)
+        retiring = [one for one in machines if one.retiring and one.state.counts]
+        # One by one: what is paid for those that go may be needed for the next ones.
+        for one in retiring[: max(0, ready + len(retiring) - pool.wanted)]:
+            await self._send_away(one, one.why)
         if len(counted) < pool.wanted:
             if self.now() >= pool.pause:
                 self._order(pool)
             return
         for one in tending.victims(counted, len(counted) - pool.wanted):
             await self._send_away(one, pool.why or "the pool wants fewer")
-        ready = sum(one.state is State.READY for one in counted)
-        for one in machines:
-            if one.retiring and one.state.counts and ready >= pool.wanted:
-                await self._send_away(one, one.why)
         if pool.spec.scale.consolidate is not None and ready == len(machines):
             self._compare(pool)
 
@@ -642,7 +645,8 @@ class Tender:
         """Have a machine replaced where that saves as much as the pool file says."""
         found = await self.vendors.offers(pool.spec.server)
         exchange, now = self.market().exchange, self.now()
-        ranked = rank(found.offers, exchange, pool.spec.server, now, blocked=self.blocked())
+        blocked = self.blocked(pool.spec.server.image)
+        ranked = rank(found.offers, exchange, pool.spec.server, now, blocked=blocked)
         offers = [one.offer for one in ranked.offers[:1]]
         swap = scaling.consolidate(pool.spec, self.of_pool(pool.name), offers, now)
         if swap is None or swap.offer.price > self._room(pool.spec):
@@ -908,7 +912,7 @@ class Tender:
             ],
             wanted,
             now,
-            blocked=self.blocked(),
+            blocked=self.blocked(spec.server.image),
             room=room,
             limits=limits,
         )
@@ -926,12 +930,23 @@ class Tender:
             drain=spec.life.drain,
         )
 
-    def blocked(self) -> Blocked:
-        """Give what is not asked for now, until when, and why."""
-        return {
-            key: (block.until, f"{block.kind}: {block.said}")
-            for key, block in self.launches.blocked(self.now()).items()
-        }
+    def blocked(self, image: str = "") -> Blocked:
+        """Give what is not asked for now, nor for an image, until when, and why."""
+        now, unfit = self.now(), self._unfit.get(image)
+        blocks = {**({} if unfit is None else unfit.blocked(now)), **self.launches.blocked(now)}
+        return {key: (block.until, f"{block.kind}: {block.said}") for key, block in blocks.items()}
+
+    def _refused(
+        self, key: Offering, image: str, kind: str, said: str, after: float | None
+    ) -> None:
+        """Remember a refusal; what a vendor does not understand may be the image."""
+        if kind != "invalid":
+            self.launches = self.launches.refused(key, kind, said, self.now(), after)
+            return
+        images = {one.spec.server.image for one in self.pools.values()} | {image}
+        self._unfit = {each: known for each, known in self._unfit.items() if each in images}
+        known = self._unfit.get(image, Launches(pauses=self._pace.pauses))
+        self._unfit[image] = known.unfit(key, said, self.now())
 
     def budgets(self, spec: PoolSpec | None = None) -> list[Budget]:
         """Give the budgets of the home, and of a pool, in the home's currency.
@@ -1017,13 +1032,13 @@ class Tender:
             "fresh": True,
         }
         outcome = await self.vendors.create(machine.vendor, args, self._pace.order)
-        now, key = self.now(), (machine.vendor, machine.region, machine.type)
+        key = machine.vendor, machine.region, machine.type
         kind, said = str(outcome.get("kind") or "unknown"), str(outcome.get("said", ""))
         if outcome.get("outcome") == "created":
-            self.launches = self.launches.launched(key, now)
+            self.launches = self.launches.launched(key, self.now())
             await self._answer(machine.name, outcome, "")
             return
-        self.launches = self.launches.refused(key, kind, said, now, outcome.get("after"))
+        self._refused(key, spec.server.image, kind, said, outcome.get("after"))
         await self._answer(machine.name, outcome, f"{kind}: {said}")
 
     async def _answer(

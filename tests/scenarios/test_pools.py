@@ -22,6 +22,7 @@ from spinal.bus import Client
 from spinal.bus.errors import CallError
 from spinal.dispatcher import Dispatcher
 from spinal.dispatcher.jobs.clock import Clock
+from spinal.dispatcher.pools import operations
 from spinal.dispatcher.pools.document import to_json
 from spinal.dispatcher.pools.machine import Machine
 from spinal.dispatcher.pools.spec import (
@@ -86,6 +87,8 @@ class Vendor:
     frozen: list[str] = field(default_factory=list[str])
     #: What it says instead of keeping a disk.
     freezing: Mapping[str, Any] | None = None
+    #: What it adds when it refuses.
+    words: str = ""
 
     @property
     def here(self) -> list[str]:
@@ -160,8 +163,8 @@ class Vendor:
     async def _order(self, name: str, type: str, tags: Mapping[str, str]) -> dict[str, Any]:
         self.asked.append(name)
         order = self.orders.pop(0) if self.orders else "well"
-        if order in ("capacity", "quota", "auth"):
-            return {"outcome": "refused", "kind": order, "said": f"no {order} here"}
+        if order in ("capacity", "quota", "auth", "invalid"):
+            return {"outcome": "refused", "kind": order, "said": f"no {order} here{self.words}"}
         if order == "vanishes":
             return {"outcome": "unknown", "kind": "transient", "said": "504"}
         if order == "hangs":
@@ -468,6 +471,60 @@ async def test_a_refusal_goes_to_the_next_vendor_and_keeps_the_words(tmp_path: P
 
 
 @virtual_time
+async def test_an_image_that_a_vendor_does_not_have_is_no_other_pools_matter(
+    tmp_path: Path,
+) -> None:
+    async with a_cloud(tmp_path) as cloud:
+        cheap, dear = await cloud.vendor("cheap", 0.1), await cloud.vendor("dear", 0.2)
+        cheap.orders = ["invalid"]
+        await cloud.apply(a_pool(1, server=Server(cpu=1, ram=G, image="odd")))
+        await cloud.until(lambda: dear.rented, 20)
+
+        await cloud.apply(a_pool(1, pool="other"))
+        await cloud.converged(1, "other")
+        assert [name for name in cheap.rented if name.startswith("other-")]
+
+
+@virtual_time
+async def test_a_pool_is_shown_page_by_page_however_much_there_is_to_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operations, "ROOM", 4000)
+    monkeypatch.setattr(operations, "ROOM_FOR_MACHINES", 800)
+    async with a_cloud(tmp_path) as cloud:
+        vendor = await cloud.vendor("cheap", 0.1)
+        vendor.words = ", and that for the following reasons: " + "x" * 2500
+        vendor.orders = ["capacity", "capacity"]
+        await cloud.apply(a_pool(5))
+        await cloud.converged(5, within=3600)
+
+        shown = await cloud.show()
+        assert shown["more"] and shown["events"][-1]["what"] == "joined"
+        assert "applied" not in [one["what"] for one in shown["events"]]
+        names = [one["name"] for one in shown["machines"]]
+        while shown["more"]:
+            shown = await cloud.ask("pools/show", name="web", offset=len(names))
+            names += [one["name"] for one in shown["machines"]]
+        assert len(set(names)) == len(names) == 5
+
+
+@virtual_time
+async def test_a_pool_is_not_as_it_is_to_be_while_a_machine_is_to_be_replaced(
+    tmp_path: Path,
+) -> None:
+    async with a_cloud(tmp_path) as cloud:
+        await cloud.vendor("cheap", 0.1)
+        await cloud.apply(a_pool(1))
+        await cloud.converged(1)
+        old = (await cloud.show())["machines"][0]["name"]
+
+        answer = await cloud.ask("pools/replace", name="web")
+        assert not answer["converged"]
+        await cloud.converged(1)
+        assert [one["name"] for one in (await cloud.show())["machines"]] != [old]
+
+
+@virtual_time
 async def test_what_was_refused_and_exists_is_deleted(tmp_path: Path) -> None:
     async with a_cloud(tmp_path) as cloud:
         cheap, dear = await cloud.vendor("cheap", 0.1), await cloud.vendor("dear", 0.2)
@@ -707,6 +764,21 @@ async def test_replacing_has_the_new_one_ready_before_the_old_one_goes(tmp_path:
         assert least >= 2
         await cloud.converged(2)
         assert not set(old) & set(cloud.there())
+
+
+@virtual_time
+async def test_replacing_needs_money_for_one_more_machine_and_not_for_twice_as_many(
+    tmp_path: Path,
+) -> None:
+    async with a_cloud(tmp_path) as cloud:
+        vendor = await cloud.vendor("cheap", 0.1)
+        cloud.most_an_hour = 0.3
+        await cloud.apply(a_pool(2, money=Money(max_per_hour=0.3)))
+        await cloud.converged(2)
+        old = set(cloud.there())
+        await cloud.ask("pools/replace", name="web")
+        await cloud.until(lambda: not old & set(vendor.rented), 300)
+        await cloud.converged(2)
 
 
 @virtual_time

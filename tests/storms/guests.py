@@ -132,6 +132,7 @@ class Guests:
         trust = ssl.create_default_context(cadata=ca[0])
         nonce = f"{row['id']}-{row['name']}-0123456789abcdef"
         body = {"ticket": ticket[1], "nonce": nonce}
+        said = b""
         while True:
             try:
                 async with aiohttp.request(

@@ -52,8 +52,10 @@ class Run:
     @staticmethod
     def of(row: dict[str, Any]) -> Run:
         """Read :meth:`to_json`."""
-        counts = {key: Counter(row[key]) for key in ("faults", "kills", "counts")}
-        return Run(**{**row, **counts, "verdict": Verdict(**row["verdict"])})
+        for key in ("faults", "kills", "counts"):
+            row[key] = Counter(row[key])
+        row["verdict"] = Verdict(**row["verdict"])
+        return Run(**row)
 
 
 class Play:
@@ -180,10 +182,11 @@ class Play:
 
     async def _change(self, what: str, pool: str, how: Mapping[str, Any]) -> None:
         row = await self._tried("/spinal/pools/show", name=pool)
-        ready = [one["name"] for one in (row or {}).get("machines", ()) if one["state"] == "ready"]
+        machines: list[Mapping[str, Any]] = [] if row is None else row["machines"]
+        ready = [str(one["name"]) for one in machines if one["state"] == "ready"]
         if not ready:
             return
-        names = [] if how["all"] else [self._dice.choice(ready)]
+        names = list[str]() if how["all"] else [self._dice.choice(ready)]
         self._say(f"{what} {pool}: {names or 'all'}")
         await self._tried(f"/spinal/pools/{what}", name=pool, machines=names)
 

@@ -137,9 +137,11 @@ async def _worker(waiting: Iterator[int], log: Path, done: asyncio.Queue[Run | N
                 await process.wait()
 
 
-async def run(seeds: Sequence[int], workers: int, folder: Path) -> list[Run]:
-    """Play all, and say of each how it went."""
-    runs: list[Run] = []
+async def run(
+    seeds: Sequence[int], workers: int, folder: Path, runs: list[Run] | None = None
+) -> list[Run]:
+    """Play all, and say of each how it went; they are added to ``runs`` as they end."""
+    runs = [] if runs is None else runs
     async with aclosing(plays(seeds, workers, folder)) as each:
         async for one in each:
             runs.append(one)
@@ -168,11 +170,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-async def _main(given: argparse.Namespace, folder: Path) -> list[Run]:
+async def _main(given: argparse.Namespace, folder: Path, runs: list[Run]) -> None:
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    return await run(range(given.seed, given.seed + given.seeds), given.workers, folder)
+    await run(range(given.seed, given.seed + given.seeds), given.workers, folder, runs)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -185,21 +187,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     if (why := missing()) is not None:
         _say(f"not installed: {why}")
         return 2
-    began = time.monotonic()
+    began, runs, interrupted = time.monotonic(), list[Run](), False
     with tempfile.TemporaryDirectory(prefix="storms-") as name:
         folder = given.logs or Path(name)
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            runs = asyncio.run(_main(given, folder))
+            asyncio.run(_main(given, folder, runs))
         except (KeyboardInterrupt, asyncio.CancelledError):
             _say("interrupted; everything that was started has ended")
-            return 130
+            interrupted = True
+    runs.sort(key=lambda one: one.seed)
     text = table(runs, time.monotonic() - began)
     if given.json:
         print(json.dumps([one.to_json() for one in runs]))
     else:
         print(text)
         print(findings(runs))
+    if interrupted:
+        return 130
     if given.write:
         before, _, rest = PAGE.read_text().partition(BEGIN)
         PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}")

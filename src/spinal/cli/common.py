@@ -249,15 +249,19 @@ def table(rows: Sequence[Sequence[str]], headings: Sequence[str], empty: str) ->
         Console().print(drawn(rows, headings))
 
 
+#: Columns that people copy from.
+WHOLE: Final = frozenset({"id", "type", "region", "machine"})
+
+
 def drawn(rows: Sequence[Sequence[str]], headings: Sequence[str]) -> Table:
-    """Draw a table for a terminal; an ``id`` is never broken, so that it can be copied."""
+    """Draw a table for a terminal; what is copied from it, such as an ``id``, is never broken."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     found = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for heading in headings:
-        found.add_column(heading, no_wrap=heading == "id")
+        found.add_column(heading, no_wrap=heading in WHOLE)
     for row in rows:
         found.add_row(*(Text(cell) for cell in row))
     return found

@@ -12,13 +12,13 @@ from spinal.protocols import Json
 from .common import (
     CONTEXT,
     client,
+    folded,
     json_option,
     plain,
     print_json,
     run,
     say,
     show_home,
-    size,
     table,
 )
 from .jobview import span
@@ -26,14 +26,20 @@ from .pool import money, passed_over
 
 Row = Mapping[str, Any]
 
+#: Bytes that are too few for anything: the unit was forgotten.
+LEAST = 1024**2
+
 
 def _read_size(ctx: click.Context, param: click.Parameter, given: str) -> int:
     from spinal.agents import document
 
     try:
-        return document.size(given)
+        found = document.size(given)
     except ValueError as error:
-        raise click.BadParameter(str(error)) from error
+        raise click.BadParameter(f"{error}: {document.SIZE['errorMessage']}") from error
+    if 0 < found < LEAST:
+        raise click.BadParameter(f"'{given}' is {found} bytes: write a unit, such as {given}G")
+    return found
 
 
 @click.command(context_settings=CONTEXT)
@@ -93,7 +99,7 @@ def offers(
         return
     table(
         [_cells(one) for one in row["offers"]],
-        ("rank", "vendor", "region", "type", "cpu", "memory", "an hour", "source", "age", "cap"),
+        ("rank", "vendor", "region", "type", "cpu", "ram", "an hour", "source", "age", "cap"),
         row.get("nearest") or "no vendor offers that: `spinal provider list` shows who is asked",
     )
     if row["offers"] and count > 1:
@@ -103,9 +109,9 @@ def offers(
     for vendor, why in row["errors"].items():
         say(f"{vendor}: {why}")
     if explain:
-        say("")
+        click.echo()
         for line in passed_over(row["rejected"]):
-            say(line)
+            click.echo(folded(f"passed over: {line}", 2))
 
 
 def _cells(one: Row) -> tuple[str, ...]:
@@ -116,7 +122,7 @@ def _cells(one: Row) -> tuple[str, ...]:
         one["region"],
         one["type"],
         f"{one['cpu']:g}",
-        size(one["ram"]),
+        f"{one['ram'] / 1024**3:.4g}G",
         money(one["price"], one["currency"]),
         one["source"],
         span(one["age"]) + stale,

@@ -153,7 +153,13 @@ def list_(as_json: bool) -> None:
 @show_home
 def show_(which: str, as_json: bool) -> None:
     """Show a pool, its machines, and what happened to it lately."""
-    row = _ask("show", name=_name(which))
+    name = _name(which)
+
+    async def work() -> Row:
+        async with client() as bus:
+            return await _shown(bus, name)
+
+    row = run(work())
     if as_json:
         print_json(plain(dict(row)))
         return
@@ -306,6 +312,16 @@ def _ask(what: str, **arguments: Any) -> Row:
     return run(work())
 
 
+async def _shown(bus: Client, name: str) -> Row:
+    """Fetch a pool with all of its machines."""
+    row: Row = await bus.ask_dispatcher("/spinal/pools/show", name=name)
+    machines, more = list(row["machines"]), row.get("more")
+    while more:
+        page = await bus.ask_dispatcher("/spinal/pools/show", name=name, offset=len(machines))
+        machines, more = [*machines, *page["machines"]], page["more"]
+    return {**{key: value for key, value in row.items() if key != "more"}, "machines": machines}
+
+
 async def _converged(bus: Client, name: str, timeout: float | None) -> Row:
     """Wait until a pool is as it is to be, and say what happens meanwhile."""
     import asyncio
@@ -319,7 +335,7 @@ async def _converged(bus: Client, name: str, timeout: float | None) -> Row:
         async with asyncio.timeout(timeout):
             while True:
                 try:
-                    row = await bus.ask_dispatcher("/spinal/pools/show", name=name)
+                    row = await _shown(bus, name)
                 except CallError as exc:
                     if exc.reason == "refused" and row.get("phase") == "down":
                         return {**row, "exist": 0, "ready": 0, "price": 0.0, "converged": True}

@@ -406,6 +406,9 @@ rates: {USD: 0.92}              # what one of it costs in `currency`
 #   - {per_month: 500}                # all together
 #   - {label: shop, per_month: 200}   # what is booked under this label or pool
 
+# How long things may take: docs/providers.md.
+# pace: {order: 90s, look: 4s, rest: 60s, settle: 45s, unseen: 3, away: 90s, pauses: 1}
+
 accounts:
   # Machines that are processes on this machine.  Their prices are yours to choose.
   local:

@@ -56,6 +56,7 @@ def _case(old: str, new: str, line: int, key: str, *words: str) -> Case:
 
 
 MISTAKES = [
+    _case("ram: 8G", "ram: 8", 2, "server.ram", "8 bytes are too few", "ram: 8G"),
     # The file.
     _case("", "", 1, "", "not a mapping"),
     _case("", "pool: [web\n", 2, "", "no YAML", "brackets"),

@@ -180,7 +180,7 @@ def test_what_is_sent_is_read_back_as_it_was(folder: Path) -> None:
 @settings(max_examples=30, deadline=None)
 @given(
     cpu=st.floats(0.1, 1000),
-    ram=st.integers(1, 2**45),
+    ram=st.integers(2**20, 2**45),
     least=st.integers(0, 20),
     more=st.integers(1, 20),
     jobs=st.integers(0, 1000),

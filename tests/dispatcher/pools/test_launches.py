@@ -201,3 +201,21 @@ def test_a_block_is_never_made_shorter_and_budgets_stay_within_bounds(
             assert (block is None) == (rooms[0] > 0)
             if block is not None:
                 assert found.room(each, 0, now + 7_200_001) >= 1
+
+
+def test_that_several_types_do_not_take_an_image_is_taken_to_be_so_of_all_of_that_vendor() -> None:
+    found = Launches()
+    for number in range(launches.MAX_UNFIT):
+        assert found.room(SMALL, 0, NOW)
+        found = found.unfit(("aws", "us-east-1", f"type-{number}"), "no such image", NOW)
+    block = found.block(SMALL, NOW)
+    assert block is not None and (block.kind, block.said) == ("invalid", "no such image")
+    assert found.room(OTHER, 0, NOW)
+
+
+def test_one_type_that_does_not_take_an_image_says_nothing_about_the_others() -> None:
+    found = Launches()
+    for _ in range(2 * launches.MAX_UNFIT):
+        found = found.unfit(SMALL, "no such image", NOW)
+    assert not found.room(SMALL, 0, NOW)
+    assert found.room(LARGE, 0, NOW)

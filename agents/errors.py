@@ -54,8 +54,11 @@ MAX_TEXT = 1000
 
 
 def one_line(text: str, longest: int = MAX_TEXT) -> str:
-    """Bring a text that somebody else wrote into one bounded line of valid Unicode."""
-    line = " ".join(text.encode("utf-8", "replace").decode().split())
+    """Bring a text that somebody else wrote into one bounded line that a terminal only shows."""
+    line = " ".join(text[: 8 * longest].encode("utf-8", "replace").decode().split())
+    if not line.isprintable():
+        # Control characters could move the cursor, or hide what stands there.
+        line = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in line)
     return line if len(line) <= longest else line[: longest - 3] + "..."
 
 

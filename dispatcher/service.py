@@ -253,6 +253,8 @@ class Dispatcher:
             if self.keeper is not None:
                 await self.keeper.open(self._connection.address)
                 stack.push_async_callback(self.keeper.close)
+            if self.tender is not None:
+                await self.tender.open()
             await stack.enter_async_context(self.session)
             stack.callback(self._leave)
             if self.keeper is not None:

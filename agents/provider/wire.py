@@ -21,6 +21,10 @@ from libcloud.http import LibcloudConnection
 #: Shortest time-out of one request, in seconds.
 LEAST: Final = 0.05
 
+#: Most bytes of an answer, unpacked, and those that are read of it at a time.
+MAX_ANSWER: Final = 64 * 1024 * 1024
+CHUNK: Final = 64 * 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -114,9 +118,31 @@ class Wire(LibcloudConnection):
         own: Any = self
         own.session.timeout = max(LEAST, min(_call.timeout, left))
         base: Any = super()
-        base.request(*args, **kwargs)
+        base.request(*args, **{**kwargs, "stream": True})
         answer: Any = self.response
+        if not kwargs.get("stream"):
+            _read(answer)
         _call.answer = Answer.of(answer.status_code, answer.headers, time.time())
+
+
+def _read(answer: Any) -> None:
+    """Read what an answer holds: its time-out begins anew with every byte, and ours does not.
+
+    Raises:
+        OSError: it is too long, or does not end in time.
+    """
+    kept = bytearray()
+    try:
+        while part := answer.raw.read1(CHUNK, decode_content=True):
+            kept += part
+            if len(kept) > MAX_ANSWER:
+                raise OSError(f"the answer is longer than {MAX_ANSWER} bytes")
+            if time.monotonic() > _call.until:
+                raise TimeoutError("the answer did not end in time")
+    except BaseException:
+        answer.close()
+        raise
+    answer._content, answer._content_consumed = bytes(kept), True
 
 
 def install() -> None:

@@ -202,6 +202,19 @@ class Tender:
 
     # -- the loop
 
+    async def open(self) -> None:
+        """Learn which machines are held back, before anybody can be given work.
+
+        Raises:
+            StoreError: the store cannot be used now.
+        """
+        try:
+            await self.refresh()
+        except (StoreError, LifeOver):
+            raise
+        except Exception:
+            log.exception("pools_not_looked_at")
+
     async def run(self) -> None:
         """Look after the pools, for ever."""
         looked = self._time()

@@ -284,6 +284,25 @@ async def test_a_machine_that_drains_is_not_returned_while_its_agents_are_away(
         await cloud.until(lambda: not vendor.rented, 120)
 
 
+@virtual_time
+async def test_what_is_held_back_is_so_before_a_new_dispatcher_hears_of_anybody(
+    tmp_path: Path,
+) -> None:
+    async with a_cloud(tmp_path) as cloud:
+        await cloud.vendor("cheap", 0.1)
+        await cloud.apply(a_pool(2))
+        await cloud.converged(2)
+        await cloud.client.submit(OP, n=1)
+        await cloud.until(lambda: cloud.dispatcher.broker.in_flight)
+        await cloud.ask("pools/wind-down", name="web", phase="drained")
+        await cloud.until(lambda: len(cloud.there()) == 1)
+        (busy,) = cloud.there()
+        await cloud.dispatcher.close()
+        await cloud.dispatch()
+        assert f"{busy}@memory.test" in cloud.dispatcher.registry.holds
+        cloud.busy.set()
+
+
 # -- what is kept
 
 

@@ -138,11 +138,13 @@ class Store:
     def ended(self, id: str) -> dict[str, Any] | None:
         """Say how a machine ended, as its warden noted; none if there is no note."""
         try:
-            note: dict[str, Any] = json.loads((self.at(id) / "ended.json").read_bytes())
-            return note
+            note: Any = json.loads((self.at(id) / "ended.json").read_bytes())
+            code = note["code"]
+            # A machine that is not kept apart can write there.
+            return note if isinstance(code, int) else None
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except ValueError as exc:
+        except (ValueError, TypeError, KeyError) as exc:
             log.warning("note_not_read", machine=id, error=str(exc))
             return None
 

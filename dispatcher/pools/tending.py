@@ -163,7 +163,9 @@ def _after(machine: Machine, seen: Seen, seconds: float) -> bool:
 
 
 def _is_gone(machine: Machine, seen: Seen, pace: Pace) -> bool:
-    return machine.unseen >= pace.unseen and _after(machine, seen, pace.settle)
+    # A list that was asked for before that may be older than the machine, however long ago.
+    settled = machine.looked - machine.since >= pace.settle * 1000
+    return machine.unseen >= pace.unseen and settled
 
 
 def _ordered(machine: Machine, seen: Seen, terms: Terms, pace: Pace) -> Step:

@@ -489,7 +489,7 @@ async def test_an_image_that_a_vendor_does_not_have_is_no_other_pools_matter(
 async def test_a_pool_is_shown_page_by_page_however_much_there_is_to_say(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(operations, "ROOM", 4000)
+    monkeypatch.setattr(operations, "ROOM", 1600)
     monkeypatch.setattr(operations, "ROOM_FOR_MACHINES", 800)
     async with a_cloud(tmp_path) as cloud:
         vendor = await cloud.vendor("cheap", 0.1)

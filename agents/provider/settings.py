@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -486,7 +487,14 @@ def account_schema(driver: str | None) -> dict[str, Json]:
     """Give the schema of an account with this driver."""
     if driver is None or (driver not in FORMS and driver not in others()):
         # What else it may have, nobody knows.
-        named: dict[str, Json] = {"enum": list(FORMS), "examples": ["digitalocean"]}
+        near = difflib.get_close_matches(driver or "", sorted({*FORMS, *others()}), 1)
+        named: dict[str, Json] = {
+            "type": "string",
+            "pattern": rf"^({'|'.join(FORMS)})$",
+            "patternErrorMessage": f"is none of {', '.join(FORMS)}, and no other driver of "
+            + f"libcloud that can be used{f': did you mean {near[0]}?' if near else ''}",
+            **({} if near else {"examples": ["digitalocean"]}),
+        }
         return {"type": "object", "properties": {"driver": named}, "required": ["driver"]}
     form = FORMS.get(driver, OTHER)
     properties = {**_ANY, **{key: _SOME[key] for key in (*form.needs, *form.may) if key in _SOME}}

@@ -43,9 +43,9 @@ def _read_since(ctx: click.Context, param: click.Parameter, given: str) -> float
 def cost(by: list[str], since: float, as_json: bool) -> None:
     """Say what rented machines cost, and what they will if they run on as they do.
 
-    Reckoned from our records: by the second, from when a machine came to be until it was gone, at
-    the price of its offer. What vendors charge besides (traffic, images, started hours) is not in
-    it.
+    Reckoned from our records: by the second, and at least a minute, from when a machine came to be
+    until it was gone, at the price of its offer. What vendors charge besides (traffic, images,
+    started hours) is not in it.
 
     \b
     spinal cost --by vendor,label,pool --since 7d

@@ -90,11 +90,20 @@ def test_without_a_file_as_well(tmp_path: Path) -> None:
         (
             "{driver: ec3}",
             (
-                "accounts.it.driver: 'ec3' is none of 'local', 'ec2', 'openstack', 'rackspace', "
-                "'digitalocean', 'linode', 'vultr': did you mean ec2?"
+                "accounts.it.driver: 'ec3' is none of local, ec2, openstack, rackspace, "
+                "digitalocean, linode, vultr, and no other driver of libcloud that can be used: "
+                "did you mean ec2?"
             ),
         ),
-        ("{driver: dummy}", "accounts.it.driver: 'dummy' is none of 'local'"),
+        (
+            "{driver: upcloudd}",
+            (
+                "accounts.it.driver: 'upcloudd' is none of local, ec2, openstack, rackspace, "
+                "digitalocean, linode, vultr, and no other driver of libcloud that can be used: "
+                "did you mean upcloud?"
+            ),
+        ),
+        ("{driver: dummy}", "accounts.it.driver: 'dummy' is none of local"),
         ("{token: {env: T}}", "accounts.it: 'driver' is missing: write driver: digitalocean"),
         ("{driver: linode}", "accounts.it: 'token' is missing: write token: {env: BILLING_TOKEN}"),
         (

@@ -4,6 +4,8 @@ Provider agents that answer nonsense, machines that pose as vendors, another dis
 faster, settings that change under what runs.
 """
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import asyncio
@@ -87,7 +89,10 @@ async def test_offers_of_one_vendor_that_are_none_do_not_keep_others_from_being_
 ) -> None:
     async with a_cloud(tmp_path) as cloud:
         cheap = await cloud.vendor("cheap", 0.1)
-        answers = {"offers": {"offers": offers, "errors": [7, {}], "dropped": "no"}, "list": []}
+        answers: dict[str, Any] = {
+            "offers": {"offers": offers, "errors": [7, {}], "dropped": "no"},
+            "list": [],
+        }
         await an_agent(cloud, a_provider("odd", answers, []), "provider-odd@memory.test/agent")
         await cloud.until(lambda: "odd" in cloud.dispatcher.tender.vendors.here())  # type: ignore[union-attr]
 
@@ -114,7 +119,7 @@ async def test_an_answer_to_an_order_that_is_none_leaves_no_machine_without_an_e
 ) -> None:
     async with a_cloud(tmp_path) as cloud:
         rows: list[dict[str, Any]] = []
-        answers = {
+        answers: dict[str, Any] = {
             "offers": {"offers": [an_offer()], "errors": [], "dropped": {}},
             "create": created,
             "list": {"machines": [*rows, 7, {"name": "x", "created": "now"}], "more": True},
@@ -141,7 +146,7 @@ async def test_a_machine_that_poses_as_a_vendor_is_asked_nothing(tmp_path: Path)
         await cloud.converged(1)
         (name,) = cloud.there()
         asked: list[str] = []
-        answers = {
+        answers: dict[str, Any] = {
             "offers": {"offers": [an_offer(vendor="cheap")], "errors": [], "dropped": {}},
             "create": {"outcome": "created"},
             "list": {"machines": []},

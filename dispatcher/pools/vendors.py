@@ -300,7 +300,7 @@ def _rows(said: Json, name: str) -> list[Mapping[str, Any]]:
     found: Any = _members(said).get(name)
     if not isinstance(found, list):
         raise CallError.of(Problem("failed", f"the provider agent answered without {name!r}"))
-    rows = cast("list[Any]", found)
+    rows: list[Any] = found  # pyright: ignore[reportUnknownVariableType] - JSON
     return [cast("Mapping[str, Any]", row) for row in rows if isinstance(row, dict)]
 
 
@@ -353,7 +353,7 @@ def _text(row: Mapping[str, Any], name: str) -> str:
 
 
 def _counts(raw: Any) -> dict[str, int]:
-    rows: dict[Any, Any] = cast("dict[Any, Any]", raw) if isinstance(raw, dict) else {}
+    rows: dict[Any, Any] = raw if isinstance(raw, dict) else {}  # pyright: ignore[reportUnknownVariableType] - JSON
     return {
         one_line(str(reason), MAX_TEXT): count
         for reason, count in list(rows.items())[:MOST]

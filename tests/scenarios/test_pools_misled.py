@@ -20,6 +20,7 @@ from tests.scenarios.test_pools import DISPATCHER, OP, Cloud, a_cloud, a_pool
 from spinal.agents import Agent
 from spinal.agents.life import Life
 from spinal.agents.provider.settings import LOCAL, Providers
+from spinal.bus.server import ServerError
 from spinal.dispatcher.pools import record, tender
 from spinal.dispatcher.pools.machine import Machine, State
 from spinal.dispatcher.pools.spec import Life as Terms
@@ -306,6 +307,33 @@ async def test_what_is_held_back_is_so_before_a_new_dispatcher_hears_of_anybody(
         await cloud.dispatch()
         assert f"{busy}@memory.test" in cloud.dispatcher.registry.holds
         cloud.busy.set()
+
+
+@pytest.mark.parametrize("restart", [False, True])
+@virtual_time
+async def test_an_account_is_taken_away_also_if_that_fails_at_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restart: bool
+) -> None:
+    async with a_cloud(tmp_path) as cloud:
+        await cloud.vendor("cheap", 0.1)
+        await cloud.apply(a_pool(1))
+        await cloud.converged(1)
+        (name,) = cloud.there()
+        tries: list[str] = []
+
+        async def dismiss(self: Cloud, name: str) -> None:
+            tries.append(name)
+            if len(tries) < 3:
+                raise ServerError("the server cannot be told now")
+            self.dismissed.append(name)
+
+        monkeypatch.setattr(Cloud, "dismiss", dismiss)
+        await cloud.down()
+        await cloud.until(lambda: tries)
+        if restart:
+            await cloud.dispatcher.close()
+            await cloud.dispatch()
+        await cloud.until(lambda: cloud.dismissed == [name])
 
 
 # -- what is kept

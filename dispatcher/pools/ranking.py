@@ -213,8 +213,9 @@ def nearest(
     cheapest = min(priced, key=lambda each: (_priced(each, exchange), each.key))
     blocks = [_block(each, blocked or {}, now) for each in priced]
     if all(blocks):
-        at = priced.index(cheapest)
-        return f"every offer that fits is blocked; {_named(cheapest)} {(blocks[at] or ('', ''))[1]}"
+        # Without until when: what a pool lacks is told again whenever it is put another way.
+        _, why = block_of(cheapest, blocked or {}, now) or (0, "")
+        return f"every offer that fits is blocked; {_named(cheapest)}: {why}"
     free = [each for each, block in zip(priced, blocks, strict=True) if block is None]
     cheapest = min(free, key=lambda each: (_priced(each, exchange), each.key))
     return f"the cheapest offer that fits is {_told(cheapest, exchange)}"

@@ -584,7 +584,7 @@ class Tender:
             and pool.freezes
             and not machine.image
             and machine.began
-            and not tending.is_missing(machine, self.now(), self._pace)
+            and not tending.is_missing(machine, self._pace)
         ):
             outcome = await self.vendors.freeze(machine.vendor, name, pool.name)
             image = str(outcome.get("image", ""))

@@ -163,12 +163,14 @@ def _after(machine: Machine, seen: Seen, seconds: float) -> bool:
 
 
 def _is_gone(machine: Machine, seen: Seen, pace: Pace) -> bool:
-    return is_missing(machine, seen.now, pace)
+    return is_missing(machine, pace)
 
 
-def is_missing(machine: Machine, now: int, pace: Pace) -> bool:
+def is_missing(machine: Machine, pace: Pace) -> bool:
     """Tell whether its vendor does not have it, as far as its lists can be relied on."""
-    return machine.unseen >= pace.unseen and now - machine.since >= pace.settle * 1000
+    # A list that was asked for before that may be older than the machine, however long ago.
+    settled = machine.looked - machine.since >= pace.settle * 1000
+    return machine.unseen >= pace.unseen and settled
 
 
 def _ordered(machine: Machine, seen: Seen, terms: Terms, pace: Pace) -> Step:

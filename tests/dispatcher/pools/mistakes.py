@@ -17,7 +17,7 @@ scale:
   remove_when: {p95: "< 150ms for 15m"}
   cool: 5m
   schedule: [{cron: "0 8 * * mon-fri", for: 10h, size: 4, zone: Europe/Berlin}]
-  consolidate: 15%
+  # consolidate does not go with spread
 money: {max_per_hour: 0.60, max_per_month: 200, currency: EUR, label: shop}
 life:
   ttl: 30d
@@ -54,6 +54,11 @@ class Case:
 def _case(old: str, new: str, line: int, key: str, *words: str) -> Case:
     return Case(old, new, line, key, words)
 
+
+SMALL = """\
+pool: web
+server: {cpu: 4, ram: 8G}
+"""
 
 MISTAKES = [
     _case("ram: 8G", "ram: 8", 2, "server.ram", "8 bytes are too few", "ram: 8G"),
@@ -176,8 +181,9 @@ MISTAKES = [
     _case("Europe/Berlin", "Europe/Bonn", 12, "scale.schedule.0.zone", "no time zone"),
     _case("for: 10h, ", "", 12, "scale.schedule.0", "'for' is missing", "10h"),
     _case("size: 4, zone", "size: 13, zone", 12, "scale.schedule.0.size", "more than size.max"),
-    _case("consolidate: 15%", "consolidate: 15", 13, "scale.consolidate", "15 is not a text"),
-    _case("consolidate: 15%", "consolidate: 100%", 13, "scale.consolidate", "no saving", "15%"),
+    _case("", SMALL + "scale: {consolidate: 15}\n", 3, "scale.consolidate", "15 is not a text"),
+    _case("", SMALL + "scale: {consolidate: 100%}\n", 3, "scale.consolidate", "no saving", "15%"),
+    _case("cool: 5m", "consolidate: 15%", 11, "scale.consolidate", "leave spread and"),
     # Money.
     _case("max_per_hour: 0.60", "max_per_hour: 0", 14, "money.max_per_hour", "more than 0"),
     _case("max_per_hour: 0.60", "max_per_hour: 1 EUR", 14, "money.max_per_hour", "not a number"),

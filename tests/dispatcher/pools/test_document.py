@@ -74,7 +74,6 @@ def test_a_pool_file_is_read_with_all_that_it_says(folder: Path) -> None:
             schedule=(
                 Window(cron="0 8 * * mon-fri", zone="Europe/Berlin", lasting=36_000, size=4),
             ),
-            consolidate=0.15,
         ),
         money=Money(max_per_hour=0.6, max_per_month=200, currency="EUR", label="shop"),
         life=Life(

@@ -107,8 +107,8 @@ def test_what_was_not_seen_often_enough_and_long_enough_never_was(state: State) 
         step = tend(machine, at(seconds, listing=a_list(seconds - 1)), TERMS, PACE)
         assert (step.machine.state, step.machine.unseen) == (state, looks)
         machine = step.machine
-    assert tend(machine, at(44), TERMS, PACE).machine.state is state
-    assert tend(machine, at(45), TERMS, PACE).machine.state is State.NEVER
+    assert tend(machine, at(46, listing=a_list(44)), TERMS, PACE).machine.state is state
+    assert tend(machine, at(46, listing=a_list(45)), TERMS, PACE).machine.state is State.NEVER
 
 
 def test_one_list_that_is_looked_at_twice_counts_once() -> None:
@@ -218,6 +218,15 @@ def test_a_machine_whose_delete_was_accepted_is_gone_once_it_is_not_shown() -> N
     asked = deleted(a_machine(State.LEAVING), {"outcome": "ending"}, NOW + 1000, PACE)
     assert (asked.state, asked.due) == (State.LEAVING, NOW + 2000)
     assert deleted(asked, {"outcome": "gone"}, NOW + 2000, PACE).state is State.GONE
+
+
+def test_lists_that_were_asked_for_early_do_not_show_later_that_a_machine_is_not_there() -> None:
+    machine = a_machine(State.REFUSED)
+    for second in (1, 2, 3):
+        machine = tend(machine, at(second + 1, listing=a_list(second)), TERMS, PACE).machine
+    late = tend(machine, at(100, listing=a_list(3)), TERMS, PACE).machine
+    assert late.state is State.REFUSED
+    assert tend(late, at(101, listing=a_list(100)), TERMS, PACE).machine.state is State.NEVER
 
 
 @pytest.mark.parametrize("state", list(State))

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from spinal.bus.errors import CallError
-from spinal.protocols import Problem
+from spinal.protocols import Problem, SpinalError
 
 from ..joining import ticket
 from ..joining.joining import Joining
-from ..joining.ticket import JoiningError
 from .machine import Machine
 from .spec import PoolSpec
 
@@ -43,18 +42,24 @@ class Desk:
                 place={
                     "pool": f"/{spec.pool}",
                     "vendor": f"/{machine.vendor}",
-                    "region": f"/{machine.region}",
+                    "region": f"/{_part(machine.region)}",
                 },
                 cost=machine.hourly,
                 expires=spec.life.join,
             )
             return await self._joining.script(made)
-        except JoiningError as exc:
+        except SpinalError as exc:
+            # As it is where the home cannot be read, or a name cannot be one of a place.
             raise CallError.of(Problem("refused", str(exc))) from exc
 
     async def dismiss(self, name: str) -> None:
         """Take a machine's account and tickets away; nothing for one that has none."""
         await self._joining.dismiss(name)
+
+
+def _part(region: str) -> str:
+    """Give a region as a part of a path: some vendors write them with blanks and brackets."""
+    return "".join(sign if sign.isalnum() or sign in "-_." else "-" for sign in region)
 
 
 def running(spec: PoolSpec) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ from spinal.agents.provider.offer import Offer
 from spinal.agents.provider.pace import Pace
 from spinal.agents.provider.settings import Providers
 from spinal.bus.errors import CallError
-from spinal.protocols import Json, Problem
+from spinal.protocols import Json, Problem, SpinalError
 from spinal.protocols.retry import doubled
 
 from ..agent import KnownAgent
@@ -75,6 +75,11 @@ ORDER_AGAIN: Final = 2.0
 #: Seconds after which a machine is ordered in place of one that never joined, at first and at most.
 FIRST_PAUSE: Final = 4.0
 MAX_PAUSE: Final = 600.0
+
+#: Times that a machine's account is tried to be taken away, and milliseconds for which that is
+#: begun again by a dispatcher that does not know whether it was.
+DISMISSALS: Final = 12
+DOUBTFUL: Final = 3_600_000
 
 #: Seconds for which the records of machines are kept that never were, and of others for the bill;
 #: seconds between two looks for older ones, and how many of them are deleted together.
@@ -191,6 +196,8 @@ class Tender:
         #: When a pool that did not get what it lacks is looked at again.
         self._order_at: dict[str, float] = {}
         self._tidy_at = 0.0
+        #: Machines that are over, and whose account is taken away.
+        self._dismissed: set[str] = set()
         self._turn = asyncio.Lock()
         #: Held while something is written, so that we do not overtake ourselves.
         self._writing = asyncio.Lock()
@@ -260,6 +267,11 @@ class Tender:
     async def _tidy(self) -> None:
         """Forget machines of long ago; the rest of too many in the next rounds."""
         now = self.now()
+        for one in list(self.ledger.values()):
+            if one.since + DOUBTFUL > now and one.name not in self._dismissed:
+                self._dismissed.add(one.name)
+                self._keeper.spawn("dismissing", self._dismiss, one.name)
+        self._dismissed &= self.ledger.keys()
         long = {State.NEVER: DOUBTED, State.GONE: BILLED}
         old = [one for one in self.ledger.values() if one.since + long[one.state] * 1000 < now][
             :MAX_TIDIED
@@ -516,10 +528,18 @@ class Tender:
         return kept
 
     async def _dismiss(self, name: str) -> None:
-        try:
-            await self._door.dismiss(name)
-        except (CallError, StoreError, OSError) as exc:
-            log.warning("machine_not_dismissed", machine=name, error=str(exc))
+        """Take a machine's account away, however often that has to be tried: it knows the password."""
+        for tries in range(DISMISSALS):
+            try:
+                await self._door.dismiss(name)
+            except LifeOver:
+                raise
+            except (SpinalError, OSError) as exc:
+                log.warning("machine_not_dismissed", machine=name, error=str(exc))
+                await asyncio.sleep(doubled(1.0, tries, MAX_PAUSE))
+            else:
+                self._dismissed.add(name)
+                return
 
     def _hold(self, machine: Machine) -> None:
         """Keep work from a machine that is not ready, or is to go."""

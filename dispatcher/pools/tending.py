@@ -286,7 +286,7 @@ def answered(machine: Machine, outcome: Mapping[str, Any], now: int) -> Machine:
     said = str(outcome.get("said", ""))
     match outcome.get("outcome"):
         case "created":
-            row = outcome.get("machine") or {}
+            row: Mapping[str, Any] = outcome.get("machine") or {}
             return existing(machine, Sight.of(row), now)
         case "refused":
             return moved(machine, State.REFUSED, now, said=said)

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import isfinite
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 import structlog
@@ -293,15 +293,15 @@ class Vendors:
 def _members(said: Json) -> Mapping[str, Any]:
     if not isinstance(said, dict):
         raise CallError.of(Problem("failed", "the provider agent did not answer with an object"))
-    return said
+    return cast("Mapping[str, Any]", said)
 
 
 def _rows(said: Json, name: str) -> list[Mapping[str, Any]]:
     found: Any = _members(said).get(name)
     if not isinstance(found, list):
         raise CallError.of(Problem("failed", f"the provider agent answered without {name!r}"))
-    rows: list[Any] = found
-    return [row for row in rows if isinstance(row, dict)]
+    rows: list[Any] = found  # pyright: ignore[reportUnknownVariableType] - JSON
+    return [cast("Mapping[str, Any]", row) for row in rows if isinstance(row, dict)]
 
 
 def _offer(row: Mapping[str, Any], vendor: str) -> Offer | None:
@@ -323,7 +323,7 @@ def _name(row: Mapping[str, Any]) -> str:
 
 def _sight(row: Mapping[str, Any]) -> Sight:
     found = Sight.of(row)
-    created = found.created
+    created: Any = found.created
     if isinstance(created, bool) or not isinstance(created, (int, type(None))):
         created = None
     texts = {name: _text(row, name) for name in Sight.__slots__ if name != "created"}
@@ -353,7 +353,7 @@ def _text(row: Mapping[str, Any], name: str) -> str:
 
 
 def _counts(raw: Any) -> dict[str, int]:
-    rows: dict[Any, Any] = raw if isinstance(raw, dict) else {}
+    rows: dict[Any, Any] = raw if isinstance(raw, dict) else {}  # pyright: ignore[reportUnknownVariableType] - JSON
     return {
         one_line(str(reason), MAX_TEXT): count
         for reason, count in list(rows.items())[:MOST]

@@ -4,6 +4,8 @@ Provider agents that answer nonsense, machines that pose as vendors, another dis
 faster, settings that change under what runs.
 """
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import asyncio
@@ -18,6 +20,7 @@ from tests.scenarios.test_pools import DISPATCHER, OP, Cloud, a_cloud, a_pool
 from spinal.agents import Agent
 from spinal.agents.life import Life
 from spinal.agents.provider.settings import LOCAL, Providers
+from spinal.bus.server import ServerError
 from spinal.dispatcher.pools import record, tender
 from spinal.dispatcher.pools.machine import Machine, State
 from spinal.dispatcher.pools.spec import Life as Terms
@@ -87,7 +90,10 @@ async def test_offers_of_one_vendor_that_are_none_do_not_keep_others_from_being_
 ) -> None:
     async with a_cloud(tmp_path) as cloud:
         cheap = await cloud.vendor("cheap", 0.1)
-        answers = {"offers": {"offers": offers, "errors": [7, {}], "dropped": "no"}, "list": []}
+        answers: dict[str, Any] = {
+            "offers": {"offers": offers, "errors": [7, {}], "dropped": "no"},
+            "list": [],
+        }
         await an_agent(cloud, a_provider("odd", answers, []), "provider-odd@memory.test/agent")
         await cloud.until(lambda: "odd" in cloud.dispatcher.tender.vendors.here())  # type: ignore[union-attr]
 
@@ -114,7 +120,7 @@ async def test_an_answer_to_an_order_that_is_none_leaves_no_machine_without_an_e
 ) -> None:
     async with a_cloud(tmp_path) as cloud:
         rows: list[dict[str, Any]] = []
-        answers = {
+        answers: dict[str, Any] = {
             "offers": {"offers": [an_offer()], "errors": [], "dropped": {}},
             "create": created,
             "list": {"machines": [*rows, 7, {"name": "x", "created": "now"}], "more": True},
@@ -141,7 +147,7 @@ async def test_a_machine_that_poses_as_a_vendor_is_asked_nothing(tmp_path: Path)
         await cloud.converged(1)
         (name,) = cloud.there()
         asked: list[str] = []
-        answers = {
+        answers: dict[str, Any] = {
             "offers": {"offers": [an_offer(vendor="cheap")], "errors": [], "dropped": {}},
             "create": {"outcome": "created"},
             "list": {"machines": []},
@@ -301,6 +307,33 @@ async def test_what_is_held_back_is_so_before_a_new_dispatcher_hears_of_anybody(
         await cloud.dispatch()
         assert f"{busy}@memory.test" in cloud.dispatcher.registry.holds
         cloud.busy.set()
+
+
+@pytest.mark.parametrize("restart", [False, True])
+@virtual_time
+async def test_an_account_is_taken_away_also_if_that_fails_at_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restart: bool
+) -> None:
+    async with a_cloud(tmp_path) as cloud:
+        await cloud.vendor("cheap", 0.1)
+        await cloud.apply(a_pool(1))
+        await cloud.converged(1)
+        (name,) = cloud.there()
+        tries: list[str] = []
+
+        async def dismiss(self: Cloud, name: str) -> None:
+            tries.append(name)
+            if len(tries) < 3:
+                raise ServerError("the server cannot be told now")
+            self.dismissed.append(name)
+
+        monkeypatch.setattr(Cloud, "dismiss", dismiss)
+        await cloud.down()
+        await cloud.until(lambda: tries)
+        if restart:
+            await cloud.dispatcher.close()
+            await cloud.dispatch()
+        await cloud.until(lambda: cloud.dismissed == [name])
 
 
 # -- what is kept

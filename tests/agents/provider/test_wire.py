@@ -4,7 +4,7 @@ import gzip
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from email.utils import formatdate
 from typing import Any
@@ -45,7 +45,7 @@ def test_the_clock_is_compared_with_the_vendors() -> None:
 
 
 @contextmanager
-def a_vendor(answer: Callable[[socket.socket], None]) -> Iterator[Any]:
+def a_vendor(answer: Callable[[socket.socket], None]) -> Generator[Any]:
     """Answer one request in a thread; gives a connection to there."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 

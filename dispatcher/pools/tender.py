@@ -21,7 +21,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 import structlog
 
@@ -570,7 +570,7 @@ class Tender:
             raise CallError.of(Problem("no-agent", f"no agent of the machine offers {op}"))
         demand = Demand(op, only=agent.address)
         said = await self._broker.ask(op, {}, demand, self.vendors.caller, TESTING)
-        if isinstance(said, dict) and said.get("healthy") is False:
+        if isinstance(said, dict) and cast("Mapping[str, Any]", said).get("healthy") is False:
             raise CallError.of(Problem("failed", f"{op} says that it is not healthy"))
 
     async def _destroy(self, name: str) -> None:

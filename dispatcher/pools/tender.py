@@ -726,7 +726,7 @@ class Tender:
         return [*self.machines.values(), *over]
 
     def all(self) -> list[Machine]:
-        """Give every machine of this month, also those that are gone."""
+        """Give every machine that is remembered, also those that are gone."""
         return [*self.machines.values(), *self.ledger.values()]
 
     async def _scaled(

@@ -290,16 +290,16 @@ class Tender:
         if self._time() < self._reckon_at:
             return
         self._reckon_at = self._time() + RECKON
-        self._overdue = {}
-        drain = max((pool.spec.life.drain for pool in self.pools.values()), default=0.0)
+        # Those of the home are among the budgets of each pool.
+        budgets: dict[Budget, None] = {}
         for spec in (None, *(pool.spec for pool in self.pools.values())):
             try:
-                budgets = self.budgets(spec)
+                budgets |= dict.fromkeys(self.budgets(spec))
             except CallError as exc:
                 log.error("budget_not_reckoned", error=str(exc))
-                continue
-            going = money.overdue(budgets, self.recent(), self.now(), drain=drain)
-            self._overdue |= {machine.name: why for machine, why in going}
+        drain = max((pool.spec.life.drain for pool in self.pools.values()), default=0.0)
+        going = money.overdue(budgets, self.recent(), self.now(), drain=drain)
+        self._overdue = {machine.name: why for machine, why in going}
 
     @staticmethod
     async def _alone(name: str, work: Coroutine[Any, Any, None]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from spinal.protocols import Json
 
@@ -35,7 +35,7 @@ def written(one: Service) -> Record:
 def read(record: Record) -> Service:
     """Read a service."""
     assert isinstance(record.body, dict), record.name
-    members: dict[str, Any] = dict(record.body)
+    members = dict(cast("dict[str, Any]", record.body))
     members["state"] = State(members["state"])
     for name in _ASKED_TIMES:
         if members[name] is not None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 from spinal.agents.errors import AgentError
 from spinal.bus.errors import CallError
@@ -159,7 +159,7 @@ class PoolOperations:
 
     async def replace(self, request: Request, args: Arguments) -> Json:
         """Have machines replaced one for one, before they go; all of a pool, or those named."""
-        return await self._each(args, "replaced by hand", lambda one, why: _retired(one, why))
+        return await self._each(args, lambda one: _retired(one, "replaced by hand"))
 
     async def drain(self, request: Request, args: Arguments) -> Json:
         """Have machines finish what they run and go, and the pool want so many fewer."""
@@ -177,11 +177,10 @@ class PoolOperations:
         await tender.refresh()
         self._check(names, needed(args, "name"))
         await self._make(needed(args, "name"), change)
-        return await self._each(
-            args, "drained by hand", lambda one, why: tending.draining(one, tender.now(), why)
-        )
+        why = "drained by hand"
+        return await self._each(args, lambda one: tending.draining(one, tender.now(), why))
 
-    async def _each(self, args: Arguments, why: str, change: Any) -> Json:
+    async def _each(self, args: Arguments, change: Callable[[Machine], Machine]) -> Json:
         tender, name = self._tender, needed(args, "name")
         await tender.refresh()
         pool = self._find(args)
@@ -189,7 +188,7 @@ class PoolOperations:
         self._check(names, name)
         for one in tender.of_pool(name):
             if one.state is State.READY and (not names or one.name in names):
-                await tender.change(one.name, lambda machine: change(machine, why))
+                await tender.change(one.name, change)
         return self._row(tender.pools.get(name, pool))
 
     def _check(self, names: frozenset[str], pool: str) -> None:
@@ -197,7 +196,9 @@ class PoolOperations:
             text = f"pool {pool} has no machine {unknown}: `spinal pool show` names them"
             raise CallError.of(Problem("refused", text, "machines"))
 
-    async def _make(self, name: str, change: Any, new: bool = False) -> Pool:
+    async def _make(
+        self, name: str, change: Callable[[Pool | None], Pool], new: bool = False
+    ) -> Pool:
         """Change a pool, also if somebody else does at the same time."""
         tender = self._tender
         for _ in range(TRIES):

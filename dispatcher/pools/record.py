@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from spinal.protocols import Json
 
@@ -61,4 +61,4 @@ def machine(record: Record) -> Machine:
 
 def _members(record: Record) -> dict[str, Any]:
     assert isinstance(record.body, dict), record.name
-    return dict(record.body)
+    return dict(cast("dict[str, Any]", record.body))

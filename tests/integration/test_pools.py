@@ -50,7 +50,7 @@ async def spinal(running: Platform, *argv: str, code: int = 0) -> Any:
 def machines(running: Platform) -> list[psutil.Process]:
     """Give the processes that run on machines of the home, whoever their parent is."""
     folder = str(running.home.path / "machines")
-    found = []
+    found: list[psutil.Process] = []
     for one in psutil.process_iter(["cmdline", "status"]):
         words = " ".join(one.info["cmdline"] or ())
         if folder in words and one.info["status"] != psutil.STATUS_ZOMBIE:

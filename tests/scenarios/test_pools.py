@@ -228,7 +228,7 @@ class Cloud:
         self.tests: dict[str, bool] = {}
         self.busy = asyncio.Event()
         self.ran: list[str] = []
-        self._booting: dict[str, asyncio.Task[None]] = {}
+        self.booting: dict[str, asyncio.Task[None]] = {}
 
     @property
     def now(self) -> float:
@@ -258,7 +258,7 @@ class Cloud:
     # -- machines
 
     def boot(self, name: str) -> None:
-        self._booting[name] = asyncio.create_task(self._boot(name))
+        self.booting[name] = asyncio.create_task(self._boot(name))
 
     async def _boot(self, name: str) -> None:
         await asyncio.sleep(5)
@@ -286,7 +286,7 @@ class Cloud:
         self.lives[name] = await self._stack.enter_async_context(life)
 
     def end(self, name: str) -> None:
-        if task := self._booting.pop(name, None):
+        if task := self.booting.pop(name, None):
             task.cancel()
         if name in self.lives:
             self.bus.kill(f"{name}@memory.test/w")
@@ -382,7 +382,7 @@ async def a_cloud(folder: Path) -> AsyncGenerator[Cloud]:
         )
         cloud.client = await stack.enter_async_context(client)
         yield cloud
-        for task in cloud._booting.values():
+        for task in cloud.booting.values():
             task.cancel()
         # Whatever the story was: nothing was bought twice.
         assert len(set(cloud.bought())) == len(cloud.bought())

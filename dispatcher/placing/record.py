@@ -34,7 +34,6 @@ def written(one: Service) -> Record:
 
 def read(record: Record) -> Service:
     """Read a service."""
-    assert isinstance(record.body, dict), record.name
     members = dict(cast("dict[str, Any]", record.body))
     members["state"] = State(members["state"])
     for name in _ASKED_TIMES:

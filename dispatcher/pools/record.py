@@ -60,5 +60,4 @@ def machine(record: Record) -> Machine:
 
 
 def _members(record: Record) -> dict[str, Any]:
-    assert isinstance(record.body, dict), record.name
     return dict(cast("dict[str, Any]", record.body))

@@ -31,6 +31,9 @@ from .vendors import Offers
 #: Offers that are told.
 MAX_OFFERS: Final = 60
 
+#: Machines of which nobody knows yet whether they exist.
+_IN_DOUBT: Final = frozenset({State.ORDERED, State.UNKNOWN, State.REFUSED})
+
 #: Lines of a bill that are told.
 MAX_COSTS: Final = 200
 
@@ -217,17 +220,22 @@ class PoolOperations:
         machines = self._tender.of_pool(pool.name)
         market = self._tender.market()
         ready = sum(one.state is State.READY for one in machines)
+        exist = [one for one in machines if one.state not in _IN_DOUBT]
+        # What was refused is looked up for a while, and another one has been ordered in its place.
+        up = pool.phase is Phase.UP
+        there = [one for one in machines if not (up and one.state is State.REFUSED)]
         out: dict[str, Json] = {
             "name": pool.name,
             "phase": pool.phase.value,
             "wanted": pool.wanted,
             "ready": ready,
-            "exist": sum(one.state.costs for one in machines),
+            "exist": len(exist),
+            "in_doubt": len(machines) - len(exist),
             "why": pool.why,
             "short": pool.short,
-            "converged": ready == pool.wanted == len(machines)
+            "converged": ready == pool.wanted == len(there)
             and not any(one.retiring for one in machines),
-            "price": round(sum(one.hourly for one in machines if one.state.costs), 6),
+            "price": round(sum(one.hourly for one in exist), 6),
             "currency": market.exchange.currency,
             "hash": pool.hash,
             "caller": pool.caller,

@@ -530,6 +530,7 @@ async def test_what_was_refused_and_exists_is_deleted(tmp_path: Path) -> None:
         cheap, dear = await cloud.vendor("cheap", 0.1), await cloud.vendor("dear", 0.2)
         cheap.orders = ["made but refused"]
         await cloud.apply(a_pool(1))
+        await cloud.until(lambda: dear.rented and not cheap.rented)
         await cloud.converged(1)
 
         assert not cheap.rented and len(dear.rented) == 1

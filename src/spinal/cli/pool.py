@@ -338,7 +338,14 @@ async def _converged(bus: Client, name: str, timeout: float | None) -> Row:
                     row = await _shown(bus, name)
                 except CallError as exc:
                     if exc.reason == "refused" and row.get("phase") == "down":
-                        return {**row, "exist": 0, "ready": 0, "price": 0.0, "converged": True}
+                        return {
+                            **row,
+                            "exist": 0,
+                            "ready": 0,
+                            "in_doubt": 0,
+                            "price": 0.0,
+                            "converged": True,
+                        }
                     raise
                 new = row["events"] if told is None else _since(row["events"], told)
                 if told is not None:
@@ -439,10 +446,14 @@ def passed_over(rejected: Sequence[Row]) -> list[str]:
 
 def _facts(row: Row) -> list[tuple[str, str]]:
     now = utc_now()
+    doubt = f", {row['in_doubt']} in doubt" if row["in_doubt"] else ""
     found = [
         ("pool", row["name"]),
         ("phase", row["phase"]),
-        ("machines", f"{row['ready']} ready of {row['wanted']} wanted, {row['exist']} exist"),
+        (
+            "machines",
+            f"{row['ready']} ready of {row['wanted']} wanted, {row['exist']} exist{doubt}",
+        ),
         ("why", one_line(row["why"])),
         ("short", one_line(row["short"])),
         ("price", f"{money(row['price'], row['currency'])} an hour"),

@@ -518,7 +518,14 @@ async def test_a_server_does_not_outlive_a_killed_parent(kind: str, tmp_path: Pa
 
 def running(processes: list[psutil.Process]) -> list[psutil.Process]:
     """Those that are more than an entry that nobody has taken away yet."""
-    return [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+
+    def runs(one: psutil.Process) -> bool:
+        try:
+            return one.is_running() and one.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:  # It has ended between the two questions.
+            return False
+
+    return [one for one in processes if runs(one)]
 
 
 def listening(config: ServerConfig) -> list[int]:

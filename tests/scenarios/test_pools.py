@@ -680,14 +680,14 @@ async def test_the_budget_of_a_month_stops_renting_and_returns_machines_in_time(
     async with a_cloud(tmp_path) as cloud:
         vendor = await cloud.vendor("cheap", 0.1)
         vendor.price = 1.0
-        cloud.market = replace(cloud.market, budgets=(Budget(3.0),))
-        await cloud.apply(a_pool(2, life=Terms(drain=60.0)))
-        await cloud.converged(2)
-        # Enough for two of them for an hour and a half, and a bit to let them go.
+        cloud.market = replace(cloud.market, budgets=(Budget(1.05),))
+        await cloud.apply(a_pool(1, life=Terms(drain=60.0)))
+        await cloud.converged(1)
+        # Enough for one of them for an hour, and a bit to let it go.
         await cloud.until(lambda: not vendor.rented, 2 * 3600)
         await asyncio.sleep(120)
         spent = (await cloud.ask("cost"))["month"]
-        assert 1.5 < spent <= 3.0 and not vendor.rented
+        assert 0.6 < spent <= 1.05 and not vendor.rented
 
 
 @virtual_time

@@ -188,13 +188,16 @@ class Bubblewrap(Isolation):
         """See :meth:`Isolation.argv`."""
         covered = [Path("/tmp"), *self._hidden, plan.folder]
         script = str(plan.place / "user-data")
-        argv = [*_BWRAP]
-        for path in covered:
-            argv += ["--tmpfs", str(path)]
+        mounts = {path: ["--tmpfs", str(path)] for path in covered}
         # The Python and the Spinal that are here are to be used, wherever they are.
         for path in _own():
             if any(path.is_relative_to(cover) for cover in covered):
-                argv += ["--ro-bind", str(path), str(path)]
+                mounts[path] = ["--ro-bind", str(path), str(path)]
+        argv = [*_BWRAP]
+        # What lies in another one comes after it: it is hidden in what is shown, or shown in what is
+        # hidden.
+        for path in sorted(mounts, key=lambda path: len(path.parts)):
+            argv += mounts[path]
         argv += ["--ro-bind", script, script, "--bind", str(plan.disk), str(plan.disk)]
         return [*argv, "--hostname", plan.name, "--chdir", str(plan.disk), "--", "/bin/sh", script]
 

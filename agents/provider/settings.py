@@ -169,7 +169,7 @@ class Providers:
 
     @classmethod
     def _without(cls, folder: Path) -> Providers:
-        local = replace(LOCAL, options={"folder": str(folder / MACHINES / LOCAL.name)})
+        local = replace(LOCAL, options=_folder(LOCAL.name, {"driver": "local"}, folder))
         return cls(accounts={local.name: local})
 
     @classmethod
@@ -256,10 +256,10 @@ def _account(
 
 
 def _folder(name: str, value: Mapping[str, Any], base: Path) -> dict[str, str]:
-    """Give where the machines of a local account are."""
+    """Give where the machines of a local account are, and the home, which they are not to see."""
     if value["driver"] != "local":
         return {}
-    return {"folder": str(base / value.get("folder", f"{MACHINES}/{name}"))}
+    return {"folder": str(base / value.get("folder", f"{MACHINES}/{name}")), "home": str(base)}
 
 
 def _option(item: Any, folder: Path) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import signal
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -22,6 +23,10 @@ agent = Agent("worker", slots=1)
 async def who() -> str:
     """Say which machine answers."""
     return os.environ["SPINAL_ADDRESS"].partition("@")[0]
+@agent.op("/test/sees", effects="reads")
+async def sees(path: str) -> bool:
+    """Say whether a file is there."""
+    return os.path.exists(path)
 '''
 
 POOL = """
@@ -74,6 +79,10 @@ async def test_a_pool_of_the_local_provider_from_its_file_to_its_bill(tmp_path: 
         assert len(names) == 2 and all(name.startswith("web-") for name in names)
         assert await running.client.options(policy="cheapest").call("/test/who") in names
         assert machines(running)
+        if shutil.which("bwrap"):
+            secrets = str(running.home.path / "secrets" / "owner.password")
+            assert await running.client.call("/test/sees", path="/etc/passwd")
+            assert not await running.client.call("/test/sees", path=secrets)
 
         # One dies: every process of it, at once.
         victim = min(names)

@@ -24,6 +24,8 @@ class Local(Vendor):
 
         account, options = self.account, self.account.options
         more: dict[str, Any] = {}
+        if "home" in options:
+            more["hidden"] = (Path(options["home"]),)
         if "isolation" in options:
             more["isolation"] = options["isolation"]
         if "root" in options:

@@ -154,7 +154,7 @@ class TestRuns:
             "pool: other\nserver: {cpu: 1, ram: 1G}\nsize: {min: 3, max: 3}\n"
             f"money: {{label: letters, max_per_hour: 9}}\nlife: {{agents: [{WORKER}]}}\n"
         )
-        given = ("--burst", "--max", "0.2/h", "--deadline", "60s", "--pool", str(file), "--yes")
+        given = ("--burst", "--max", "0.2/h", "--deadline", "180s", "--pool", str(file), "--yes")
         ran = of(home)("map", "/word/length", "--over", words(1), *given)
         assert ran.code == 0, ran.err
         assert "1 machine, " in ran.err

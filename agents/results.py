@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -20,6 +20,11 @@ from spinal.protocols import (
 )
 
 from .errors import one_line, problem_of
+
+T = TypeVar("T")
+
+#: Bytes of a list that go into one result; the rest of the 32 KiB is for what stands around it.
+ROOM: Final = 24 * 1024
 
 
 def plain(value: Any) -> tuple[Json, bool]:
@@ -59,10 +64,26 @@ def check(value: Json, what: str = "result") -> None:
         values.check(value, LIMITS, LocalProtocolError, what)
     except LocalProtocolError as exc:
         raise CallError.of(Problem("failed", one_line(str(exc)))) from exc
-    size = len(values.escape(msgspec.json.encode(value)))
+    size = weight(value)
     if size > LIMITS.inline:
         text = f"the {what} takes {size} bytes, and {LIMITS.inline} travel inline: give a Blob"
         raise CallError.of(Problem("too-large", text))
+
+
+def weight(value: Any) -> int:
+    """Give the bytes that a value takes on the wire."""
+    return len(values.escape(msgspec.json.encode(value)))
+
+
+def fitting(items: Iterable[T], most: int, room: int = ROOM) -> tuple[list[T], bool]:
+    """Give as many items as may travel, and whether there were more."""
+    kept: list[T] = []
+    for item in items:
+        room -= weight(item) + 1
+        if len(kept) == most or room < 0:
+            return kept, True
+        kept.append(item)
+    return kept, False
 
 
 async def pack(value: Any, store: Store | None, what: str = "result") -> Json:

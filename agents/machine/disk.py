@@ -26,13 +26,14 @@ from msgspec import Meta
 
 from spinal.agents.agent import Agent
 from spinal.agents.errors import Refused
+from spinal.agents.results import fitting
 from spinal.bus.blob import Blob
 from spinal.protocols import duration
 
 from .config import Rule
 from .files import when
 from .folder import Folder, Steps, told
-from .texts import fitting, readable, shown
+from .texts import readable, shown
 
 #: Most files of a plan, most names that are looked at for it, and how deep it goes.
 MOST: Final = 20_000

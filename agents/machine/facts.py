@@ -20,12 +20,13 @@ from spinal.agents.agent import Agent
 from spinal.agents.errors import CommandFailed, Retry
 from spinal.agents.load import cpu_count
 from spinal.agents.process import run
+from spinal.agents.results import fitting
 
 from .cloud import Cloud, hardware
 from .config import FactsConfig
 from .files import when
 from .glance import Glance
-from .texts import fitting, readable
+from .texts import readable
 
 #: Bytes that the disks and the networks may take each.
 ROOM: Final = 10 * 1024

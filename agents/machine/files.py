@@ -27,11 +27,12 @@ from msgspec import Meta
 from spinal.agents.agent import Agent
 from spinal.agents.errors import Refused
 from spinal.agents.job import Job
+from spinal.agents.results import fitting
 from spinal.bus.blob import UNKNOWN, Blob
 
 from .config import FilesConfig
 from .folder import MAX_PATH, Folder, Steps, find, open_file, told
-from .texts import fitting, readable, shown
+from .texts import readable, shown
 
 #: Most names of one folder that are looked at.
 MAX_NAMES: Final = 100_000

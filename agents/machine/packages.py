@@ -18,8 +18,9 @@ from msgspec import Meta
 from spinal.agents.agent import Agent
 from spinal.agents.errors import Refused
 from spinal.agents.process import run
+from spinal.agents.results import fitting
 
-from .texts import fitting, readable
+from .texts import readable
 
 #: Bytes of a list and seconds for it.
 MAX_LIST: Final = 16 * 1024 * 1024

@@ -23,13 +23,14 @@ from msgspec import Meta
 from spinal.agents.agent import Agent
 from spinal.agents.errors import CommandFailed, Refused
 from spinal.agents.job import Job
+from spinal.agents.results import fitting
 from spinal.protocols import SpinalError
 from spinal.protocols import address as addresses
 
 from .config import Config, Power
 from .files import when
 from .services import Desk
-from .texts import fitting, readable, shown
+from .texts import readable, shown
 
 #: Seconds that a code is good for.
 GOOD_FOR: Final = 60.0

@@ -23,10 +23,11 @@ from msgspec import Meta
 
 from spinal.agents.agent import Agent
 from spinal.agents.errors import Refused
+from spinal.agents.results import fitting
 
 from .config import ProcessesConfig
 from .files import when
-from .texts import fitting, readable
+from .texts import readable
 
 #: Seconds over which the use of the processors is measured.
 WINDOW: Final = 0.5

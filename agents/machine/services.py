@@ -16,12 +16,13 @@ from msgspec import Meta
 
 from spinal.agents.agent import Agent
 from spinal.agents.errors import Refused
+from spinal.agents.results import fitting
 
 from .config import ServicesConfig
 from .manager import NAME, Manager, Service, State, Verb
 from .systemd import ASK_WITHIN, Systemd
 from .sysv import SysV
-from .texts import fitting, shown
+from .texts import shown
 
 #: Most services that one answer gives.
 MOST: Final = 300

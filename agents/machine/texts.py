@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from typing import Any, Final, TypeVar
+from typing import Final
 
-import msgspec
-
-from spinal.protocols import values
-
-T = TypeVar("T")
-
-#: Bytes of a list that go into one result; the rest of the 32 KiB is for what stands around it.
-ROOM: Final = 24 * 1024
+from spinal.agents.results import weight
 
 #: Longest text of a machine's that is shown, in bytes as they travel.
 LONGEST: Final = 8 * 1024
-
-
-def weight(value: Any) -> int:
-    """Give the bytes that a value takes on the wire."""
-    return len(values.escape(msgspec.json.encode(value)))
 
 
 def readable(text: str | bytes, longest: int = LONGEST) -> str:
@@ -52,14 +39,3 @@ def _whole(text: str) -> str:
 def shown(text: str) -> str:
     """Give what a caller said as it may stand in one line of an error."""
     return repr(readable(text, 120))
-
-
-def fitting(items: Iterable[T], most: int, room: int = ROOM) -> tuple[list[T], bool]:
-    """Give as many items as may travel, and whether there were more."""
-    kept: list[T] = []
-    for item in items:
-        room -= weight(item) + 1
-        if len(kept) == most or room < 0:
-            return kept, True
-        kept.append(item)
-    return kept, False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -15,13 +15,14 @@ from spinal.agents.agent import Agent
 from spinal.agents.errors import AgentError, EndWith, Refused
 from spinal.agents.job import Job
 from spinal.agents.life import Life
+from spinal.agents.results import fitting
 from spinal.bus.home import OWNER, Home
-from spinal.protocols import Json, Problem, values
+from spinal.protocols import Json, Problem
 from spinal.protocols import address as addresses
 
 from .desk import Desk
 from .machine import HOME
-from .rentals import Rentals, fitting
+from .rentals import Rentals, enough
 from .settings import Account, Providers
 from .vendors.vendor import Order
 
@@ -130,16 +131,12 @@ def assemble(account: Account, home_id: str = "", desk: Desk | None = None) -> A
         """
         found = await rentals().offers(refresh=refresh)
         dropped = Counter(found.dropped)
-
-        def count(reason: str) -> None:
-            dropped[reason] += 1
-
-        fits = fitting(
-            found.offers, cpu=cpu, ram=ram, disk=disk, arch=arch, regions=regions, dropped=count
+        fits = enough(
+            found.offers, dropped, cpu=cpu, ram=ram, disk=disk, arch=arch, regions=regions
         )
         if largest:
             fits = sorted(fits, key=lambda offer: (-offer.cpu, -offer.ram, offer.price))
-        rows, _ = fitting_in((offer.row() for offer in fits), most)
+        rows, _ = fitting((offer.row() for offer in fits), most, ROOM)
         if len(fits) > len(rows):
             dropped["after those shown"] += len(fits) - len(rows)
         return {
@@ -164,9 +161,7 @@ def assemble(account: Account, home_id: str = "", desk: Desk | None = None) -> A
         table: dict[str, dict[str, Any]] = {}
         sources: dict[str, dict[str, Any]] = {}
         count = 0
-        for offer in fitting(
-            found.offers, cpu=0, ram=0, disk=0, arch="any", regions=regions, dropped=lambda _: None
-        ):
+        for offer in enough(found.offers, Counter(), regions=regions):
             count += 1
             table.setdefault(offer.region, {})[offer.type] = offer.price
             known = sources.setdefault(offer.source, {"as_of": offer.as_of, "count": 0})
@@ -247,7 +242,8 @@ def assemble(account: Account, home_id: str = "", desk: Desk | None = None) -> A
         as_of = int(time.time() * 1000)
         shown = await rentals().machines(names, also, paging=bool(after))
         found = sorted(shown, key=lambda one: (one.name, one.id))
-        rows, more = fitting_in((one.row() for one in found if one.name > after), len(found))
+        behind = (one.row() for one in found if one.name > after)
+        rows, more = fitting(behind, len(found), ROOM)
         return {"machines": rows, "as_of": as_of, "more": more}
 
     @agent.op("/provider/wait", effects="reads", timeout="30m")
@@ -313,12 +309,8 @@ def assemble(account: Account, home_id: str = "", desk: Desk | None = None) -> A
         """
         found = await rentals().offers()
         dropped = Counter(found.dropped)
-
-        def drop(reason: str) -> None:
-            dropped[reason] += 1
-
-        fits = fitting(
-            found.offers, cpu=cpu, ram=ram, disk=disk, arch=arch, regions=regions, dropped=drop
+        fits = enough(
+            found.offers, dropped, cpu=cpu, ram=ram, disk=disk, arch=arch, regions=regions
         )
         machines: list[dict[str, Json]] = []
         problems: list[str] = []
@@ -360,19 +352,6 @@ def assemble(account: Account, home_id: str = "", desk: Desk | None = None) -> A
 
 #: Bytes that rows may take in an answer; the rest of the 32 KiB is for what stands around them.
 ROOM: Final = 28 * 1024
-
-
-def fitting_in(
-    rows: Iterable[dict[str, Json]], most: int, room: int = ROOM
-) -> tuple[list[dict[str, Json]], bool]:
-    """Give as many rows as one answer has room for, and whether there were more."""
-    kept: list[dict[str, Json]] = []
-    for row in rows:
-        room -= len(values.escape(msgspec.json.encode(row))) + 1
-        if len(kept) >= most or room < 0:
-            return kept, True
-        kept.append(row)
-    return kept, False
 
 
 def _nearest(offers: Any, cpu: float, ram: int) -> str:

@@ -172,12 +172,8 @@ class Rentals:
         self, region: str | None, name: str, within: float | None = None
     ) -> list[Machine]:
         """Ask for what is shown, in one region or all."""
-
-        def scopes(vendor: Vendor) -> list[str]:
-            return [""] if vendor.whole else vendor.regions()
-
         if region is None:
-            places = await self._desk.call(scopes, within)
+            places = await self._desk.call(lambda vendor: vendor.scopes(), within)
         else:
             places = await self._desk.call(lambda vendor: [""] if vendor.whole else [region])
 
@@ -249,7 +245,6 @@ class Rentals:
         try:
             there = await self._named(order.name, order.region, within)
         except Failed:
-            there = None
             return _said("unknown", fault)
         if there is not None:
             row = there.tagged(order.tags).row()
@@ -390,30 +385,30 @@ def _shown(key: str, value: Any) -> Json:
     return one_line(str(getattr(value, "id", value)), 200)
 
 
-def fitting(
+def enough(
     offers: Iterable[Offer],
+    dropped: Counter[str],
     *,
-    cpu: float,
-    ram: int,
-    disk: int,
-    arch: str,
-    regions: Sequence[str],
-    dropped: Callable[[str], None],
+    cpu: float = 0.0,
+    ram: int = 0,
+    disk: int = 0,
+    arch: str = "any",
+    regions: Sequence[str] = (),
 ) -> list[Offer]:
     """Give the offers that are at least this, and count the others by why they are not."""
     found: list[Offer] = []
     for offer in offers:
         if not area.wanted(offer.region, offer.area, regions):
-            dropped("other region")
+            dropped["other region"] += 1
         elif arch != "any" and offer.arch != arch:
-            dropped("other processor")
+            dropped["other processor"] += 1
         elif offer.cpu < cpu:
-            dropped("too few processors")
+            dropped["too few processors"] += 1
         elif offer.ram < ram:
-            dropped("too little memory")
+            dropped["too little memory"] += 1
         # A disk of 0 is rented by itself, as large as is wanted.
         elif 0 < offer.disk < disk:
-            dropped("too small a disk")
+            dropped["too small a disk"] += 1
         else:
             found.append(offer)
     return found

@@ -67,3 +67,10 @@ async def test_what_cannot_travel_is_a_problem(value: object, reason: str, words
 
     assert caught.value.reason == reason
     assert words in str(caught.value)
+
+
+def test_a_list_is_cut_where_it_would_be_too_large() -> None:
+    assert results.fitting(["a", "b", "c"], 2) == (["a", "b"], True)
+    assert results.fitting(["a", "b"], 2) == (["a", "b"], False)
+    kept, more = results.fitting(["x" * 98] * 10, 10, 500)
+    assert (len(kept), more) == (4, True)

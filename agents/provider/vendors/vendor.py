@@ -267,8 +267,7 @@ class Vendor:
 
     def create(self, order: Order, arguments: Mapping[str, Any]) -> Machine:
         """Have a machine made, in one call; it is not there yet when this returns."""
-        scope = "" if self.whole else order.region
-        made: Any = self.driver(scope).create_node(**arguments)
+        made: Any = self.driver(order.region).create_node(**arguments)
         return self.fresh(made, order)
 
     def fresh(self, node: Any, order: Order) -> Machine:
@@ -289,8 +288,7 @@ class Vendor:
 
     def destroy(self, machine: Machine) -> None:
         """Have a machine deleted; it may be there for a while."""
-        scope = "" if self.whole else machine.region
-        if self.driver(scope).destroy_node(machine.node) is False:
+        if self.driver(machine.region).destroy_node(machine.node) is False:
             raise LibcloudError("the vendor did not accept the deletion and did not say why")
 
     def quota(self) -> Quota:

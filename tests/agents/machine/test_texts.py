@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from spinal.agents.machine.texts import fitting, readable, shown, weight
+from spinal.agents.machine.texts import readable, shown
+from spinal.agents.results import weight
 
 
 @pytest.mark.parametrize(
@@ -30,10 +31,3 @@ def test_what_is_cut_says_so() -> None:
 def test_what_was_said_is_shown_in_one_short_line() -> None:
     assert shown("a\nb") == r"'a\nb'"
     assert len(shown("\0" * 10**6)) < 200
-
-
-def test_a_list_is_cut_where_it_would_be_too_large() -> None:
-    assert fitting(["a", "b", "c"], 2) == (["a", "b"], True)
-    assert fitting(["a", "b"], 2) == (["a", "b"], False)
-    kept, more = fitting(["x" * 98] * 10, 10, 500)
-    assert (len(kept), more) == (4, True)

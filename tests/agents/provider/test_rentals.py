@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Callable
+from collections import Counter
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from libcloud.common import exceptions
 from spinal.agents.provider.desk import Desk, Failed
 from spinal.agents.provider.machine import Machine
 from spinal.agents.provider.offer import Offer
-from spinal.agents.provider.rentals import Rentals, fitting
+from spinal.agents.provider.rentals import Rentals, enough
 from spinal.agents.provider.settings import Account
 from spinal.agents.provider.vendors import Form
 from spinal.agents.provider.vendors.vendor import Order, Size, Vendor
@@ -281,19 +282,18 @@ def offer(**changed: Any) -> Offer:
     ],
 )
 def test_an_offer_is_enough_or_there_is_a_reason(changed: Any, reason: str | None) -> None:
-    reasons: list[str] = []
-    drop: Callable[[str], None] = reasons.append
-    found = fitting(
+    reasons = Counter[str]()
+    found = enough(
         [offer(**changed)],
+        reasons,
         cpu=2,
         ram=4 * 1024**3,
         disk=10 * 1024**3,
         arch="x86_64",
         regions=["eu"],
-        dropped=drop,
     )
 
-    assert reasons == ([] if reason is None else [reason])
+    assert reasons == ({} if reason is None else {reason: 1})
     assert len(found) == (reason is None)
 
 

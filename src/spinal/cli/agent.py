@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -18,6 +18,7 @@ from .common import (
     show_home,
     start_logging,
     table,
+    together,
 )
 from .common import places as read_places
 
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from spinal.agents import Agent
     from spinal.agents.life import Life
     from spinal.agents.runner import Login
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 @click.group(context_settings=CONTEXT)
@@ -52,14 +51,8 @@ def list_shipped(as_json: bool) -> None:
         table(rows, ("agent", "what it does"), "None come with this version.")
 
 
-def run_options(command: F) -> F:
-    """Give a verb that runs an agent ``--name``, ``--slots``, ``--place``, ``--tag`` and ``--cost``."""
-    for option in reversed(_RUN_OPTIONS):
-        command = option(command)
-    return command
-
-
-_RUN_OPTIONS = (
+#: Decorator: gives a verb that runs an agent what can be said of it.
+run_options: Final = together(
     click.option(
         "--name",
         help="Its name on the bus; must be free. Default: the agent's own name, "

@@ -12,18 +12,18 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Mapping, Sequence
 from contextlib import asynccontextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
 from statistics import fmean, median
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from .call import describe
-from .common import Ended, print_json, say
+from .common import Ended, option_of, print_json, say, together
 from .jobview import span
 from .pool import confirm, event, money, show_plan
 
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from .progress import Progress
 
 Row = Mapping[str, Any]
-F = TypeVar("F", bound=Callable[..., Any])
 
 #: Inputs that are timed before the number of machines is chosen: at least so many, and until so many
 #: or so many seconds after the first.  The first ones take longer, as everything begins; so it is the
@@ -88,16 +87,6 @@ def read_rate(text: str) -> tuple[float, str]:
     return amount, found[2] or ""
 
 
-def _reader(read: Callable[[str], Any]) -> Callable[..., Any]:
-    def callback(ctx: click.Context, param: click.Parameter, given: str | None) -> Any:
-        try:
-            return None if given is None else read(given)
-        except ValueError as error:
-            raise click.BadParameter(str(error)) from error
-
-    return callback
-
-
 def _time(text: str) -> float:
     from spinal.protocols import duration
 
@@ -115,7 +104,8 @@ def _size(text: str) -> int:
 
 _FILE: Final = click.Path(path_type=Path, exists=True, dir_okay=False, readable=True)
 
-_OPTIONS: Final = (
+#: Decorator: gives a verb the options of a burst; :func:`wished` reads them.
+burst_options: Final = together(
     click.option(
         "--burst",
         is_flag=True,
@@ -126,14 +116,14 @@ _OPTIONS: Final = (
         "--max",
         "burst_max",
         metavar="0.40/h",
-        callback=_reader(read_rate),
+        callback=option_of(read_rate),
         help="Of a burst: what all its machines together may cost at most, of an hour.",
     ),
     click.option(
         "--deadline",
         "burst_deadline",
         metavar="20m",
-        callback=_reader(_time),
+        callback=option_of(_time),
         help="Of a burst: time from the answer on; what is not done then is cancelled.",
     ),
     click.option(
@@ -155,7 +145,7 @@ _OPTIONS: Final = (
         "--cpu", "burst_cpu", type=click.FloatRange(0, min_open=True), help="Of a burst (1)."
     ),
     click.option(
-        "--ram", "burst_ram", metavar="8G", callback=_reader(_size), help="Of a burst (1G)."
+        "--ram", "burst_ram", metavar="8G", callback=option_of(_size), help="Of a burst (1G)."
     ),
     click.option(
         "--region", "burst_region", multiple=True, metavar="R", help="Of a burst (anywhere)."
@@ -177,7 +167,7 @@ _OPTIONS: Final = (
         "--each",
         "burst_each",
         metavar="2s",
-        callback=_reader(_time),
+        callback=option_of(_time),
         help="Of a burst: what one input takes, if that is known.",
     ),
     click.option("--yes", "burst_yes", is_flag=True, help="Of a burst: do not ask."),
@@ -192,13 +182,6 @@ _WORDS: Final = {
     "server.ram": "--ram",
     "server.region": "--region",
 }
-
-
-def burst_options(command: F) -> F:
-    """Give a verb the options of a burst; :func:`wished` reads them."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from spinal.bus.home import Home
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 CONTEXT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -34,6 +35,29 @@ class Ended(Exception):
 
 
 # Options.
+
+
+def option_of(read: Callable[[str], Any]) -> Callable[..., Any]:
+    """Make a callback of an option out of a reader, of which a ValueError is a mistake in it."""
+
+    def callback(ctx: click.Context, param: click.Parameter, given: str | None) -> Any:
+        try:
+            return None if given is None else read(given)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from error
+
+    return callback
+
+
+def together(*options: Callable[[Any], Any]) -> Callable[[F], F]:
+    """Make one decorator of several; ``--help`` shows their options in this order."""
+
+    def decorate(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
 
 
 def _keep_home(ctx: click.Context, _: click.Parameter, given: Path | None) -> None:
@@ -71,17 +95,12 @@ def home() -> Home:
     return Home.find(home_path())
 
 
-def _read_timeout(ctx: click.Context, param: click.Parameter, given: str | None) -> float | None:
-    if given is None:
-        return None
+def _read_timeout(text: str) -> float:
     from spinal.protocols import duration
 
-    try:
-        seconds = duration.parse(given)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
+    seconds = duration.parse(text)
     if seconds == 0:
-        raise click.BadParameter("a call needs more time than none")
+        raise ValueError("a call needs more time than none")
     return seconds
 
 
@@ -89,7 +108,7 @@ def _read_timeout(ctx: click.Context, param: click.Parameter, given: str | None)
 timeout_option = click.option(
     "--timeout",
     metavar="30s",
-    callback=_read_timeout,
+    callback=option_of(_read_timeout),
     help="Give up after this time (default: what the operation says).",
 )
 

@@ -7,7 +7,20 @@ from typing import Any, Final
 
 import click
 
-from .common import CONTEXT, client, json_option, plain, print_json, run, say, show_home, table
+from spinal.protocols import duration
+
+from .common import (
+    CONTEXT,
+    client,
+    json_option,
+    option_of,
+    plain,
+    print_json,
+    run,
+    say,
+    show_home,
+    table,
+)
 from .jobview import span
 from .pool import money
 
@@ -16,28 +29,29 @@ Row = Mapping[str, Any]
 BY: Final = ("pool", "vendor", "label", "region", "type", "machine")
 
 
-def _read_by(ctx: click.Context, param: click.Parameter, given: str) -> list[str]:
-    words = [word.strip() for word in given.split(",") if word.strip()]
+def _read_by(text: str) -> list[str]:
+    words = [word.strip() for word in text.split(",") if word.strip()]
     for word in words:
         if word not in BY:
-            raise click.BadParameter(f"{word!r} is none of {', '.join(BY)}")
+            raise ValueError(f"{word!r} is none of {', '.join(BY)}")
     return words
-
-
-def _read_since(ctx: click.Context, param: click.Parameter, given: str) -> float:
-    from spinal.protocols import duration
-
-    try:
-        return duration.parse(given)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
 
 
 @click.command(context_settings=CONTEXT)
 @click.option(
-    "--by", callback=_read_by, default="pool", metavar="WORDS", help=f"Of {', '.join(BY)}."
+    "--by",
+    callback=option_of(_read_by),
+    default="pool",
+    metavar="WORDS",
+    help=f"Of {', '.join(BY)}.",
 )
-@click.option("--since", callback=_read_since, default="7d", metavar="7d", help="How far back.")
+@click.option(
+    "--since",
+    callback=option_of(duration.parse),
+    default="7d",
+    metavar="7d",
+    help="How far back.",
+)
 @json_option
 @show_home
 def cost(by: list[str], since: float, as_json: bool) -> None:

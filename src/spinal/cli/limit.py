@@ -8,10 +8,21 @@ import click
 
 from spinal.protocols import duration, path
 
-from .common import CONTEXT, Listing, client, json_option, print_json, run, say, show_home, table
+from .common import (
+    CONTEXT,
+    Listing,
+    client,
+    json_option,
+    option_of,
+    print_json,
+    run,
+    say,
+    show_home,
+    table,
+)
 from .jobview import NONE
 from .listing import by_offset, listed, narrowed
-from .submission import option_of, read_rate
+from .submission import read_rate
 
 
 @click.group(cls=Listing, context_settings=CONTEXT)

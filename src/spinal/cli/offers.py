@@ -14,6 +14,7 @@ from .common import (
     client,
     folded,
     json_option,
+    option_of,
     plain,
     print_json,
     run,
@@ -30,22 +31,25 @@ Row = Mapping[str, Any]
 LEAST = 1024**2
 
 
-def _read_size(ctx: click.Context, param: click.Parameter, given: str) -> int:
+def _read_size(text: str) -> int:
     from spinal.agents import document
 
     try:
-        found = document.size(given)
+        found = document.size(text)
     except ValueError as error:
-        raise click.BadParameter(f"{error}: {document.SIZE['errorMessage']}") from error
+        raise ValueError(f"{error}: {document.SIZE['errorMessage']}") from error
     if 0 < found < LEAST:
-        raise click.BadParameter(f"'{given}' is {found} bytes: write a unit, such as {given}G")
+        raise ValueError(f"'{text}' is {found} bytes: write a unit, such as {text}G")
     return found
+
+
+_size = option_of(_read_size)
 
 
 @click.command(context_settings=CONTEXT)
 @click.option("--cpu", type=click.FloatRange(0), default=1.0, help="Processors at least.")
-@click.option("--ram", callback=_read_size, default="1G", metavar="8G", help="Memory at least.")
-@click.option("--disk", callback=_read_size, default="0", metavar="20G", help="Disk at least.")
+@click.option("--ram", callback=_size, default="1G", metavar="8G", help="Memory at least.")
+@click.option("--disk", callback=_size, default="0", metavar="20G", help="Disk at least.")
 @click.option("--arch", type=click.Choice(["any", "x86_64", "arm64"]), default="any")
 @click.option(
     "--region", multiple=True, metavar="R", help="Only this region or area (eu, us, ...)."

@@ -22,6 +22,7 @@ from .common import (
     table,
     timeout_option,
     titled,
+    together,
 )
 from .jobview import NONE, age, clock, one_line, utc_now
 from .listing import by_offset, listed, show
@@ -42,9 +43,11 @@ LOOK: Final = 0.5
 MAX_EVENTS: Final = 15
 
 file_argument = click.argument("file", type=click.Path(path_type=Path))
+which_argument = click.argument("which", metavar="FILE|NAME")
 machines_argument = click.argument("machines", nargs=-1, metavar="[MACHINE]...")
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 no_wait_option = click.option("--no-wait", is_flag=True, help="Do not wait until it is so.")
+change_options = together(yes_option, no_wait_option, timeout_option, json_option, show_home)
 
 
 @click.group(cls=Listing, context_settings=CONTEXT)
@@ -148,7 +151,7 @@ def list_(as_json: bool) -> None:
 
 
 @pool.command(name="show", context_settings=CONTEXT)
-@click.argument("which", metavar="FILE|NAME")
+@which_argument
 @json_option
 @show_home
 def show_(which: str, as_json: bool) -> None:
@@ -184,13 +187,9 @@ def show_(which: str, as_json: bool) -> None:
 
 
 @pool.command(context_settings=CONTEXT)
-@click.argument("which", metavar="FILE|NAME")
+@which_argument
 @machines_argument
-@yes_option
-@no_wait_option
-@timeout_option
-@json_option
-@show_home
+@change_options
 def drain(
     which: str,
     machines: Sequence[str],
@@ -215,13 +214,9 @@ def drain(
 
 
 @pool.command(context_settings=CONTEXT)
-@click.argument("which", metavar="FILE|NAME")
+@which_argument
 @machines_argument
-@yes_option
-@no_wait_option
-@timeout_option
-@json_option
-@show_home
+@change_options
 def replace(
     which: str,
     machines: Sequence[str],
@@ -240,12 +235,8 @@ def replace(
 
 
 @pool.command(context_settings=CONTEXT)
-@click.argument("which", metavar="FILE|NAME")
-@yes_option
-@no_wait_option
-@timeout_option
-@json_option
-@show_home
+@which_argument
+@change_options
 def freeze(which: str, yes: bool, no_wait: bool, timeout: float | None, as_json: bool) -> None:
     """Drain every machine, keep its disk as an image at its vendor, and return it.
 
@@ -255,12 +246,8 @@ def freeze(which: str, yes: bool, no_wait: bool, timeout: float | None, as_json:
 
 
 @pool.command(context_settings=CONTEXT)
-@click.argument("which", metavar="FILE|NAME")
-@yes_option
-@no_wait_option
-@timeout_option
-@json_option
-@show_home
+@which_argument
+@change_options
 def down(which: str, yes: bool, no_wait: bool, timeout: float | None, as_json: bool) -> None:
     """Return every machine, once it has finished what it runs, and forget the pool.
 
@@ -403,7 +390,7 @@ def _name(which: str) -> str:
 
 def money(amount: float, currency: str) -> str:
     """Write an amount with as many digits as it needs."""
-    return f"{amount:.4f}".rstrip("0").ljust(1).rstrip(".") + f" {currency}"
+    return f"{amount:.4f}".rstrip("0").rstrip(".") + f" {currency}"
 
 
 def show_plan(row: Row) -> None:

@@ -13,19 +13,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from spinal.bus.arguments import ArgumentError, is_blob
 from spinal.protocols import duration, path
 
-from .common import place_option, places, policy_option, tag_option
+from .common import option_of, place_option, places, policy_option, tag_option, together
 
 if TYPE_CHECKING:
     from spinal.bus.options import Options
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 #: Largest job file that is read, in bytes.
 MAX_FILE: Final = 16 * 2**20
@@ -92,22 +90,11 @@ def read_rate(text: str) -> tuple[float, float]:
     return number, per
 
 
-def option_of(read: Callable[[str], Any]) -> Callable[..., Any]:
-    """Make a callback of an option out of a reader."""
-
-    def callback(ctx: click.Context, param: click.Parameter, given: str | None) -> Any:
-        try:
-            return None if given is None else read(given)
-        except ValueError as error:
-            raise click.BadParameter(str(error)) from error
-
-    return callback
-
-
 # Options.
 
-#: What a job may be asked for, whether it is submitted now or by a schedule.
-_JOB_OPTIONS: Final = (
+#: Decorator: what a job may be asked for, whether it is submitted now or by a schedule;
+#: :func:`asked` reads it.
+job_options: Final = together(
     click.option(
         "--label",
         "labels",
@@ -150,8 +137,8 @@ _JOB_OPTIONS: Final = (
     click.option("--on-error", metavar="OP", help="Tell this operation when it ended otherwise."),
 )
 
-#: What only a job that is submitted now can be asked for.
-_NOW_OPTIONS: Final = (
+#: Decorator: what only a job that is submitted now can be asked for.
+now_options: Final = together(
     click.option("--key", help="The same key gives the same job, not another one."),
     click.option("--delay", metavar="10s", help="Let it wait so long."),
     click.option(
@@ -170,22 +157,6 @@ _NOW_OPTIONS: Final = (
     ),
     click.option("--to", metavar="AGENT", help="This agent alone: its name or address."),
 )
-
-
-def _decorate(command: F, options: Sequence[Callable[[Any], Any]]) -> F:
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def job_options(command: F) -> F:
-    """Give a verb the options of any job; :func:`asked` reads them."""
-    return _decorate(command, _JOB_OPTIONS)
-
-
-def now_options(command: F) -> F:
-    """Give a verb the options of a job that is submitted now."""
-    return _decorate(command, _NOW_OPTIONS)
 
 
 def asked(*, place: Sequence[str] = (), **given: Any) -> Options:

@@ -14,6 +14,7 @@ from unittest.mock import Mock
 
 import psutil
 import pytest
+from tests.processes import alive
 
 from spinal.agents import Agent, process
 from spinal.agents.errors import RoleRefused
@@ -668,13 +669,6 @@ def numbers_in(folder: Path) -> list[int]:
     """The two numbers in the files of a folder, once they are there."""
     found = [int(word) for note in folder.iterdir() for word in note.read_text().split()]
     return found if len(found) == 2 else []
-
-
-def alive(pid: int) -> bool:
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
 
 
 async def test_a_lifespan_is_entered_before_the_log_in_and_left_after_the_log_out() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+from tests.processes import gone
 
 from spinal.agents import process
 from spinal.agents.errors import one_line
@@ -50,13 +51,6 @@ def call(pool: Pool, tmp_path: Path, recorder: Callable[[], Recorder]) -> Any:
         )
 
     return call
-
-
-def gone(pid: int) -> bool:
-    try:
-        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return True
 
 
 async def test_a_worker_is_started_on_demand_and_used_again(pool: Pool, call: Any) -> None:

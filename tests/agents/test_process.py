@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tests.processes import gone
 
 from spinal.agents.errors import CommandFailed
 from spinal.agents.process import Guard, Process, kill_marked, run
@@ -19,13 +20,6 @@ async def until(condition: object, within: float = 10.0) -> None:
     async with asyncio.timeout(within):
         while not condition():
             await asyncio.sleep(0.005)
-
-
-def gone(pid: int) -> bool:
-    try:
-        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return True
 
 
 async def test_a_program_gives_its_code_and_what_it_wrote() -> None:

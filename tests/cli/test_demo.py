@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 from PIL import Image
+from tests.processes import alive
 
 import spinal
 from spinal.bus import Home, HomeError
@@ -25,7 +26,7 @@ def marked(mark: str) -> list[psutil.Process]:
     found: list[psutil.Process] = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+            if process.environ().get(MARK) == mark and alive(process):
                 found.append(process)
         except psutil.Error:
             continue  # Ended meanwhile, or somebody else's.

@@ -6,11 +6,11 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
+from tests.processes import alive, below
 
 from spinal.bus.home import Home
 from spinal.bus.server import ServerConfig, available, free_ports, launch
@@ -28,28 +28,18 @@ def server(request: pytest.FixtureRequest) -> str:
 
 def dispatcher_of(up: Program) -> psutil.Process:
     """Find the dispatcher's process."""
-    for child in psutil.Process(up.process.pid).children():
-        with suppress(psutil.NoSuchProcess):
-            if "spinal.dispatcher" in child.cmdline():
-                return child
-    raise AssertionError("there is no dispatcher")
+    (found,) = below(up.process.pid, "spinal.dispatcher")
+    return found
 
 
 def gone(processes: list[psutil.Process], within: float = 10) -> bool:
     """Wait until none of them runs; remains that nobody has collected do not."""
     deadline = time.monotonic() + within
-    while any(map(runs, processes)):
+    while any(map(alive, processes)):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.02)
     return True
-
-
-def runs(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def test_a_store_that_is_none_is_one_line_without_its_password(spinal: Spinal, place: Path) -> None:
@@ -81,7 +71,7 @@ class TestLife:
         assert spinal("agents", "--json").json == []
         again = spinal("up")
         assert again.code == 2 and f"is up already (pid {up.process.pid})" in again.line
-        family = psutil.Process(up.process.pid).children(recursive=True)
+        family = below(up.process.pid)
         began = time.monotonic()
         assert up.end(signal.SIGINT) == 0
         assert time.monotonic() - began < 15
@@ -113,7 +103,7 @@ class TestLife:
 
     def test_nothing_outlives_it_when_it_is_killed(self, up: Program, place: Path) -> None:
         up.until(60, event="ready")
-        family = psutil.Process(up.process.pid).children(recursive=True)
+        family = below(up.process.pid)
         assert up.end(signal.SIGKILL) == -signal.SIGKILL
         assert gone(family)
         # What it left behind is no obstacle.
@@ -130,11 +120,8 @@ def test_a_server_of_somebody_else_that_dies_is_started_again(place: Path) -> No
     up = Program(place, "up", "--server", "prosody", "--no-providers", "--json")
     try:
         up.until(event="ready")
-        (prosody,) = (
-            child
-            for child in psutil.Process(up.process.pid).children(recursive=True)
-            if "spinal.dispatcher" not in child.cmdline()
-        )
+        dispatcher = dispatcher_of(up)
+        (prosody,) = (child for child in below(up.process.pid) if child != dispatcher)
         prosody.kill()
         assert up.until(event="died")["part"] == "prosody"
         up.until(event="restarted", part="prosody")

@@ -9,8 +9,8 @@ import subprocess
 import sys
 from urllib.request import Request, urlopen
 
-import psutil
 import pytest
+from tests.processes import alive, below
 
 from spinal.testing import eventually
 
@@ -53,11 +53,11 @@ async def test_clouds_end_when_who_started_them_is_killed() -> None:
     )
     assert owner.stdout is not None
     await owner.stdout.readline()
-    started = psutil.Process(owner.pid).children(recursive=True)
+    started = below(owner.pid)
     assert len(started) == 2  # The simulator, and moto.
     owner.kill()
     await owner.wait()
-    await eventually(lambda: not any(process.is_running() for process in started), timeout=30)
+    await eventually(lambda: not any(map(alive, started)), timeout=30)
 
 
 @needs_clouds

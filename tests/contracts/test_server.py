@@ -26,6 +26,7 @@ import pytest
 import pytest_asyncio
 from slixmpp import JID, ClientXMPP
 from slixmpp.componentxmpp import ComponentXMPP
+from tests.processes import alive, below
 
 from spinal.bus.server import (
     KINDS,
@@ -41,6 +42,7 @@ from spinal.bus.server import (
     remove_account,
 )
 from spinal.bus.server.certificates import ensure
+from spinal.testing import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -439,10 +441,10 @@ async def test_a_taken_port_is_named(kind: str, tmp_path: Path, which: str) -> N
 async def test_a_stopped_server_leaves_nothing_behind(kind: str, tmp_path: Path) -> None:
     config = config_in(tmp_path)
     server = await launch(kind, config)
-    family = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
+    family = [psutil.Process(server.pid), *below(server.pid)]
     await server.stop()
     await server.stop()
-    assert not running(family)
+    assert not any(map(alive, family))
     assert not listening(config)
 
 
@@ -506,26 +508,13 @@ async def test_a_server_does_not_outlive_a_killed_parent(kind: str, tmp_path: Pa
             if line.startswith(b"pid "):
                 pid = int(line.split()[1])
                 break
-    family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    family = [psutil.Process(pid), *below(pid)]
     parent.kill()
     await parent.wait()
-    _, left = psutil.wait_procs(running(family), timeout=SOON)
-    assert not running(left)
+    await eventually(lambda: not any(map(alive, family)), SOON)
     assert not listening(config)
     again = await launch(kind, config)
     await again.stop()
-
-
-def running(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Those that are more than an entry that nobody has taken away yet."""
-
-    def runs(one: psutil.Process) -> bool:
-        try:
-            return one.is_running() and one.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:  # It has ended between the two questions.
-            return False
-
-    return [one for one in processes if runs(one)]
 
 
 def listening(config: ServerConfig) -> list[int]:

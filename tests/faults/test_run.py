@@ -10,6 +10,7 @@ import sys
 from asyncio.subprocess import PIPE, Process
 
 import psutil
+from tests.processes import alive, below
 
 from spinal.testing import eventually
 
@@ -39,12 +40,12 @@ async def test_ctrl_c_leaves_no_process_behind() -> None:
     family: list[psutil.Process] = []
 
     def at_work() -> bool:
-        family[:] = psutil.Process(run.pid).children(recursive=True)
-        return sum("agent" in process.cmdline() for process in family) >= 3
+        family[:] = below(run.pid)
+        return len(below(run.pid, "agent")) >= 3
 
     await eventually(at_work, 60.0, "agents run")
     run.send_signal(signal.SIGINT)
     async with asyncio.timeout(60.0):
         await run.communicate()
     assert run.returncode == 130
-    assert [process for process in family if process.is_running()] == []
+    assert [process for process in family if alive(process)] == []

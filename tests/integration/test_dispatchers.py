@@ -20,6 +20,7 @@ import psutil
 import pytest
 import pytest_asyncio
 from tests import postgres
+from tests.processes import below
 
 from spinal.bus import Client, Home
 from spinal.bus.errors import CallError
@@ -69,11 +70,7 @@ class Second:
 
 def dispatcher_of(up: Process) -> psutil.Process:
     """Find the dispatcher that ``spinal up`` watches."""
-    (found,) = [
-        child
-        for child in psutil.Process(up.pid).children()
-        if "spinal.dispatcher" in child.cmdline()
-    ]
+    (found,) = below(up.pid, "spinal.dispatcher")
     return found
 
 

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
+from tests.processes import alive, below
 
 from spinal.bus.errors import CallError
 from spinal.bus.server.certificates import ensure
@@ -195,11 +195,11 @@ async def test_after_a_kill_nothing_is_left_and_the_machine_comes_back_without_a
     folder = tmp_path / "m"
     machine = await boot(running, made["script"], folder)
     first = await joined(running, machine, full(running, name))
-    children = psutil.Process(machine.pid).children(recursive=True)
+    children = below(machine.pid)
 
     machine.kill(signal.SIGKILL)
     await machine.wait()
-    await eventually(lambda: not any(map(_alive, children)), SOON, "its agents are gone")
+    await eventually(lambda: not any(map(alive, children)), SOON, "its agents are gone")
     assert not (folder / "ticket").exists()
     machine = await boot(running, made["script"], folder)
 
@@ -219,11 +219,7 @@ async def test_an_agent_that_is_killed_is_started_again(
     made = await invite(running, name)
     machine = await boot(running, made["script"], tmp_path / "m")
     first = await joined(running, machine, full(running, name))
-    (agent,) = [
-        child
-        for child in psutil.Process(machine.pid).children(recursive=True)
-        if child.cmdline()[-5:-4] == ["agent"] or "agent" in child.cmdline()[:5]
-    ]
+    (agent,) = below(machine.pid, "agent")
 
     agent.kill()
 
@@ -315,18 +311,7 @@ async def test_a_machine_that_has_nothing_installs_what_the_home_serves(tmp_path
         machine = await running.start("sh", str(folder / "user-data"), environ=environ)
 
         await joined(running, machine, full(running, "new"), 500.0)
-        agents = [
-            one
-            for one in psutil.Process(machine.pid).children(recursive=True)
-            if "agent" in one.cmdline()
-        ]
+        agents = below(machine.pid, "agent")
         assert {one.cmdline()[0] for one in agents} == {str(folder / "venv/bin/python")}
         machine.kill(signal.SIGTERM)
         assert await machine.wait() == 0
-
-
-def _alive(process: psutil.Process) -> bool:
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False

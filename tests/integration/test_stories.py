@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
+from tests.processes import alive, below
 
 from spinal.bus.errors import CallError
 from spinal.bus.registration import tell_server
@@ -219,10 +220,10 @@ async def _answers(scene: Stage, pid: int) -> bool:
 async def test_up_is_killed_started_again_and_ended(running: Platform, tmp_path: Path) -> None:
     async with stage(running, tmp_path / "again") as scene:
         (worker,) = await scene.start()
-        family = _family(running.up.pid)
+        family = below(running.up.pid)
         running.up.kill()
         await running.up.wait()
-        await eventually(lambda: _none_of(family), SOON, "its children end with it")
+        await eventually(lambda: not any(map(alive, family)), SOON, "its children end with it")
 
         # The lock that it left is no obstacle, and everybody comes back.
         running.up = await running.spinal("up", "--no-providers", "--json")
@@ -235,10 +236,10 @@ async def test_up_is_killed_started_again_and_ended(running: Platform, tmp_path:
         (line,) = await _lines(second)
         assert f"is up already (pid {running.up.pid})" in line
 
-    family = _family(running.up.pid)
+    family = below(running.up.pid)
     running.up.kill(signal.SIGTERM)
     assert await running.up.wait() == 0, running.up.errors[-5:]
-    assert _none_of(family)
+    assert not any(map(alive, family))
     after = await running.spinal("agents")
     assert await after.wait() == 4
     (line,) = await _lines(after)
@@ -248,18 +249,6 @@ async def test_up_is_killed_started_again_and_ended(running: Platform, tmp_path:
 def _server_part(running: Platform) -> str:
     kind = running.home.server
     return "dispatcher" if kind == "embedded" else kind
-
-
-def _family(pid: int) -> list[psutil.Process]:
-    return psutil.Process(pid).children(recursive=True)
-
-
-def _none_of(processes: list[psutil.Process]) -> bool:
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):
-            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-                return False
-    return True
 
 
 async def _lines(process: Any) -> list[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tests.processes import alive
 
 from spinal.agents.errors import CommandFailed
 from spinal.agents.machine.config import ServicesConfig
@@ -119,12 +120,6 @@ def config_of(etc: Path, change: str = "[cache, old, hangs, fails]", timeout: st
 async def world(start: Start, etc: Path) -> AsyncGenerator[World]:
     async with start(config_of(etc)) as world:
         yield world
-
-
-def alive(pid: int) -> bool:
-    with suppress(psutil.NoSuchProcess):
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    return False
 
 
 class TestScripts:

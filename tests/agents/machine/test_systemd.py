@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 import pytest
 import pytest_asyncio
+from tests.processes import below
 
 from spinal.agents.process import run
 from spinal.bus import Client
@@ -194,10 +195,6 @@ async def test_the_journal_is_read(machine: Machine) -> None:
 async def test_the_journal_is_followed_until_nobody_wants_it(machine: Machine) -> None:
     await machine.ask("/services/start", name="web")
 
-    def followers() -> list[psutil.Process]:
-        found = psutil.Process(machine.pid).parents()[0].children(recursive=True)
-        return [one for one in found if one.name() == "journalctl"]
-
     async with asyncio.timeout(30):
         stream = machine.client.stream("/machine/log", service="web", lines=0, follow=True)
         ticks: list[int] = []
@@ -208,7 +205,8 @@ async def test_the_journal_is_followed_until_nobody_wants_it(machine: Machine) -
                 break
         await stream.aclose()
     assert ticks == list(range(ticks[0], ticks[0] + 5))
-    await eventually(lambda: not followers(), 10)
+    agent = psutil.Process(machine.pid).ppid()
+    await eventually(lambda: not below(agent, "journalctl"), 10)
     await machine.ask("/services/stop", name="web")
 
 

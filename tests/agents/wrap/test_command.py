@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
+from tests.processes import alive
 
 from spinal.agents import document
 from spinal.agents.errors import AgentError
@@ -482,14 +482,7 @@ async def test_children_that_ignore_a_signal_are_gone_five_seconds_after_a_cance
         await task
 
     assert loop.time() - began < 5
-    await eventually(lambda: not any(map(_alive, children)), 5 - (loop.time() - began))
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    await eventually(lambda: not any(map(alive, children)), 5 - (loop.time() - began))
 
 
 async def test_it_is_asked_to_end_before_it_is_killed(wrapped: Read, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 import pytest
+from tests.processes import gone
 
 from spinal.bus.errors import CallError
 from spinal.testing import eventually
@@ -42,13 +43,6 @@ async def refusal(call: Opened, path: str, **values: Any) -> tuple[str, str]:
     with pytest.raises(CallError) as caught:
         await call(path, **values)
     return caught.value.reason, str(caught.value)
-
-
-def gone(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 # -- requests and answers

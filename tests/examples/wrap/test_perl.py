@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import psutil
 import pytest
 import pytest_asyncio
+from tests.processes import gone
 
 from spinal.agents.wrap import load
 from spinal.bus.errors import CallError
@@ -77,7 +78,7 @@ async def test_perl_ends_with_an_agent_that_is_killed(running: Platform) -> None
     (perl,) = (child for child in children if child.name() == "perl")
     agent.kill()
     await agent.wait()
-    await eventually(lambda: not perl.is_running() or perl.status() == psutil.STATUS_ZOMBIE)
+    await eventually(lambda: gone(perl))
 
 
 async def test_many_calls_share_one_process(perl: Platform) -> None:

@@ -17,6 +17,7 @@ import pytest
 from libcloud.common.types import ProviderError
 from libcloud.compute.base import NodeImage, NodeLocation, NodeSize
 from libcloud.compute.providers import get_driver, set_driver
+from tests.processes import gone
 
 from spinal.agents.provider.local import LocalNodeDriver, LocalSize
 from spinal.testing import eventually
@@ -360,10 +361,7 @@ async def test_it_outlives_a_killed_provider_and_the_next_one_finds_it(
 
     assert second.list_nodes() == []
     # Who is to bury what is no child of ours is not for us to say.
-    assert all(
-        not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-        for process in processes
-    )
+    assert all(map(gone, processes))
 
 
 async def test_nothing_of_one_that_has_ended_waits_for_us_to_bury_it(

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import psutil
 import pytest
 from tests.conftest import MISSING
 from tests.needs import needs
+from tests.processes import alive
 
 from spinal.agents.errors import AgentError
 from spinal.agents.provider.local import LocalNodeDriver, image
@@ -154,14 +154,7 @@ async def test_one_whose_warden_is_killed_leaves_neither_process_nor_mount(
     os.kill(extra(node)["pid"], signal.SIGKILL)
 
     await state(driver, "stopped")
-    await eventually(
-        lambda: (
-            not any(
-                process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-                for process in processes
-            )
-        )
-    )
+    await eventually(lambda: not any(map(alive, processes)))
     node.destroy()
     assert mounts() == before
     assert groups(str(node.id)) == []

@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
+from tests.processes import gone
 
 from spinal.agents.provider.local import warden
 from spinal.testing import eventually
@@ -97,9 +98,7 @@ async def test_its_child_dies_with_it(orders: dict[str, Any]) -> None:
     process.wait(10)
 
     psutil.wait_procs(children, timeout=5)
-    assert not any(
-        child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children
-    )
+    assert all(map(gone, children))
 
 
 async def test_other_signals_do_not_end_it(orders: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ import aiohttp
 import psutil
 import pytest
 from tests.bus.server.embedded.conftest import PASSWORD, Raw, World
+from tests.processes import gone
 
 from spinal.bus.server.contract import Server, ServerConfig
 from spinal.bus.server.embedded import EmbeddedServer
@@ -26,6 +27,7 @@ from spinal.bus.server.embedded.__main__ import dump, load
 from spinal.bus.server.embedded.launch import EmbeddedProcess
 from spinal.bus.server.errors import PortTaken, ServerError
 from spinal.bus.server.ports import free_ports
+from spinal.testing import eventually
 
 
 @pytest.fixture
@@ -37,12 +39,6 @@ def config(tmp_path: Path) -> ServerConfig:
 async def process(config: ServerConfig) -> AsyncGenerator[EmbeddedProcess]:
     async with await EmbeddedProcess.start(config) as process:
         yield process
-
-
-async def gone(pid: int) -> None:
-    async with asyncio.timeout(10):
-        while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-            await asyncio.sleep(0.01)
 
 
 def test_a_configuration_is_written_and_read_back(config: ServerConfig, tmp_path: Path) -> None:
@@ -136,8 +132,7 @@ async def test_a_cancelled_start_leaves_nothing(config: ServerConfig) -> None:
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await starting
-    for child in children:
-        await gone(child.pid)
+    await eventually(lambda: all(map(gone, children)))
 
 
 async def test_it_is_killed_if_it_hangs(
@@ -194,7 +189,7 @@ async def test_nothing_is_left_of_it_when_its_parent_is_killed(
     finally:
         parent.kill()
         await parent.wait()
-    await gone(pid)
+    await eventually(lambda: gone(pid))
     # And its folder and ports are free at once.
     async with await EmbeddedProcess.start(config) as again:
         await again.probe()

@@ -32,9 +32,9 @@ from spinal.protocols import SpinalError
 
 from .garbage import seldom_collected
 from .joining.joining import Joining
-from .pools.door import Desk
+from .pools.door import HomeDoor
 from .pools.market import Market
-from .pools.tender import Renting
+from .pools.renting import Renting
 from .service import Dispatcher
 from .store import store_for
 from .supervised import Supervisor, die_with_parent, supervised
@@ -88,7 +88,7 @@ async def serve(home: Home, supervisor: Supervisor, stop: asyncio.Event) -> None
         market = Market(home.path)
         joining = Joining(home, store, host=market().bus)
         renting = Renting(
-            door=Desk(joining),
+            door=HomeDoor(joining),
             domain=home.domain,
             home=home.id,
             market=market,

@@ -52,8 +52,9 @@ from .many import ask_all, ask_any
 from .own import Own
 from .placing.operations import SERVICE_OPERATIONS, ServiceOperations
 from .placing.placer import Placer
+from .pools.fleet import Fleet
 from .pools.operations import POOL_OPERATIONS, PoolOperations
-from .pools.tender import Renting, Tender
+from .pools.renting import Renting
 from .registry import Arrival, News, Registry
 from .remembered import Remembered
 from .resolver import Demand
@@ -185,7 +186,7 @@ class Dispatcher:
         )
         self.keeper: Keeper | None = None
         self.placer: Placer | None = None
-        self.tender: Tender | None = None
+        self.fleet: Fleet | None = None
         #: Of several dispatchers on one store, the one with the first address rents for all.
         self._leads = False
         #: Our own operations, each with who answers it.
@@ -210,7 +211,7 @@ class Dispatcher:
             self._own |= {path: (own, services) for path, own in SERVICE_OPERATIONS.items()}
             self.session.on_final = self.keeper.strays.late
             if renting is not None:
-                self.tender = Tender(
+                self.fleet = Fleet(
                     self.keeper,
                     self.registry,
                     self.broker,
@@ -220,8 +221,8 @@ class Dispatcher:
                     release=self.release,
                     leads=lambda: self._leads,
                 )
-                self.keeper.on_end = self.tender.job_ended
-                pools = PoolOperations(self.tender)
+                self.keeper.on_end = self.fleet.job_ended
+                pools = PoolOperations(self.fleet)
                 self._own |= {path: (own, pools) for path, own in POOL_OPERATIONS.items()}
         if joining is not None:
             tickets = TicketOperations(joining)
@@ -253,16 +254,16 @@ class Dispatcher:
             if self.keeper is not None:
                 await self.keeper.open(self._connection.address)
                 stack.push_async_callback(self.keeper.close)
-            if self.tender is not None:
-                await self.tender.open()
+            if self.fleet is not None:
+                await self.fleet.open()
             await stack.enter_async_context(self.session)
             stack.callback(self._leave)
             if self.keeper is not None:
                 await self.keeper.start()
                 if self.placer is not None:
                     self.keeper.spawn("placing", self.placer.run)
-                if self.tender is not None:
-                    self.keeper.spawn("tending", self.tender.run)
+                if self.fleet is not None:
+                    self.keeper.spawn("tending", self.fleet.run)
                 stack.push_async_callback(self.keeper.close)
             self._stack = stack.pop_all()
         self._tasks.spawn(self._housekeeping(), "housekeeping")

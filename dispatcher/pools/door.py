@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Protocol
 
 from spinal.bus.errors import CallError
 from spinal.protocols import Problem, SpinalError
@@ -17,22 +17,39 @@ from .spec import PoolSpec
 OF_MACHINE: Final = "/machine/"
 
 
-class Desk:
-    """Invites machines at the desk of this home."""
-
-    def __init__(self, joining: Joining) -> None:
-        self._joining = joining
+class Door(Protocol):
+    """How machines come onto the bus."""
 
     def agents(self, spec: PoolSpec) -> Sequence[str]:
         """Give the resources of the agents that run on each machine of a pool."""
-        return [ticket.resource(name) for name in running(spec)]
+        ...
 
     async def invite(self, machine: Machine, spec: PoolSpec) -> str:
         """Make a ticket for a machine, and give the script that it boots with.
 
         Raises:
             CallError: machines cannot join here; the text says why.
+            StoreError, OSError: the same, for now.
         """
+        ...
+
+    async def dismiss(self, name: str) -> None:
+        """Take a machine's account and tickets away; nothing for one that has none."""
+        ...
+
+
+class HomeDoor:
+    """The desk of this home, where machines show their tickets."""
+
+    def __init__(self, joining: Joining) -> None:
+        self._joining = joining
+
+    def agents(self, spec: PoolSpec) -> Sequence[str]:
+        """See :meth:`Door.agents`."""
+        return [ticket.resource(name) for name in running(spec)]
+
+    async def invite(self, machine: Machine, spec: PoolSpec) -> str:
+        """See :meth:`Door.invite`."""
         try:
             made = await self._joining.make(
                 machine.name,
@@ -53,7 +70,7 @@ class Desk:
             raise CallError.of(Problem("refused", str(exc))) from exc
 
     async def dismiss(self, name: str) -> None:
-        """Take a machine's account and tickets away; nothing for one that has none."""
+        """See :meth:`Door.dismiss`."""
         await self._joining.dismiss(name)
 
 

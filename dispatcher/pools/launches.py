@@ -14,9 +14,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from spinal.protocols import Json
 from spinal.protocols.retry import doubled
 
 from .machine import Machine, State
@@ -170,29 +169,6 @@ class Launches:
     def blocked(self, now: int) -> dict[Offering, Block]:
         """Give all blocks that are in force."""
         return {key: block for key, block in self.blocks.items() if block.until > now}
-
-    def row(self) -> dict[str, Json]:
-        """Give it as JSON."""
-        return {
-            "blocks": [
-                [*key, block.until, block.kind, block.said, block.times]
-                for key, block in self.blocks.items()
-            ],
-            "at_once": [[*key, number] for key, number in self.at_once.items()],
-        }
-
-    @staticmethod
-    def of(row: Mapping[str, Any]) -> Launches:
-        """Read :meth:`row`.
-
-        Raises:
-            KeyError: something is missing.
-            TypeError, ValueError: something is of another form.
-        """
-        return Launches(
-            {(vendor, region, type): Block(*rest) for vendor, region, type, *rest in row["blocks"]},
-            {(vendor, region, type): number for vendor, region, type, number in row["at_once"]},
-        )
 
 
 def asked(machines: Iterable[Machine]) -> Counter[Offering]:

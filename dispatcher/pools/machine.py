@@ -48,11 +48,17 @@ class State(Enum):
         return not self.final
 
     @property
+    def in_doubt(self) -> bool:
+        """Whether nobody knows yet if it exists."""
+        return self in _IN_DOUBT
+
+    @property
     def counts(self) -> bool:
         """Whether it is one of the machines that the pool has, or is about to have."""
         return self in _COUNTED
 
 
+_IN_DOUBT = frozenset({State.ORDERED, State.UNKNOWN, State.REFUSED})
 _COUNTED = frozenset({State.ORDERED, State.UNKNOWN, State.BOOTING, State.TESTING, State.READY})
 
 

@@ -377,8 +377,7 @@ def _began(machine: Machine, *, cautious: bool = False) -> int | None:
         return None
     if machine.began is not None:
         return machine.began
-    exists = machine.state not in (State.ORDERED, State.UNKNOWN, State.REFUSED)
-    return machine.created if exists or cautious else None
+    return machine.created if cautious or not machine.state.in_doubt else None
 
 
 def _paid(

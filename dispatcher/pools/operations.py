@@ -18,21 +18,22 @@ from ..listing import ROOM, fitting, page
 from ..own import Arguments, Own, needed
 from ..roles import Right
 from . import money, tending
+from .books import TRIES
 from .document import of_json
+from .fleet import Fleet
 from .machine import Machine, State
 from .plan import Impossible, Plan
 from .pool import Event, Phase, Pool
 from .ranking import nearest, rank
 from .scaling import Memory
 from .spec import PoolSpec, Server
-from .tender import MAX_POOLS, TRIES, Tender
 from .vendors import Offers
 
 #: Offers that are told.
 MAX_OFFERS: Final = 60
 
-#: Machines of which nobody knows yet whether they exist.
-_IN_DOUBT: Final = frozenset({State.ORDERED, State.UNKNOWN, State.REFUSED})
+#: Most pools.
+MAX_POOLS: Final = 200
 
 #: Lines of a bill that are told.
 MAX_COSTS: Final = 200
@@ -44,8 +45,9 @@ ROOM_FOR_MACHINES: Final = ROOM // 2
 class PoolOperations:
     """Answers them."""
 
-    def __init__(self, tender: Tender) -> None:
-        self._tender = tender
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._books = fleet.books
 
     # -- offers and plans
 
@@ -58,10 +60,10 @@ class PoolOperations:
             arch=args.get("arch", "any"),
             region=tuple(args.get("region", ())),
         )
-        tender = self._tender
-        market = await tender.vendors.offers(server, args.get("refresh", False))
+        market = await self._fleet.vendors.offers(server, args.get("refresh", False))
         found = market.offers
-        exchange, now, blocked = tender.market().exchange, tender.now(), tender.blocked()
+        exchange, now = self._fleet.purse.market().exchange, self._books.now()
+        blocked = self._fleet.refusals.blocked()
         ranked = rank(found, exchange, server, now, blocked=blocked)
         best: dict[str, Json] = {}
         for one in ranked.offers:
@@ -91,7 +93,7 @@ class PoolOperations:
         if "hash" in args and args["hash"] != found.hash:
             text = f"the plan has changed: it is {found.hash[:12]} now, see `spinal pool plan`"
             raise CallError.of(Problem("refused", text, "hash"))
-        caller, now = bare(request.caller), self._tender.now()
+        caller, now = bare(request.caller), self._books.now()
 
         def change(known: Pool | None) -> Pool:
             event = Event(at=now, what="applied", about=spec.pool, said=f"by {caller}")
@@ -112,25 +114,21 @@ class PoolOperations:
         return {**self._row(pool), "hash": found.hash}
 
     async def _planned(self, spec: PoolSpec, refresh: bool) -> tuple[Plan, Offers]:
-        tender = self._tender
-        market = await tender.vendors.offers(spec.server, refresh)
-        await tender.refresh()
-        known = tender.pools.get(spec.pool)
+        market = await self._fleet.vendors.offers(spec.server, refresh)
+        await self._books.refresh()
+        wanted = _start(spec, self._books.pools.get(spec.pool))
         try:
-            return await tender.planned(spec, market.offers, _start(spec, known)), market
+            return await self._fleet.orders.planned(spec, market.offers, wanted), market
         except Impossible as exc:
-            told = [
-                str(exc),
-                *(f"{vendor}: {why}" for vendor, why in sorted(market.errors.items())),
-            ]
-            raise CallError.of(Problem("refused", "; ".join(told))) from exc
+            told = "; ".join([str(exc), *market.told()])
+            raise CallError.of(Problem("refused", told)) from exc
 
     # -- pools
 
     async def list(self, request: Request, args: Arguments) -> Json:
         """List the pools by name."""
-        await self._tender.refresh()
-        pools = [self._tender.pools[name] for name in sorted(self._tender.pools)]
+        await self._books.refresh()
+        pools = [pool for _, pool in sorted(self._books.pools.items())]
         return page(pools, args.get("offset", 0), len(pools), self._row)
 
     async def show(self, request: Request, args: Arguments) -> Json:
@@ -138,9 +136,9 @@ class PoolOperations:
 
         With ``offset`` the machines from there on; ``more`` says whether there are more of them.
         """
-        await self._tender.refresh()
+        await self._books.refresh()
         pool = self._find(args)
-        machines, offset = self._tender.of_pool(pool.name), args.get("offset", 0)
+        machines, offset = self._books.of_pool(pool.name), args.get("offset", 0)
         shown = fitting(map(machine_row, machines[offset:]), ROOM_FOR_MACHINES)
         events = fitting(map(_event_row, reversed(pool.events)), ROOM - ROOM_FOR_MACHINES)
         return {
@@ -155,7 +153,7 @@ class PoolOperations:
         phase = Phase(needed(args, "phase"))
 
         def change(known: Pool | None) -> Pool:
-            event = Event(at=self._tender.now(), what=phase.value, about=needed(args, "name"))
+            event = Event(at=self._books.now(), what=phase.value, about=needed(args, "name"))
             return replace(_known(known, args), phase=phase, wanted=0, short="").noting(event)
 
         return self._row(await self._make(needed(args, "name"), change))
@@ -166,7 +164,7 @@ class PoolOperations:
 
     async def drain(self, request: Request, args: Arguments) -> Json:
         """Have machines finish what they run and go, and the pool want so many fewer."""
-        tender, names = self._tender, frozenset[str](args.get("machines", ()))
+        books, names = self._books, frozenset[str](args.get("machines", ()))
 
         def change(known: Pool | None) -> Pool:
             pool = _known(known, args)
@@ -177,25 +175,25 @@ class PoolOperations:
             memory = replace(pool.memory, wanted=wanted)
             return replace(pool, spec=spec, wanted=wanted, memory=memory)
 
-        await tender.refresh()
+        await books.refresh()
         self._check(names, needed(args, "name"))
         await self._make(needed(args, "name"), change)
         why = "drained by hand"
-        return await self._each(args, lambda one: tending.draining(one, tender.now(), why))
+        return await self._each(args, lambda one: tending.draining(one, books.now(), why))
 
     async def _each(self, args: Arguments, change: Callable[[Machine], Machine]) -> Json:
-        tender, name = self._tender, needed(args, "name")
-        await tender.refresh()
+        books, name = self._books, needed(args, "name")
+        await books.refresh()
         pool = self._find(args)
         names = frozenset[str](args.get("machines", ()))
         self._check(names, name)
-        for one in tender.of_pool(name):
+        for one in books.of_pool(name):
             if one.state is State.READY and (not names or one.name in names):
-                await tender.change(one.name, change)
-        return self._row(tender.pools.get(name, pool))
+                await books.change(one.name, change)
+        return self._row(books.pools.get(name, pool))
 
     def _check(self, names: frozenset[str], pool: str) -> None:
-        for unknown in sorted(names - {one.name for one in self._tender.of_pool(pool)}):
+        for unknown in sorted(names - {one.name for one in self._books.of_pool(pool)}):
             text = f"pool {pool} has no machine {unknown}: `spinal pool show` names them"
             raise CallError.of(Problem("refused", text, "machines"))
 
@@ -203,24 +201,24 @@ class PoolOperations:
         self, name: str, change: Callable[[Pool | None], Pool], new: bool = False
     ) -> Pool:
         """Change a pool, also if somebody else does at the same time."""
-        tender = self._tender
+        books = self._books
         for _ in range(TRIES):
-            await tender.refresh()
-            known = tender.pools.get(name)
-            if known is None and new and len(tender.pools) >= MAX_POOLS:
+            await books.refresh()
+            known = books.pools.get(name)
+            if known is None and new and len(books.pools) >= MAX_POOLS:
                 raise CallError.of(Problem("full", f"there are {MAX_POOLS} pools"))
-            if (kept := await tender.keep(change(known))) is not None:
+            if (kept := await books.keep(change(known))) is not None:
                 return kept
         raise CallError.of(Problem("busy", f"pool {name} changes all the time", after=1.0))
 
     def _find(self, args: Arguments) -> Pool:
-        return _known(self._tender.pools.get(needed(args, "name")), args)
+        return _known(self._books.pools.get(needed(args, "name")), args)
 
     def _row(self, pool: Pool) -> dict[str, Json]:
-        machines = self._tender.of_pool(pool.name)
-        market = self._tender.market()
+        machines = self._books.of_pool(pool.name)
+        market = self._fleet.purse.market()
         ready = sum(one.state is State.READY for one in machines)
-        exist = [one for one in machines if one.state not in _IN_DOUBT]
+        exist = [one for one in machines if not one.state.in_doubt]
         # What was refused is looked up for a while, and another one has been ordered in its place.
         up = pool.phase is Phase.UP
         there = [one for one in machines if not (up and one.state is State.REFUSED)]
@@ -251,16 +249,16 @@ class PoolOperations:
 
     async def cost(self, request: Request, args: Arguments) -> Json:
         """Say what machines cost in a span, and what the month will."""
-        tender = self._tender
-        await tender.refresh()
-        machines, now = tender.all(), tender.now()
+        books, purse = self._books, self._fleet.purse
+        await books.refresh()
+        machines, now = books.all(), books.now()
         since = now - int(args.get("since", 7 * 86_400.0) * 1000)
         rows = money.cost(machines, since, now, now, args.get("by", ["pool"]))
         told = fitting(map(_cost_row, rows[:MAX_COSTS]))
         begin, end = money.month(now)
         month = money.cost(machines, begin, now, now, ())
         return {
-            "currency": tender.market().exchange.currency,
+            "currency": purse.market().exchange.currency,
             "since": stamp(since),
             "rows": told,
             "left_out": len(rows) - len(told),
@@ -280,7 +278,7 @@ class PoolOperations:
                         now,
                     ),
                 }
-                for one in tender.budgets()
+                for one in purse.budgets()
             ],
         }
 
@@ -289,7 +287,7 @@ class PoolOperations:
 
         Only with ``delete`` are those deleted, and these closed.
         """
-        return await self._tender.sweep(args.get("delete", False), args.get("names"))
+        return await self._fleet.sweeper.sweep(args.get("delete", False), args.get("names"))
 
 
 def _start(spec: PoolSpec, known: Pool | None) -> int:

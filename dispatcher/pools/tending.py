@@ -162,10 +162,6 @@ def _after(machine: Machine, seen: Seen, seconds: float) -> bool:
     return seen.now - machine.since >= seconds * 1000
 
 
-def _is_gone(machine: Machine, seen: Seen, pace: Pace) -> bool:
-    return is_missing(machine, pace)
-
-
 def is_missing(machine: Machine, pace: Pace) -> bool:
     """Tell whether its vendor does not have it, as far as its lists can be relied on."""
     # A list that was asked for before that may be older than the machine, however long ago.
@@ -188,7 +184,7 @@ def _unknown(machine: Machine, seen: Seen, terms: Terms, pace: Pace) -> Step:
     sight = _sight(machine, seen)
     if sight is not None:
         return Step(existing(machine, sight, seen.now), event="found", said=machine.said)
-    if _is_gone(machine, seen, pace):
+    if is_missing(machine, pace):
         return Step(moved(machine, State.NEVER, seen.now))
     return Step(machine)
 
@@ -198,14 +194,14 @@ def _refused(machine: Machine, seen: Seen, terms: Terms, pace: Pace) -> Step:
         # Others have been ordered in its place.
         why = "its vendor refused it, and has it"
         return Step(leaving(machine, seen.now, why), Ask.DESTROY, "orphan", machine.said)
-    if _is_gone(machine, seen, pace):
+    if is_missing(machine, pace):
         return Step(moved(machine, State.NEVER, seen.now))
     return Step(machine)
 
 
 def _fate(machine: Machine, seen: Seen, pace: Pace) -> Step | None:
     """Say what the vendor has made of a machine that should be there."""
-    if _is_gone(machine, seen, pace):
+    if is_missing(machine, pace):
         return Step(moved(machine, State.GONE, seen.now, why="gone"), event="lost", said="gone")
     sight = _sight(machine, seen)
     if sight is not None and sight.state in ("error", "stopped", "ending"):

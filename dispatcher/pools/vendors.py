@@ -78,6 +78,10 @@ class Offers:
     errors: dict[str, str] = field(default_factory=dict[str, str])
     dropped: dict[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
 
+    def told(self) -> list[str]:
+        """Say which vendors gave nothing, and why."""
+        return [f"{vendor}: {why}" for vendor, why in sorted(self.errors.items())]
+
     def left_out(self) -> list[dict[str, Json]]:
         """Say what provider agents left out themselves, most first."""
         rows: list[dict[str, Json]] = [

@@ -25,6 +25,7 @@ from spinal.dispatcher.jobs.clock import Clock
 from spinal.dispatcher.pools import operations
 from spinal.dispatcher.pools.document import to_json
 from spinal.dispatcher.pools.machine import Machine
+from spinal.dispatcher.pools.renting import Renting
 from spinal.dispatcher.pools.spec import (
     Life as Terms,
 )
@@ -36,7 +37,6 @@ from spinal.dispatcher.pools.spec import (
     Server,
     Size,
 )
-from spinal.dispatcher.pools.tender import Renting
 from spinal.dispatcher.store import store_for
 from spinal.protocols.address import bare
 from spinal.testing import MemoryBus, virtual_time
@@ -316,7 +316,7 @@ class Cloud:
         connection = self.bus.connection(f"provider-{vendor.name}@memory.test/agent")
         life = Life(vendor.agent(), connection, dispatchers=[DISPATCHER], epoch=self._epoch)
         await self._stack.enter_async_context(life)
-        await self.until(lambda: vendor.name in self.dispatcher.tender.vendors.here())  # type: ignore[union-attr]
+        await self.until(lambda: vendor.name in self.dispatcher.fleet.vendors.here())  # type: ignore[union-attr]
 
     # -- what people ask
 

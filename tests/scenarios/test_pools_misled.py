@@ -21,7 +21,7 @@ from spinal.agents import Agent
 from spinal.agents.life import Life
 from spinal.agents.provider.settings import LOCAL, Providers
 from spinal.bus.server import ServerError
-from spinal.dispatcher.pools import record, tender
+from spinal.dispatcher.pools import books, fleet, record
 from spinal.dispatcher.pools.machine import Machine, State
 from spinal.dispatcher.pools.spec import Life as Terms
 from spinal.dispatcher.pools.spec import Money
@@ -95,7 +95,7 @@ async def test_offers_of_one_vendor_that_are_none_do_not_keep_others_from_being_
             "list": [],
         }
         await an_agent(cloud, a_provider("odd", answers, []), "provider-odd@memory.test/agent")
-        await cloud.until(lambda: "odd" in cloud.dispatcher.tender.vendors.here())  # type: ignore[union-attr]
+        await cloud.until(lambda: "odd" in cloud.dispatcher.fleet.vendors.here())  # type: ignore[union-attr]
 
         await cloud.apply(a_pool(2))
         await cloud.converged(2)
@@ -127,7 +127,7 @@ async def test_an_answer_to_an_order_that_is_none_leaves_no_machine_without_an_e
             "destroy": {"outcome": "gone"},
         }
         await an_agent(cloud, a_provider("odd", answers, []), "provider-odd@memory.test/agent")
-        await cloud.until(lambda: "odd" in cloud.dispatcher.tender.vendors.here())  # type: ignore[union-attr]
+        await cloud.until(lambda: "odd" in cloud.dispatcher.fleet.vendors.here())  # type: ignore[union-attr]
         await cloud.apply(a_pool(1))
         await cloud.until(lambda: cloud.invited)
         await cloud.down()
@@ -136,7 +136,7 @@ async def test_an_answer_to_an_order_that_is_none_leaves_no_machine_without_an_e
             return not (await cloud.ask("pools/list"))["items"]
 
         await cloud.until(is_gone, 600)
-        assert len(str(cloud.dispatcher.tender.ledger)) < 5000 * len(cloud.invited)  # type: ignore[union-attr]
+        assert len(str(cloud.dispatcher.fleet.books.ledger)) < 5000 * len(cloud.invited)  # type: ignore[union-attr]
 
 
 @virtual_time
@@ -162,7 +162,7 @@ async def test_a_machine_that_poses_as_a_vendor_is_asked_nothing(tmp_path: Path)
         await cloud.down()
         await cloud.until(lambda: not cloud.there())
         assert asked == []
-        assert cloud.dispatcher.tender.vendors.here() == ["cheap"]  # type: ignore[union-attr]
+        assert cloud.dispatcher.fleet.vendors.here() == ["cheap"]  # type: ignore[union-attr]
 
 
 @virtual_time
@@ -170,8 +170,8 @@ async def test_what_another_dispatcher_orders_meanwhile_is_not_paid_twice(tmp_pa
     async with a_cloud(tmp_path) as cloud:
         vendor = await cloud.vendor("cheap", 0.1)
         await cloud.apply(a_pool(0, money=Money(max_per_hour=0.1)))
-        keeper, tending = cloud.dispatcher.keeper, cloud.dispatcher.tender
-        assert keeper is not None and tending is not None
+        keeper = cloud.dispatcher.keeper
+        assert keeper is not None
         theirs = Machine(
             name="other-1", pool="other", label="web", state=State.ORDERED, since=cloud.wall,
             vendor="elsewhere", region="eu", type="small", price=0.1, currency="EUR",
@@ -183,8 +183,8 @@ async def test_what_another_dispatcher_orders_meanwhile_is_not_paid_twice(tmp_pa
             found = await versions(kind)
             if kind == record.MACHINE and not done:
                 done.append(True)
-                purse = (await versions(tender.PURSE[0])).get(tender.PURSE[1], 0)
-                orders = Keep(Record(*tender.PURSE, purse, None))
+                purse = (await versions(books.PURSE[0])).get(books.PURSE[1], 0)
+                orders = Keep(Record(*books.PURSE, purse, None))
                 await keeper.store.write(orders, Keep(record.of_machine(theirs)))
             return found
 
@@ -266,7 +266,7 @@ async def test_a_machine_whose_disk_cannot_be_kept_stays_and_its_pool_says_so(
         ]
         # Somebody deletes it by hand: then there is nothing to be kept.
         vendor.rented.clear()
-        await cloud.until(lambda: not cloud.dispatcher.tender.machines, 300)  # type: ignore[union-attr]
+        await cloud.until(lambda: not cloud.dispatcher.fleet.books.machines, 300)  # type: ignore[union-attr]
 
 
 # -- holding and draining
@@ -363,7 +363,7 @@ async def test_machines_of_long_ago_are_forgotten(tmp_path: Path) -> None:
     async with a_cloud(tmp_path) as cloud:
         await cloud.vendor("cheap", 0.1)
         dispatcher = cloud.dispatcher
-        assert dispatcher.keeper is not None and dispatcher.tender is not None
+        assert dispatcher.keeper is not None and dispatcher.fleet is not None
         now, day = cloud.wall, 86_400_000
         one = Machine(
             name="", pool="web", state=State.NEVER, since=0, vendor="cheap", region="eu",
@@ -379,8 +379,8 @@ async def test_machines_of_long_ago_are_forgotten(tmp_path: Path) -> None:
             await dispatcher.keeper.store.write(
                 Keep(record.of_machine(replace(machine, name=name)))
             )
-        dispatcher.tender._learned = False
-        await dispatcher.tender.refresh(doubtful=True)
-        await asyncio.sleep(tender.TIDY + 5)
+        dispatcher.fleet.books._learned = False
+        await dispatcher.fleet.books.refresh(doubtful=True)
+        await asyncio.sleep(fleet.TIDY + 5)
         kept = await dispatcher.keeper.store.versions(record.LEDGER)
-        assert sorted(kept) == ["gone-new", "never-new"] == sorted(dispatcher.tender.ledger)
+        assert sorted(kept) == ["gone-new", "never-new"] == sorted(dispatcher.fleet.books.ledger)

@@ -6,7 +6,7 @@ import pytest
 
 from spinal.bus.errors import CallError, HomeError
 from spinal.dispatcher.joining.joining import Joining
-from spinal.dispatcher.pools.door import Desk
+from spinal.dispatcher.pools.door import HomeDoor
 from spinal.dispatcher.pools.machine import Machine, State
 from spinal.dispatcher.pools.spec import PoolSpec, Server
 from spinal.protocols import path
@@ -42,7 +42,7 @@ def a_machine(region: str) -> Machine:
 @pytest.mark.parametrize("region", ["eu-1", "West Europe", "New York (1)", "a/b", "a'b\n$(c)", ""])
 async def test_a_machine_is_invited_whatever_its_vendor_calls_the_region(region: str) -> None:
     tickets = Tickets()
-    assert "web-1" in await Desk(cast("Joining", tickets)).invite(a_machine(region), SPEC)
+    assert "web-1" in await HomeDoor(cast("Joining", tickets)).invite(a_machine(region), SPEC)
     assert tickets.places[0]["region"].isprintable()
 
 
@@ -50,4 +50,4 @@ async def test_a_home_that_cannot_be_read_invites_nobody_and_says_so() -> None:
     tickets = Tickets()
     tickets.error = HomeError("accounts.json cannot be read")
     with pytest.raises(CallError, match="cannot be read"):
-        await Desk(cast("Joining", tickets)).invite(a_machine("eu-1"), SPEC)
+        await HomeDoor(cast("Joining", tickets)).invite(a_machine("eu-1"), SPEC)

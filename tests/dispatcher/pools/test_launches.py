@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -190,7 +188,6 @@ def test_a_block_is_never_made_shorter_and_budgets_stay_within_bounds(
         else:
             found = found.refused(offering, what, "no", now, after)
             assert found.room(offering, 0, now) == 0
-        found = Launches.of(json.loads(json.dumps(found.row())))
         blocked = found.blocked(now)
         assert all(blocked[key].until >= block.until for key, block in before.items())
         for each in (SMALL, LARGE, AWAY, OTHER):

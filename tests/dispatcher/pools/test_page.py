@@ -61,7 +61,7 @@ def test_it_has_a_line_for_every_kind_of_refusal() -> None:
 def test_it_has_a_line_for_every_event() -> None:
     source = "".join(
         (Path(document.__file__).parent / f"{name}.py").read_text()
-        for name in ("tending", "tender", "operations")
+        for name in ("tending", "tender", "fleet", "orders", "operations")
     )
     said = set(re.findall(r'(?:event|what)="([a-z-]+)"', source))
     said |= set(re.findall(r'Ask\.DESTROY, "([a-z-]+)"', source)) | {"lost", "failed", "refused"}

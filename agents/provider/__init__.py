@@ -1,5 +1,4 @@
-"""Machines of one vendor's account, as operations on the bus."""
+"""Machines of one vendor's account, as operations on the bus.
 
-from .agent import assemble, make
-
-__all__ = ["assemble", "make"]
+Nothing is imported here: the dispatcher reads offers and settings, and needs no vendor's driver.
+"""

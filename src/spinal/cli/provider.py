@@ -312,7 +312,7 @@ def run_(account: str, descriptor: int | None, as_json: bool) -> None:
 
     With --json: {"event": "ready", "agent", "slots", "ops"} once it is on the bus.
     """
-    from spinal.agents.provider import assemble
+    from spinal.agents.provider.agent import assemble
 
     start_logging("info")
     place = home()

@@ -12,7 +12,7 @@ from tests.clouds.upstream import missing
 from tests.clouds.vendor import TOKEN
 
 from spinal.agents.life import Life
-from spinal.agents.provider import assemble
+from spinal.agents.provider.agent import assemble
 from spinal.agents.provider.settings import Account
 from spinal.agents.secret import Secret
 from spinal.bus.errors import CallError

@@ -32,6 +32,10 @@ from .vendors import FORMS, OTHER, UNFIT, Form
 #: Its name in the home.
 FILE: Final = "providers.yaml"
 
+#: What the accounts of provider agents are called before the name of theirs, and no other's is: the
+#: dispatcher rents from nobody else.
+PREFIX: Final = "provider-"
+
 #: Folder in the home for the machines of a local account, which has one of its own there.
 MACHINES: Final = "machines"
 
@@ -98,7 +102,7 @@ class Account:
     @property
     def agent(self) -> str:
         """Name of its agent on the bus."""
-        return f"provider-{self.name}"
+        return f"{PREFIX}{self.name}"
 
     def secrets(self) -> Iterator[tuple[str, Secret]]:
         """Give the references to secrets in it, with their keys."""

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, cast
 
+from spinal.agents.provider.settings import PREFIX
 from spinal.bus.errors import HomeError
 from spinal.bus.home import check_name
 from spinal.protocols import Exit, Json, SpinalError, path
@@ -129,6 +130,12 @@ def check(ticket: Ticket) -> None:
         check_name(ticket.name)
     except HomeError as error:
         raise JoiningError(str(error)) from error
+    if ticket.name.startswith(PREFIX):
+        # Who has such an account is asked to rent machines.
+        raise JoiningError(
+            f"{ticket.name!r} is the name of a provider agent: choose one that does not begin "
+            f"with {PREFIX!r}"
+        )
     path.check_places(dict(ticket.place))
     if len(ticket.files) > MAX_FILES or sum(map(_size, ticket.files.items())) > MAX_BYTES:
         raise JoiningError(

@@ -97,11 +97,6 @@ class Books:
         over = (one for one in self.ledger.values() if (one.ended or one.since) >= begin)
         return [*self.machines.values(), *over]
 
-    def is_rented(self, account: str) -> bool:
-        """Tell whether an account is that of a machine, as long as it may have one."""
-        name = self._gate.machine_of(account)
-        return name in self.machines or name in self.ledger
-
     # -- what others wrote
 
     async def refresh(self, doubtful: bool = False) -> None:

@@ -20,6 +20,7 @@ from spinal.agents import document
 from spinal.agents.document import DURATION, SIZE, BadDocument, Document, Mistake, seconds
 from spinal.agents.errors import one_line
 from spinal.agents.provider.offer import Exchange
+from spinal.agents.provider.settings import PREFIX
 from spinal.protocols import Json, LocalProtocolError, duration
 from spinal.protocols import path as paths
 
@@ -420,6 +421,12 @@ class _Reader:
 
     def _together(self, spec: PoolSpec) -> None:
         scale, size = spec.scale, spec.size
+        if f"{spec.pool}-".startswith(PREFIX):
+            self._tell(
+                ("pool",),
+                f"its machines would be called as provider agents are, {PREFIX}...: choose another "
+                "name",
+            )
         if spec.place.at_least_vendors > size.max:
             self._tell(
                 ("place", "at_least_vendors"),

@@ -95,7 +95,7 @@ class Fleet:
         self._gate = Gate(door, renting.domain, keeper.spawn, hold=hold, release=release)
         self.books = Books(keeper, self._gate, pace.pauses)
         self.purse = Purse(self.books, renting.market)
-        self.vendors = Vendors(broker, registry, address, keeper.now, self.books.is_rented)
+        self.vendors = Vendors(broker, registry, address, keeper.now)
         self.refusals = Refusals(keeper.now, self._images, pace.pauses)
         self._tender = Tender(
             self.books,

@@ -70,11 +70,6 @@ class Gate:
         """Give the account of a machine."""
         return f"{name}@{self._domain}"
 
-    def machine_of(self, account: str) -> str:
-        """Give the name that a machine with this account has; empty if none of ours has it."""
-        name, _, domain = account.partition("@")
-        return name if domain == self._domain else ""
-
     def watch(self, machine: Machine) -> None:
         """Keep work from a machine that is not ready, or is to go."""
         why = _HOLDS.get(machine.state, "")

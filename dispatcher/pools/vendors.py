@@ -17,9 +17,10 @@ import structlog
 
 from spinal.agents.errors import one_line
 from spinal.agents.provider.offer import Offer
+from spinal.agents.provider.settings import PREFIX
 from spinal.bus.errors import CallError
 from spinal.protocols import Json, Problem
-from spinal.protocols.address import bare
+from spinal.protocols.address import local
 from spinal.protocols.errors import REASONS, Ran
 
 from ..agent import KnownAgent
@@ -100,8 +101,6 @@ class Vendors:
         registry: who is there.
         caller: in whose name they are asked: the dispatcher's own address.
         now: milliseconds since 1970 UTC.
-        rented: tells whether an account is that of a machine, which may offer what it likes and
-            does not rent others.
     """
 
     def __init__(
@@ -110,13 +109,11 @@ class Vendors:
         registry: Registry,
         caller: str,
         now: Callable[[], int],
-        rented: Callable[[str], bool] = lambda account: False,
     ) -> None:
         self._broker = broker
         self._registry = registry
         self.caller = caller
         self._now = now
-        self._rented = rented
         #: Each vendor's last list of our machines, and why there is no newer one.
         self.listings: dict[str, Listing] = {}
         self.errors: dict[str, str] = {}
@@ -126,15 +123,13 @@ class Vendors:
 
     def here(self) -> list[str]:
         """Give the vendors whose provider agents are on the bus, by name."""
-        return sorted({agent.advertisement.place[VENDOR].strip("/") for agent in self._agents()})
+        return sorted({_vendor(agent) for agent in self._agents()})
 
     def _agents(self) -> list[KnownAgent]:
         return [
             agent
             for agent in self._registry.everybody(CREATE)
-            if agent.gone_at is None
-            and VENDOR in agent.advertisement.place
-            and not self._rented(bare(agent.address))
+            if agent.gone_at is None and _vendor(agent)
         ]
 
     # -- offers
@@ -279,9 +274,7 @@ class Vendors:
 
     async def _ask(self, vendor: str, op: str, args: Mapping[str, Json], within: float) -> Json:
         theirs = [
-            agent
-            for agent in self._agents()
-            if agent.advertisement.place[VENDOR].strip("/") == vendor and op in agent.operations
+            agent for agent in self._agents() if _vendor(agent) == vendor and op in agent.operations
         ]
         if not theirs:
             text = f"no provider agent of {vendor} is on the bus"
@@ -289,6 +282,15 @@ class Vendors:
         agent = min(theirs, key=lambda one: (one.silent, one.in_flight, one.address))
         demand = Demand(op, only=agent.address)
         return await self._broker.ask(op, args, demand, self.caller, within)
+
+
+def _vendor(agent: KnownAgent) -> str:
+    """Give the vendor that an agent rents from; empty if its account is none of a provider agent.
+
+    Any agent may offer what it likes, and those of rented machines are not to rent others.
+    """
+    vendor = agent.advertisement.place.get(VENDOR, "").strip("/")
+    return vendor if local(agent.address) == f"{PREFIX}{vendor}" else ""
 
 
 # What provider agents answer, as far as it can be understood: nothing in it may stop the pools.

@@ -140,6 +140,22 @@ async def test_an_answer_to_an_order_that_is_none_leaves_no_machine_without_an_e
 
 
 @virtual_time
+async def test_whose_account_is_no_provider_agents_is_asked_nothing(tmp_path: Path) -> None:
+    async with a_cloud(tmp_path) as cloud:
+        await cloud.vendor("cheap", 0.1)
+        asked: list[str] = []
+        answers = {"offers": {"offers": [an_offer(vendor="odd", price=0.01)], "errors": []}}
+        agent = a_provider("odd", answers, asked)
+        # A worker that somebody was invited with, and the agent of another vendor.
+        for number, account in enumerate(("worker", "provider-cheap", "provider-odd-2")):
+            await an_agent(cloud, agent, f"{account}@memory.test/odd{number}")
+        await cloud.apply(a_pool(1))
+        await cloud.converged(1)
+        assert cloud.dispatcher.fleet.vendors.here() == ["cheap"]  # type: ignore[union-attr]
+        assert asked == []
+
+
+@virtual_time
 async def test_a_machine_that_poses_as_a_vendor_is_asked_nothing(tmp_path: Path) -> None:
     async with a_cloud(tmp_path) as cloud:
         await cloud.vendor("cheap", 0.1)

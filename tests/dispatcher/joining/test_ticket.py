@@ -72,6 +72,7 @@ def test_what_is_no_ticket_is_told_so(text: str) -> None:
     ("wrong", "said"),
     [
         ({"name": "No Name"}, "cannot be a name"),
+        ({"name": "provider-ec2"}, "the name of a provider agent: choose one"),
         ({"files": {"../x.py": ""}, "run": ("machine",)}, "cannot be the name"),
         ({"files": {"x.sh": ""}, "run": ("x.sh",)}, "cannot be the name"),
         ({"files": {".py": ""}}, "cannot be the name"),

@@ -72,6 +72,7 @@ MISTAKES = [
     _case("pool: web\n", "pool: 5\n", 1, "pool", "5 is not a text"),
     _case("pool: web\n", "pool: Web\n", 1, "pool", "'Web' is no name", "pool: web"),
     _case("pool: web\n", "pool: web-\n", 1, "pool", "is no name"),
+    _case("pool: web\n", "pool: provider\n", 1, "pool", "as provider agents are", "another name"),
     _case("pool: web\n", "pool: " + "a" * 41 + "\n", 1, "pool", "at most 40"),
     _case("money:", "mony:", 14, "mony", "not known", "did you mean 'money'?"),
     # The server.

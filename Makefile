@@ -6,13 +6,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 4
 
-.PHONY: help demo test machines test-deps clouds cloud-sim check format bench bench-deps faults storms languages conformance hostile clean
+.PHONY: help demo test heavy machines test-deps clouds cloud-sim check format bench bench-deps faults storms languages conformance hostile clean
 
 help:
 	@echo "make demo       see it work: a platform, three workers, one of them killed"
 	@echo "make test       the short suite; names at its end what it had to leave out"
 	@echo "make test-deps  install Prosody, ejabberd and chat clients for it (root or sudo)"
 	@echo "make cloud-sim  run five simulated clouds until Ctrl-C: endpoints, a providers.yaml, how to break them"
+	@echo "make heavy      servers that are flooded and killed, and clients of other makes (5 minutes)"
 	@echo "make machines   rent machines for real: pools, joining, bursts, the story, systemd-nspawn (5 minutes)"
 	@echo "make check      formatting, lint, types, direction of imports"
 	@echo "make format     mend what can be mended by a machine"
@@ -49,9 +50,10 @@ $(VENV)/dev: $(VENV)/pip
 demo: links $(VENV)/user
 	$(BIN)/spinal demo
 
-# Real servers that are flooded and killed: beside too much else they show how busy the machine is.
-HEAVY := tests/faults tests/integration/test_cluster.py tests/integration/test_hostile.py \
-	tests/integration/test_servers_page.py
+# Real servers that are flooded and killed, and what people and others have at their end of the bus:
+# beside too much else they show how busy the machine is.
+HEAVY := tests/faults tests/integration/clients tests/integration/test_cluster.py \
+	tests/integration/test_hostile.py tests/integration/test_servers_page.py
 
 # Machines that are rented and join, each of them some processes.
 MACHINES := tests/agents/provider/local/test_nspawn.py tests/cli/test_burst.py \
@@ -75,9 +77,9 @@ cloud-sim: links $(VENV)/user $(CLOUDS)/clouds
 # A part of it: make test TESTS=tests/bus
 test: links $(VENV)/dev $(CLOUDS)/clouds
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(or $(TESTS),$(HEAVY:%=--ignore=%) $(MACHINES:%=--ignore=%))
-ifndef TESTS
+
+heavy: links $(VENV)/dev
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(HEAVY)
-endif
 
 machines: links $(VENV)/dev $(CLOUDS)/clouds
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(MACHINES)

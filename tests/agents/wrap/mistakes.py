@@ -6,7 +6,7 @@ words that must be in the text: what is wrong, and what to write.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from tests.mistakes import Case
 
 GOOD = """\
 agent: units
@@ -30,29 +30,8 @@ ops:
 """
 
 
-@dataclass(frozen=True)
-class Case:
-    """One mistake."""
-
-    #: What is replaced in :data:`GOOD`, and by what; with nothing replaced, the whole text.
-    old: str
-    new: str
-    line: int
-    key: str
-    #: All of them are in the text.
-    words: tuple[str, ...]
-
-    @property
-    def text(self) -> str:
-        """The manifest."""
-        if not self.old:
-            return self.new
-        assert GOOD.count(self.old) == 1, self.old
-        return GOOD.replace(self.old, self.new)
-
-
 def _case(old: str, new: str, line: int, key: str, *words: str) -> Case:
-    return Case(old, new, line, key, words)
+    return Case(GOOD, old, new, line, key, words)
 
 
 OP = "ops./units/convert"

@@ -6,6 +6,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from tests.mistakes import Case
 
 from spinal.agents import document
 from spinal.agents.document import BadDocument
@@ -13,7 +14,7 @@ from spinal.agents.errors import AgentError
 from spinal.agents.wrap import Manifest, load, manifest
 from spinal.agents.wrap.kinds import KINDS
 
-from .mistakes import GOOD, MISTAKES, Case
+from .mistakes import GOOD, MISTAKES
 
 
 def read(text: str, file: str = "units.yaml") -> Manifest:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from tests.mistakes import Case
 
 GOOD = """\
 pool: web
@@ -17,7 +17,7 @@ scale:
   remove_when: {p95: "< 150ms for 15m"}
   cool: 5m
   schedule: [{cron: "0 8 * * mon-fri", for: 10h, size: 4, zone: Europe/Berlin}]
-  # consolidate does not go with spread
+  # No consolidate, which goes with equal offers and not with a spread.
 money: {max_per_hour: 0.60, max_per_month: 200, currency: EUR, label: shop}
 life:
   ttl: 30d
@@ -30,29 +30,8 @@ life:
 """
 
 
-@dataclass(frozen=True)
-class Case:
-    """One mistake."""
-
-    #: What is replaced in :data:`GOOD`, and by what; with nothing replaced, the whole text.
-    old: str
-    new: str
-    line: int
-    key: str
-    #: All of them are in the text.
-    words: tuple[str, ...]
-
-    @property
-    def text(self) -> str:
-        """The file."""
-        if not self.old:
-            return self.new
-        assert GOOD.count(self.old) == 1, self.old
-        return GOOD.replace(self.old, self.new)
-
-
 def _case(old: str, new: str, line: int, key: str, *words: str) -> Case:
-    return Case(old, new, line, key, words)
+    return Case(GOOD, old, new, line, key, words)
 
 
 SMALL = """\

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.mistakes import Case
 
 from spinal.agents.document import BadDocument
 from spinal.agents.errors import AgentError
@@ -28,7 +29,7 @@ from spinal.dispatcher.pools.spec import (
     Window,
 )
 
-from .mistakes import GOOD, MISTAKES, Case
+from .mistakes import GOOD, MISTAKES
 
 SCHEMA = Path(__file__).resolve().parents[3] / "docs/pool.schema.json"
 ANEW = "run PYTHONPATH=src python -m tests.dispatcher.pools.test_document"

@@ -22,6 +22,7 @@ from pathlib import Path
 import structlog
 
 from spinal import logs
+from spinal.agents.provider.market import Market
 from spinal.bus.client import connect
 from spinal.bus.connection import Connection
 from spinal.bus.errors import BusError
@@ -33,7 +34,6 @@ from spinal.protocols import SpinalError
 from .garbage import seldom_collected
 from .joining.joining import Joining
 from .pools.door import HomeDoor
-from .pools.market import Market
 from .pools.renting import Renting
 from .service import Dispatcher
 from .store import store_for

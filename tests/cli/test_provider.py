@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -139,7 +140,7 @@ class TestRun:
         self, place: Path, clouds: Clouds, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("CLOUD_TOKEN", TOKEN)
-        up = Program(place, "up", "--json")
+        up = Program(place, "up", "--no-providers", "--json")
         try:
             up.until(event="ready")
             write(place, ocean(clouds))
@@ -164,5 +165,45 @@ class TestRun:
                 assert second.code == 2 and "provider-ocean" in second.line
             finally:
                 assert agent.end(signal.SIGTERM) == 0, agent.err
+        finally:
+            assert up.end() == 0, up.err
+
+    def test_the_accounts_change_while_it_is_up_and_machines_stay(
+        self, place: Path, clouds: Clouds, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("CLOUD_TOKEN", TOKEN)
+        local = "accounts:\n  local: {driver: local, sizes: {s: {cpu: 1, ram: 1G, price: %s}}}\n"
+        Home.create(place)
+        write(place, local % "0.10")
+        up = Program(place, "up", "--json")
+        spinal = spinal_here(place)
+
+        def prices() -> dict[str, float]:
+            told = spinal("offers", "--cpu", "1", "--refresh", "--json")
+            return {one["vendor"]: one["price"] for one in told.json} if told.code == 0 else {}
+
+        def wait_for(what: Callable[[], bool]) -> None:
+            deadline = time.monotonic() + 60
+            while not what():
+                assert time.monotonic() < deadline, up.err
+                time.sleep(0.2)
+
+        try:
+            up.until(event="ready")
+            wait_for(lambda: prices() == {"local": 0.10})
+            made = spinal(
+                "call", "/provider/create", "name=web-aaaaaa", "type=s", "--place", "vendor=/local",
+                "region=local", "image=debian-12", "user_data=#!/bin/sh\nexec sleep 1000",
+            )  # fmt: skip
+            assert made.json["outcome"] == "created", made.err
+            number = made.json["machine"]["id"]
+
+            write(place, (local % "0.20") + ocean(clouds).partition("\n")[2])
+            wait_for(lambda: prices().get("local") == 0.20 and "ocean" in prices())
+            listed = spinal("call", "/provider/list", "--place", "vendor=/local").json["machines"]
+            assert [(one["id"], one["state"]) for one in listed] == [(number, "running")]
+
+            write(place, ocean(clouds))
+            wait_for(lambda: set(prices()) == {"ocean"})
         finally:
             assert up.end() == 0, up.err

@@ -13,6 +13,7 @@ from spinal.bus.server import ServerError
 from spinal.cli import supervisor
 from spinal.cli.supervisor import LOOP, STEADY, Backoff, ChildProcess, Platform, keep, told
 from spinal.protocols import SpinalError
+from spinal.testing import eventually
 
 #: A child that does what its argument says.
 CHILD = """
@@ -36,6 +37,9 @@ async def main():
         if how == "stubborn":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         await stop.wait()
+        supervisor.heard()
+        if how == "noted":
+            print("again" if supervisor.again else "for good", file=sys.stderr, flush=True)
 
 die_with_parent(os.getppid())
 asyncio.run(main())
@@ -128,6 +132,19 @@ class TestChild:
             await child.stop()
         assert child.pid is None
 
+    @pytest.mark.parametrize(("again", "heard"), [(True, "again"), (False, "for good")])
+    async def test_it_hears_whether_another_one_takes_its_place(
+        self,
+        make: Callable[[str], ChildProcess],
+        capfd: pytest.CaptureFixture[str],
+        again: bool,
+        heard: str,
+    ) -> None:
+        child = make("noted")
+        await child.start()
+        await child.stop(again)
+        assert capfd.readouterr().err.strip() == heard
+
     async def test_it_ends_when_its_supervisor_is_gone(self, tmp_path: Path) -> None:
         code = (
             "import asyncio, sys\n"
@@ -183,7 +200,7 @@ class FakePart:
             await asyncio.Event().wait()
         return str(self.lives.pop(0))
 
-    async def stop(self) -> None:
+    async def stop(self, again: bool = False) -> None:
         self.stops += 1
 
 
@@ -237,7 +254,7 @@ class TestKeeping:
                 await super().start()
                 order.append(f"+{self.name}")
 
-            async def stop(self) -> None:
+            async def stop(self, again: bool = False) -> None:
                 order.append(f"-{self.name}")
 
         third = Noted("c", ServerError("no"))
@@ -246,6 +263,77 @@ class TestKeeping:
             await platform.start()
         await platform.stop()
         assert order == ["+a", "+b", "-b", "-a"]
+
+
+class FakeOthers:
+    """Other parts, as somebody says that they are to be."""
+
+    def __init__(self, **made_by: object) -> None:
+        self.said: Mapping[str, object] = made_by
+        self.seen: list[str] = []
+
+    def wanted(self) -> Mapping[str, object]:
+        return self.said
+
+    def make(self, name: str) -> "OtherPart":
+        return OtherPart(name, self.said[name], self.seen)
+
+
+class OtherPart(FakePart):
+    def __init__(self, name: str, made_by: object, seen: list[str]) -> None:
+        super().__init__("for ever")
+        self.name = name
+        self._seen = seen
+        self._made_by = made_by
+
+    async def start(self) -> None:
+        self._seen.append(f"+{self.name}{self._made_by}")
+
+    async def stop(self, again: bool = False) -> None:
+        self._seen.append(f"-{self.name}{self._made_by}{' again' if again else ''}")
+
+
+class TestOthers:
+    @pytest.fixture(autouse=True)
+    def at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(supervisor, "LOOK_EVERY", 0.01)
+
+    async def test_they_are_what_is_wanted_now(self) -> None:
+        others = FakeOthers(a=1, b=1, c=1)
+        platform = Platform([], lambda event, detail: None, others)
+        watching = asyncio.create_task(platform.watch())
+        await eventually(lambda: sorted(others.seen) == ["+a1", "+b1", "+c1"])
+
+        others.seen.clear()
+        others.said = {"a": 1, "b": 2, "d": 1}
+        await eventually(lambda: len(others.seen) == 4)
+        assert sorted(others.seen[:2]) == ["-b1 again", "-c1"]
+        assert sorted(others.seen[2:]) == ["+b2", "+d1"]
+
+        others.seen.clear()
+        watching.cancel()
+        await asyncio.wait([watching])
+        await platform.stop()
+        assert sorted(others.seen) == ["-a1", "-b2", "-d1"]
+
+    async def test_what_stands_there_for_a_moment_changes_nothing(self) -> None:
+        others = FakeOthers(a=1)
+        half_written = FakeOthers()
+        looks = 0
+
+        def wanted() -> Mapping[str, object]:
+            nonlocal looks
+            looks += 1
+            return half_written.said if looks == 3 else others.said
+
+        others.wanted = wanted  # type: ignore[method-assign]
+        platform = Platform([], lambda event, detail: None, others)
+        watching = asyncio.create_task(platform.watch())
+        await eventually(lambda: looks > 6)
+        assert others.seen == ["+a1"]
+        watching.cancel()
+        await asyncio.wait([watching])
+        await platform.stop()
 
 
 class TestBackoff:

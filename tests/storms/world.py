@@ -25,7 +25,7 @@ from spinal.bus import CallError, Client
 from spinal.bus.errors import BusError
 from spinal.bus.home import Home
 from spinal.cli.supervisor import ChildProcess
-from spinal.cli.up import parts, providers
+from spinal.cli.up import Providers, parts
 from spinal.protocols import SpinalError
 
 from .script import TIMEOUT
@@ -224,9 +224,9 @@ async def world(folder: Path) -> AsyncGenerator[World]:
         stack.enter_context(home.hold())
         session = await stack.enter_async_context(aiohttp.ClientSession())
         vendors = {name: Vendor(name, url, session) for name, url in urls.items()}
-        (dispatcher, *found) = (
-            part for part in (*parts(home), *providers(home)) if isinstance(part, ChildProcess)
-        )
+        providers = Providers(home)
+        made = (*parts(home), *map(providers.make, providers.wanted()))
+        (dispatcher, *found) = (part for part in made if isinstance(part, ChildProcess))
         await dispatcher.start()
         stack.push_async_callback(dispatcher.stop)
         for one in found:

@@ -328,7 +328,7 @@ def run_(account: str, descriptor: int | None, as_json: bool) -> None:
 
 
 async def _supervised(agent: Agent, home: Path, descriptor: int) -> bool:
-    """Run an agent for ``spinal up``; tells whether that ended it, and is still there."""
+    """Run an agent for ``spinal up``; tells whether that ended it for good, and is still there."""
     import asyncio
     import os
     import signal
@@ -356,7 +356,8 @@ async def _supervised(agent: Agent, home: Path, descriptor: int) -> bool:
             raise
         finally:
             watching.cancel()
-        return not gone.is_set()
+        supervisor.heard()
+        return not gone.is_set() and not supervisor.again
 
 
 def end_local(account: Account) -> None:

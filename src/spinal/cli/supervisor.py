@@ -36,6 +36,8 @@ STOP_WITHIN: Final = 8.0
 #: How often a server of somebody else's make is asked whether it answers, and how long it may take.
 PROBE_EVERY: Final = 2.0
 PROBE_WITHIN: Final = 5.0
+#: How often it is looked which other parts are wanted.
+LOOK_EVERY: Final = 2.0
 #: A part that lived so long has recovered: the next restart is quick again.
 STEADY: Final = 30.0
 #: Restarts in a row after which it is called a crash loop.
@@ -60,8 +62,24 @@ class Part(Protocol):
         """Return why it has to be restarted, once it has."""
         ...
 
-    async def stop(self) -> None:
-        """End it, and wait for that, in bounded time; may be called when it does not run."""
+    async def stop(self, again: bool = False) -> None:
+        """End it, and wait for that, in bounded time; may be called when it does not run.
+
+        Args:
+            again: another one takes its place at once, so what it has started may stay.
+        """
+        ...
+
+
+class Others(Protocol):
+    """Parts without which the platform is up as well, and which may change while it is."""
+
+    def wanted(self) -> Mapping[str, object]:
+        """Give those that are to run now, by what people call them, and what each is made by."""
+        ...
+
+    def make(self, name: str) -> Part:
+        """Make one of them."""
         ...
 
 
@@ -222,13 +240,15 @@ class ChildProcess:
             if not line:
                 return told(await self._process.wait())
 
-    async def stop(self) -> None:
+    async def stop(self, again: bool = False) -> None:
         """End it, by force if it hangs or takes longer than it may."""
         process, self._process = self._process, None
         if process is None:
             return
         try:
             if process.returncode is None and not self._hung:
+                if again and self._writer is not None:
+                    self._writer.write(b"again\n")
                 with suppress(ProcessLookupError):
                     process.send_signal(signal.SIGTERM)
                 with suppress(TimeoutError):
@@ -291,7 +311,7 @@ class ManagedServer:
         finally:
             ended.cancel()
 
-    async def stop(self) -> None:
+    async def stop(self, again: bool = False) -> None:
         """End it; the launcher bounds how long that takes."""
         server, self._server = self._server, None
         hung, self._hung = self._hung, False
@@ -305,10 +325,13 @@ class Platform:
 
     parts: Sequence[Part]
     report: Report
-    #: Parts without which the platform is up as well: they are started once it is.
-    later: Sequence[Part] = ()
+    #: They are started once it is up.
+    others: Others | None = None
     _started: list[Part] = field(default_factory=list[Part])
-    _keepers: list[asyncio.Task[None]] = field(default_factory=list[asyncio.Task[None]])
+    #: Of the others that run, by name: what it was made by, the part, and what keeps it running.
+    _running: dict[str, tuple[object, Part, asyncio.Task[None]]] = field(
+        default_factory=dict[str, tuple[object, Part, "asyncio.Task[None]"]]
+    )
 
     async def start(self) -> None:
         """Start all of them.  Raises what the first one raises that cannot be started."""
@@ -318,28 +341,65 @@ class Platform:
 
     async def watch(self) -> None:
         """Restart what ends; runs until cancelled."""
-        self._keepers = [
-            asyncio.create_task(keep(part, self.report, part in self.parts), name=part.name)
-            for part in (*self.parts, *self.later)
-        ]
+        work = [asyncio.create_task(keep(one, self.report), name=one.name) for one in self.parts]
+        if self.others is not None:
+            work.append(asyncio.create_task(self._watch_others(self.others), name="others"))
         try:
-            await asyncio.gather(*self._keepers)
+            await asyncio.gather(*work)
         finally:
-            for keeper in self._keepers:
-                keeper.cancel()
-            await asyncio.wait(self._keepers)
+            work += [keeper for _, _, keeper in self._running.values()]
+            for task in work:
+                task.cancel()
+            await asyncio.wait(work)
+
+    async def _watch_others(self, others: Others) -> None:
+        before: Mapping[str, object] | None = None
+        while True:
+            try:
+                wanted = others.wanted()
+            except SpinalError as error:
+                log.error("parts_not_looked_at", reason=str(error))
+                wanted = before or {}
+            # Somebody may be just writing what says so.
+            settled, before = before in (None, wanted), wanted
+            if settled:
+                await self._adapt(others, wanted)
+            await asyncio.sleep(LOOK_EVERY)
+
+    async def _adapt(self, others: Others, wanted: Mapping[str, object]) -> None:
+        """Have those run that are wanted."""
+        ends = [
+            name
+            for name, (made_by, _, _) in self._running.items()
+            if name not in wanted or wanted[name] != made_by
+        ]
+        await asyncio.gather(*(self._end(name, name in wanted) for name in ends))
+        for name in wanted.keys() - self._running.keys():
+            part = others.make(name)
+            keeper = asyncio.create_task(keep(part, self.report, False), name=name)
+            self._running[name] = wanted[name], part, keeper
+
+    async def _end(self, name: str, again: bool) -> None:
+        """End one of the others, because it is not wanted any more, or not as it is."""
+        log.info("part_changed", part=name, again=again)
+        _, part, keeper = self._running[name]
+        keeper.cancel()
+        await asyncio.wait([keeper])
+        await self._stop(part, again)
+        del self._running[name]
 
     async def stop(self) -> None:
         """Stop what was started; every part gets its turn whatever happens to the others."""
-        # The later ones end together: each may have machines to end.
-        await asyncio.gather(*(self._stop(part) for part in self.later))
+        # The others end together: each may have machines to end.
+        await asyncio.gather(*(self._stop(part) for _, part, _ in self._running.values()))
+        self._running.clear()
         for part in reversed(self._started):
             await self._stop(part)
         self._started.clear()
 
-    async def _stop(self, part: Part) -> None:
+    async def _stop(self, part: Part, again: bool = False) -> None:
         try:
-            await part.stop()
+            await part.stop(again)
         except SpinalError as error:
             log.error("part_did_not_stop", part=part.name, reason=str(error))
 

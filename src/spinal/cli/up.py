@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -139,7 +139,7 @@ async def _up(home: Home, rents: bool, as_json: bool) -> None:
 
     emit: Callable[[str, Mapping[str, object]], None]
     emit = _emit_json if as_json else _emit_text
-    platform = Platform(parts(home), emit, providers(home) if rents else [])
+    platform = Platform(parts(home), emit, Providers(home) if rents else None)
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -215,23 +215,39 @@ def parts(home: Home) -> list[Part]:
     return [dispatcher]
 
 
-def providers(home: Home) -> list[Part]:
-    """Give the provider agents of a home's accounts.
+#: What people call the agent of an account, before the account's name.
+PROVIDER: Final = "provider "
+
+
+class Providers:
+    """The provider agents of a home's accounts, as ``providers.yaml`` says now.
 
     Raises:
-        BadDocument: ``providers.yaml`` has mistakes.
+        BadDocument: it has mistakes; later ones are logged, and what it said before holds.
     """
-    from spinal.agents.provider.settings import Providers
 
-    from .supervisor import ChildProcess
+    def __init__(self, home: Home) -> None:
+        from spinal.agents.provider.market import Market
 
-    run = [sys.executable, "-m", "spinal", "--home", str(home.path), "provider", "run"]
-    return [
-        ChildProcess(f"provider {name}", [*run, name], os.environ)
-        for name, account in Providers.find(home.path).accounts.items()
-        # A server that runs elsewhere knows only the accounts that somebody has made there.
-        if home.managed or account.agent in home.accounts()
-    ]
+        self._home = home
+        self._market = Market(home.path)
+
+    def wanted(self) -> Mapping[str, object]:
+        """Give the accounts, by what people call their agents."""
+        home = self._home
+        return {
+            f"{PROVIDER}{name}": account
+            for name, account in self._market().accounts.items()
+            # A server that runs elsewhere knows only the accounts that somebody has made there.
+            if home.managed or account.agent in home.accounts()
+        }
+
+    def make(self, name: str) -> Part:
+        """Make the part that runs one of them."""
+        from .supervisor import ChildProcess
+
+        argv = [sys.executable, "-m", "spinal", "--home", str(self._home.path), "provider", "run"]
+        return ChildProcess(name, [*argv, name.removeprefix(PROVIDER)], os.environ)
 
 
 def _emit_json(event: str, detail: Mapping[str, object]) -> None:

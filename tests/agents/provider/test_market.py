@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from spinal.agents.errors import AgentError
+from spinal.agents.provider.market import Market
 from spinal.agents.provider.settings import FILE
-from spinal.dispatcher.pools.market import Market
 
 
 def write(folder: Path, text: str, at: int) -> None:

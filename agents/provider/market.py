@@ -7,7 +7,8 @@ from pathlib import Path
 import structlog
 
 from spinal.agents.errors import AgentError
-from spinal.agents.provider.settings import FILE, Providers
+
+from .settings import FILE, Providers
 
 log = structlog.get_logger()
 

@@ -11,13 +11,14 @@ import base64
 import binascii
 import errno
 import json
+import socket
 import ssl
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol
 
 import structlog
 from aiohttp import web
@@ -106,9 +107,8 @@ class Desk:
         self._files = files
         self._refusals = Refusals()
         self._runner: web.AppRunner | None = None
-        self._listener: asyncio.Server | None = None
-        #: Connections, and how many of each address.
-        self._places: set[asyncio.Transport] = set()
+        self._listeners: list[socket.socket] = []
+        #: Connections of each address.
         self._of: Counter[str] = Counter()
         self._context = _context(files)
         self._tasks = Tasks("desk")
@@ -126,11 +126,7 @@ class Desk:
         )
         await runner.setup()
         try:
-            self._listener = await asyncio.get_running_loop().create_server(
-                self._accept,
-                self._listen,
-                self._port,
-            )
+            self._listeners = await _listen(self._listen, self._port)
         except OSError as error:
             await self.close()
             if error.errno == errno.EADDRINUSE:
@@ -138,58 +134,62 @@ class Desk:
             raise ServerError(
                 f"cannot listen on {self._listen} port {self._port}: {error}"
             ) from error
+        for one in self._listeners:
+            self._tasks.spawn(self._accept(one), "accepting")
 
     async def close(self) -> None:
         """Free the port; what is under way is cut.  May be called again."""
-        listener, self._listener = self._listener, None
         runner, self._runner = self._runner, None
-        if listener is not None:
-            listener.close()
         await self._tasks.close()
+        for one in self._listeners:
+            one.close()
+        self._listeners.clear()
         if runner is not None:
             await runner.cleanup()
-        if listener is not None:
-            await listener.wait_closed()
 
-    def _accept(self) -> asyncio.Protocol:
-        return _Guest(self._receive)
+    async def _accept(self, listener: socket.socket) -> None:
+        """Take connections, each if there is a place for it.
 
-    def _receive(self, transport: asyncio.Transport) -> None:
-        """Take a connection, if there is a place for it."""
-        who = _peer(transport)
-        if len(self._places) >= MAX_CONNECTIONS or self._of[who] >= MAX_OF_ONE:
-            transport.abort()
-            return
-        self._places.add(transport)
-        self._of[who] += 1
-        self._tasks.spawn(self._serve(transport, who), "connection")
+        Not a server of the event loop: a place is taken before TLS, and from uvloop (0.23) a protocol
+        of its own cannot keep what a guest says first, which TLS would wait for in vain.
+        """
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                guest, (who, *_) = await loop.sock_accept(listener)
+            except OSError as error:
+                # It has gone already, or too many files are open.
+                log.warning("connection_not_taken", error=str(error))
+                await asyncio.sleep(LOOK)
+                continue
+            if self._of.total() >= MAX_CONNECTIONS or self._of[who] >= MAX_OF_ONE:
+                guest.close()
+                continue
+            self._of[who] += 1
+            self._tasks.spawn(self._serve(guest, who), "connection")
 
-    async def _serve(self, transport: asyncio.Transport, who: str) -> None:
+    async def _serve(self, guest: socket.socket, who: str) -> None:
         """Have a connection served, and end it after a while whatever comes over it.
 
         Else whoever says nothing, or a byte a minute, would hold a place for ever.
         """
         assert self._runner is not None and self._runner.server is not None
+        transport: asyncio.Transport | None = None
         try:
             async with asyncio.timeout(LIFE):
-                handler = self._runner.server()
-                tls = await asyncio.get_running_loop().start_tls(
-                    transport,
-                    handler,
-                    self._context,
-                    server_side=True,
+                transport, _ = await asyncio.get_running_loop().connect_accepted_socket(
+                    self._runner.server,
+                    guest,
+                    ssl=self._context,
                     ssl_handshake_timeout=HANDSHAKE,
                 )
-                if tls is None:
-                    return
-                handler.connection_made(tls)
-                while not tls.is_closing():
+                while not transport.is_closing():
                     await asyncio.sleep(LOOK)
         except (OSError, TimeoutError):
             pass  # It has gone, or its time is over.
         finally:
-            transport.abort()
-            self._places.discard(transport)
+            if transport is not None:
+                transport.abort()
             self._of[who] -= 1
             if not self._of[who]:
                 del self._of[who]
@@ -254,23 +254,22 @@ class Desk:
         return web.FileResponse(path)
 
 
-class _Guest(asyncio.Protocol):
-    """A connection of which nothing is known yet."""
-
-    def __init__(self, receive: Callable[[asyncio.Transport], None]) -> None:
-        self._receive = receive
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's is no subclass of it, and has all that one has.
-        stream = cast("asyncio.Transport", transport)
-        # What it says is for TLS.
-        stream.pause_reading()
-        self._receive(stream)
-
-
-def _peer(transport: asyncio.BaseTransport) -> str:
-    found = transport.get_extra_info("peername")
-    return found[0] if found else ""
+async def _listen(host: str, port: int) -> list[socket.socket]:
+    """Listen at every address that a host has.  Raises :class:`OSError`."""
+    found = await asyncio.get_running_loop().getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    made: list[socket.socket] = []
+    try:
+        for family, _, _, _, address in dict.fromkeys(found):
+            one = socket.create_server(address, family=family, backlog=MAX_CONNECTIONS)
+            made.append(one)
+            one.setblocking(False)
+    except OSError:
+        for one in made:
+            one.close()
+        raise
+    return made
 
 
 def _context(files: Certificates) -> ssl.SSLContext:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 import structlog
 
 from spinal.bus.home import Home
+from spinal.bus.loops import loop_factory
 from spinal.dispatcher.joining import desk as desks
 from spinal.dispatcher.joining.joining import Joining
 from spinal.dispatcher.joining.ticket import AGAIN, FORGOTTEN, KIND, JoiningError, Refused
@@ -25,6 +27,9 @@ from .store import MemoryRecords
 
 NONCE, OTHER = "0123456789abcdef", "fedcba9876543210"
 HOUR = 3_600_000
+
+#: First byte of a record of a TLS handshake (RFC 8446, 5.1).
+HANDSHAKE = b"\x16"
 
 
 class Clock:
@@ -354,6 +359,29 @@ async def test_who_does_not_even_begin_with_tls_takes_a_place_as_well(
     for _, one in held:
         one.close()
     writer.close()
+
+
+@pytest.mark.parametrize("factory", [None, loop_factory()], ids=["asyncio", "uvloop"])
+def test_what_a_guest_says_before_anybody_listens_is_heard(
+    home: Home, factory: Callable[[], asyncio.AbstractEventLoop] | None
+) -> None:
+    async def main() -> bytes:
+        async with Joining(home, MemoryRecords(), now=Clock()) as joining:
+            trust = ssl.create_default_context(cadata=await joining.authority())
+            words = ssl.MemoryBIO()
+            tls = trust.wrap_bio(ssl.MemoryBIO(), words, server_hostname="127.0.0.1")
+            with suppress(ssl.SSLWantReadError):
+                tls.do_handshake()
+            # All of it is there before our loop has a turn.
+            with socket.create_connection(
+                ("127.0.0.1", int(joining.url.rpartition(":")[2]))
+            ) as guest:
+                guest.sendall(words.read())
+                guest.settimeout(5)
+                return await asyncio.to_thread(guest.recv, 1)
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        assert runner.run(main()) == HANDSHAKE
 
 
 def test_refusals_are_forgotten_one_by_one_and_only_so_many_addresses_are_remembered(

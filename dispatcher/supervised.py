@@ -1,9 +1,8 @@
 """The side of a supervised process: proving that it lives, and ending with its supervisor.
 
 Over one inherited socket: a line ``beat`` each second from the event loop, so that a loop that
-hangs is noticed; ``ready`` once; ``failed CODE TEXT`` when it cannot start.  The supervisor says
-``again`` before it ends us to start us anew, and nothing else.  The end of the socket means that the
-supervisor is gone.
+hangs is noticed; ``ready`` once; ``failed CODE TEXT`` when it cannot start.  The end of the socket
+means that the supervisor is gone.
 """
 
 from __future__ import annotations
@@ -33,8 +32,6 @@ class Supervisor:
     def __init__(self, connection: socket.socket | None, stop: asyncio.Event) -> None:
         self._connection = connection
         self._stop = stop
-        #: Whether another one of us takes our place when we have ended.
-        self.again = False
 
     def ready(self) -> None:
         """Say that it does its work now."""
@@ -49,12 +46,11 @@ class Supervisor:
         self._say("beat")
 
     def heard(self) -> None:
-        """Notice what the supervisor says, or that it is gone."""
+        """Notice that the supervisor is gone."""
         if self._connection is None:
             return
         with suppress(BlockingIOError, ConnectionError):
             if self._connection.recv(64):
-                self.again = True
                 return
             asyncio.get_running_loop().remove_reader(self._connection)
             self._stop.set()

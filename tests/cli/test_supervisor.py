@@ -37,9 +37,6 @@ async def main():
         if how == "stubborn":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         await stop.wait()
-        supervisor.heard()
-        if how == "noted":
-            print("again" if supervisor.again else "for good", file=sys.stderr, flush=True)
 
 die_with_parent(os.getppid())
 asyncio.run(main())
@@ -132,19 +129,6 @@ class TestChild:
             await child.stop()
         assert child.pid is None
 
-    @pytest.mark.parametrize(("again", "heard"), [(True, "again"), (False, "for good")])
-    async def test_it_hears_whether_another_one_takes_its_place(
-        self,
-        make: Callable[[str], ChildProcess],
-        capfd: pytest.CaptureFixture[str],
-        again: bool,
-        heard: str,
-    ) -> None:
-        child = make("noted")
-        await child.start()
-        await child.stop(again)
-        assert capfd.readouterr().err.strip() == heard
-
     async def test_it_ends_when_its_supervisor_is_gone(self, tmp_path: Path) -> None:
         code = (
             "import asyncio, sys\n"
@@ -200,7 +184,7 @@ class FakePart:
             await asyncio.Event().wait()
         return str(self.lives.pop(0))
 
-    async def stop(self, again: bool = False) -> None:
+    async def stop(self) -> None:
         self.stops += 1
 
 
@@ -254,7 +238,7 @@ class TestKeeping:
                 await super().start()
                 order.append(f"+{self.name}")
 
-            async def stop(self, again: bool = False) -> None:
+            async def stop(self) -> None:
                 order.append(f"-{self.name}")
 
         third = Noted("c", ServerError("no"))
@@ -278,6 +262,9 @@ class FakeOthers:
     def make(self, name: str) -> "OtherPart":
         return OtherPart(name, self.said[name], self.seen)
 
+    async def over(self, name: str, made_by: object) -> None:
+        self.seen.append(f"!{name}{made_by}")
+
 
 class OtherPart(FakePart):
     def __init__(self, name: str, made_by: object, seen: list[str]) -> None:
@@ -289,8 +276,8 @@ class OtherPart(FakePart):
     async def start(self) -> None:
         self._seen.append(f"+{self.name}{self._made_by}")
 
-    async def stop(self, again: bool = False) -> None:
-        self._seen.append(f"-{self.name}{self._made_by}{' again' if again else ''}")
+    async def stop(self) -> None:
+        self._seen.append(f"-{self.name}{self._made_by}")
 
 
 class TestOthers:
@@ -306,15 +293,34 @@ class TestOthers:
 
         others.seen.clear()
         others.said = {"a": 1, "b": 2, "d": 1}
-        await eventually(lambda: len(others.seen) == 4)
-        assert sorted(others.seen[:2]) == ["-b1 again", "-c1"]
-        assert sorted(others.seen[2:]) == ["+b2", "+d1"]
+        await eventually(lambda: len(others.seen) == 5)
+        assert sorted(others.seen[:2]) == ["-b1", "-c1"]
+        assert others.seen[2] == "!c1"
+        assert sorted(others.seen[3:]) == ["+b2", "+d1"]
 
         others.seen.clear()
         watching.cancel()
         await asyncio.wait([watching])
         await platform.stop()
-        assert sorted(others.seen) == ["-a1", "-b2", "-d1"]
+        assert sorted(others.seen[:3]) == ["-a1", "-b2", "-d1"]
+        assert sorted(others.seen[3:]) == ["!a1", "!b2", "!d1"]
+
+    async def test_what_they_left_in_a_former_life_is_cleaned_up_if_the_platform_is_ours(
+        self,
+    ) -> None:
+        others = FakeOthers(a=1)
+        ours = Platform([FakePart("for ever")], lambda event, detail: None, others)
+        await ours.start()
+        await ours.stop()
+        assert others.seen == ["!a1"]
+
+        others.seen.clear()
+        taken = FakePart(ServerError("port taken"))
+        theirs = Platform([taken], lambda event, detail: None, others)
+        with pytest.raises(ServerError):
+            await theirs.start()
+        await theirs.stop()
+        assert others.seen == []
 
     async def test_what_stands_there_for_a_moment_changes_nothing(self) -> None:
         others = FakeOthers(a=1)

@@ -140,8 +140,15 @@ async def test_machines_outlive_a_crash_of_everything_and_end_with_ctrl_c(tmp_pa
         after = {one["name"] for one in (await spinal(running, "pool", "show", "web"))["machines"]}
         assert after == before, "nothing was bought again"
 
-        again.kill(signal.SIGINT)
-        assert await again.wait() == 0
+        again.kill(signal.SIGKILL)
+        await again.wait()
+        await asyncio.gather(*(_gone(child) for child in _provider(running)))
+        assert machines(running)
+        # Before their provider agent has started.
+        third = await running.spinal("up", "--json")
+        await third.line(lambda line: '"ready"' in line)
+        third.kill(signal.SIGINT)
+        assert await third.wait() == 0
         await eventually(lambda: not machines(running), 20, "its machines end with it")
 
 

@@ -323,12 +323,11 @@ def run_(account: str, descriptor: int | None, as_json: bool) -> None:
         return
     from spinal.bus.loops import run as run_fast
 
-    if run_fast(_supervised(agent, place.path, descriptor)):
-        end_local(_settings().account(account))
+    run_fast(_supervised(agent, place.path, descriptor))
 
 
-async def _supervised(agent: Agent, home: Path, descriptor: int) -> bool:
-    """Run an agent for ``spinal up``; tells whether that ended it for good, and is still there."""
+async def _supervised(agent: Agent, home: Path, descriptor: int) -> None:
+    """Run an agent for ``spinal up``."""
     import asyncio
     import os
     import signal
@@ -356,17 +355,6 @@ async def _supervised(agent: Agent, home: Path, descriptor: int) -> bool:
             raise
         finally:
             watching.cancel()
-        supervisor.heard()
-        return not gone.is_set() and not supervisor.again
-
-
-def end_local(account: Account) -> None:
-    """End the machines of a local account: what ``spinal up`` started, it leaves nothing of."""
-    if account.driver != "local":
-        return
-    from spinal.agents.provider.vendors.local import Local
-
-    Local(account).connect("").end_all()
 
 
 @provider.command(context_settings=CONTEXT)

@@ -62,12 +62,8 @@ class Part(Protocol):
         """Return why it has to be restarted, once it has."""
         ...
 
-    async def stop(self, again: bool = False) -> None:
-        """End it, and wait for that, in bounded time; may be called when it does not run.
-
-        Args:
-            again: another one takes its place at once, so what it has started may stay.
-        """
+    async def stop(self) -> None:
+        """End it, and wait for that, in bounded time; may be called when it does not run."""
         ...
 
 
@@ -80,6 +76,10 @@ class Others(Protocol):
 
     def make(self, name: str) -> Part:
         """Make one of them."""
+        ...
+
+    async def over(self, name: str, made_by: object) -> None:
+        """Clean up after one that does not run any more, and that no other one follows."""
         ...
 
 
@@ -240,15 +240,13 @@ class ChildProcess:
             if not line:
                 return told(await self._process.wait())
 
-    async def stop(self, again: bool = False) -> None:
+    async def stop(self) -> None:
         """End it, by force if it hangs or takes longer than it may."""
         process, self._process = self._process, None
         if process is None:
             return
         try:
             if process.returncode is None and not self._hung:
-                if again and self._writer is not None:
-                    self._writer.write(b"again\n")
                 with suppress(ProcessLookupError):
                     process.send_signal(signal.SIGTERM)
                 with suppress(TimeoutError):
@@ -311,7 +309,7 @@ class ManagedServer:
         finally:
             ended.cancel()
 
-    async def stop(self, again: bool = False) -> None:
+    async def stop(self) -> None:
         """End it; the launcher bounds how long that takes."""
         server, self._server = self._server, None
         hung, self._hung = self._hung, False
@@ -355,16 +353,20 @@ class Platform:
     async def _watch_others(self, others: Others) -> None:
         before: Mapping[str, object] | None = None
         while True:
-            try:
-                wanted = others.wanted()
-            except SpinalError as error:
-                log.error("parts_not_looked_at", reason=str(error))
-                wanted = before or {}
+            wanted = self._wanted(others, before or {})
             # Somebody may be just writing what says so.
             settled, before = before in (None, wanted), wanted
             if settled:
                 await self._adapt(others, wanted)
             await asyncio.sleep(LOOK_EVERY)
+
+    @staticmethod
+    def _wanted(others: Others, known: Mapping[str, object] = {}) -> Mapping[str, object]:
+        try:
+            return others.wanted()
+        except SpinalError as error:
+            log.error("parts_not_looked_at", reason=str(error))
+            return known
 
     async def _adapt(self, others: Others, wanted: Mapping[str, object]) -> None:
         """Have those run that are wanted."""
@@ -373,33 +375,48 @@ class Platform:
             for name, (made_by, _, _) in self._running.items()
             if name not in wanted or wanted[name] != made_by
         ]
-        await asyncio.gather(*(self._end(name, name in wanted) for name in ends))
+        await asyncio.gather(*(self._end(name) for name in ends))
+        gone = {name: self._running.pop(name)[0] for name in ends}
+        await self._over(others, {k: made_by for k, made_by in gone.items() if k not in wanted})
         for name in wanted.keys() - self._running.keys():
             part = others.make(name)
             keeper = asyncio.create_task(keep(part, self.report, False), name=name)
             self._running[name] = wanted[name], part, keeper
 
-    async def _end(self, name: str, again: bool) -> None:
+    async def _end(self, name: str) -> None:
         """End one of the others, because it is not wanted any more, or not as it is."""
-        log.info("part_changed", part=name, again=again)
+        log.info("part_changed", part=name)
         _, part, keeper = self._running[name]
         keeper.cancel()
         await asyncio.wait([keeper])
-        await self._stop(part, again)
-        del self._running[name]
+        await self._stop(part)
+
+    @staticmethod
+    async def _over(others: Others, gone: Mapping[str, object]) -> None:
+        async def over(name: str, made_by: object) -> None:
+            try:
+                await others.over(name, made_by)
+            except SpinalError as error:
+                log.error("part_left_something", part=name, reason=str(error))
+
+        await asyncio.gather(*(over(name, made_by) for name, made_by in gone.items()))
 
     async def stop(self) -> None:
         """Stop what was started; every part gets its turn whatever happens to the others."""
-        # The others end together: each may have machines to end.
         await asyncio.gather(*(self._stop(part) for _, part, _ in self._running.values()))
+        # Else it may be somebody else's platform that they belong to.
+        if self.others is not None and len(self._started) == len(self.parts):
+            gone = {name: made_by for name, (made_by, _, _) in self._running.items()}
+            # Also what those left in a former life that had no time to start in this one.
+            await self._over(self.others, {**self._wanted(self.others), **gone})
         self._running.clear()
         for part in reversed(self._started):
             await self._stop(part)
         self._started.clear()
 
-    async def _stop(self, part: Part, again: bool = False) -> None:
+    async def _stop(self, part: Part) -> None:
         try:
-            await part.stop(again)
+            await part.stop()
         except SpinalError as error:
             log.error("part_did_not_stop", part=part.name, reason=str(error))
 

@@ -17,6 +17,7 @@ from spinal import __version__
 from .common import CONTEXT, home_path, json_option, print_json, say, show_home, start_logging
 
 if TYPE_CHECKING:
+    from spinal.agents.provider.settings import Account
     from spinal.bus.home import Home
 
     from .supervisor import Part
@@ -248,6 +249,30 @@ class Providers:
 
         argv = [sys.executable, "-m", "spinal", "--home", str(self._home.path), "provider", "run"]
         return ChildProcess(name, [*argv, name.removeprefix(PROVIDER)], os.environ)
+
+    async def over(self, name: str, made_by: object) -> None:
+        """End the machines of a local account: what ``spinal up`` started, it leaves nothing of."""
+        from spinal.agents.provider.settings import Account
+
+        assert isinstance(made_by, Account)
+        if made_by.driver != "local":
+            return
+        folder = Path(made_by.word("folder"))
+        # Each machine has a folder there; without one, the driver need not be loaded.
+        if folder.is_dir() and any(one.is_dir() for one in folder.iterdir()):
+            await asyncio.to_thread(_end_machines, made_by)
+
+
+def _end_machines(account: Account) -> None:
+    from libcloud.common.types import LibcloudError
+
+    from spinal.agents.provider.vendors.local import Local
+    from spinal.protocols import SpinalError
+
+    try:
+        Local(account).connect("").end_all()
+    except (LibcloudError, OSError) as exc:
+        raise SpinalError(f"machines of {account.name} may still be there: {exc}") from exc
 
 
 def _emit_json(event: str, detail: Mapping[str, object]) -> None:

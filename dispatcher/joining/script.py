@@ -111,8 +111,13 @@ cat > desk.pem <<'END OF CA'
 %CA%
 END OF CA
 
-# Once it has joined, the machine has credentials and needs no ticket.
-[ -e machine.json ] || printf '%s\n' @ticket@ > ticket
+# Once it has joined, the machine has credentials and needs no ticket.  A disk that was frozen has
+# those of the machine that it was taken from, which is gone.
+verb=start
+if ! grep -qsF "\"address\":\"$name@" machine.json; then
+    verb=restart
+    printf '%s\n' @ticket@ > ticket
+fi
 
 fetch() {
     python3 - @wheel_url@ "$wheel" @sha256@ <<'END OF PROGRAM'
@@ -163,7 +168,7 @@ if [ -n "${SPINAL_PYTHON:-}" ]; then
     [ "$found" = "$version" ] || fail "SPINAL_PYTHON has Spinal $found, and the home has $version"
 else
     [ -z @index@ ] || export PIP_INDEX_URL=@index@
-    [ -e installed ] || install_spinal
+    [ "$(cat installed 2>/dev/null)" = "$version" ] || install_spinal
     python=$folder/venv/bin/python
 fi
 
@@ -187,7 +192,8 @@ TimeoutStopSec=11min
 WantedBy=multi-user.target
 END
     systemctl daemon-reload
-    systemctl enable --now --no-block spinal-machine.service
+    systemctl enable spinal-machine.service
+    systemctl "$verb" --no-block spinal-machine.service
     exit 0
 fi
 

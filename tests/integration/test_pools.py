@@ -105,6 +105,30 @@ async def test_a_pool_of_the_local_provider_from_its_file_to_its_bill(tmp_path: 
         assert swept["orphans"] == [] == swept["missing"]
 
 
+async def test_a_pool_goes_on_from_the_disk_that_was_frozen(tmp_path: Path) -> None:
+    async with a_platform(tmp_path) as running:
+        file = tmp_path / "web.yaml"
+        file.write_text(POOL.replace("min: 2", "min: 1").replace("start: 2", "start: 1"))
+        await eventually(lambda: _offers(running), 30, "the local provider is there")
+        made = await spinal(running, "pool", "apply", str(file), "--yes", "--timeout", "100s")
+        assert made["ready"] == 1
+        (disk,) = running.home.path.glob("machines/local/machine-*/disk")
+        (disk / "kept").write_text("of the first one")
+
+        frozen = await spinal(running, "pool", "freeze", "web", "--yes", "--timeout", "60s")
+        assert frozen["exist"] == 0 and not machines(running)
+        shown = await spinal(running, "pool", "show", "web")
+        (image,) = [one["said"] for one in shown["events"] if one["said"].startswith("image-")]
+        file.write_text(file.read_text().replace("server: {", f"server: {{image: {image}, "))
+
+        back = await spinal(running, "pool", "apply", str(file), "--yes", "--timeout", "100s")
+        assert back["ready"] == 1 and back["never_joined"] == 0
+        (disk,) = running.home.path.glob("machines/local/machine-*/disk")
+        assert (disk / "kept").read_text() == "of the first one"
+        assert (await running.client.call("/test/who")).startswith("web-")
+        await spinal(running, "pool", "down", "web", "--yes", "--timeout", "60s")
+
+
 def _machine_of(process: psutil.Process) -> str:
     try:
         environ: dict[str, str] = process.environ()

@@ -107,12 +107,27 @@ def test_with_an_interpreter_that_has_spinal_it_joins_at_once(
 
 def test_a_machine_that_has_joined_gets_no_ticket_again(boot: Boot, tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
-    (tmp_path / "m" / "machine.json").write_text("{}")
+    (tmp_path / "m" / "machine.json").write_text('{"address":"web-1@bus.test","servers":[]}')
 
     ended = run(script(boot), tmp_path / "m", SPINAL_PYTHON=noter(tmp_path))
 
     assert ended.returncode == 0
     assert not (tmp_path / "m" / "ticket").exists()
+
+
+@pytest.mark.parametrize("other", ["web-2", "web-11", "eb-1"])
+def test_one_whose_disk_is_another_machines_shows_its_ticket(
+    boot: Boot, other: str, tmp_path: Path
+) -> None:
+    (tmp_path / "m").mkdir()
+    known = tmp_path / "m" / "machine.json"
+    known.write_text(f'{{"address":"{other}@bus.test","place":{{"machine":"/web-1"}}}}')
+
+    ended = run(script(boot), tmp_path / "m", SPINAL_PYTHON=noter(tmp_path))
+
+    assert ended.returncode == 0
+    assert (tmp_path / "m" / "ticket").read_text() == "web-1/abcdef\n"
+    assert known.exists()
 
 
 def test_an_interpreter_with_another_version_is_not_used(boot: Boot, tmp_path: Path) -> None:
@@ -163,7 +178,7 @@ def test_it_is_small_and_its_only_secret_is_the_ticket(boot: Boot) -> None:
     assert len(text) < 6000
     assert text.count(boot.ticket) == 1
     assert "PRIVATE" not in text
-    assert "@" not in text.replace('"$@"', "")
+    assert "@" not in text.replace('"$@"', "").replace('$name@"', "")
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -293,16 +308,22 @@ def test_under_systemd_it_is_a_service_that_is_back_after_a_reboot(
     interpreter = folder / "venv/bin/python"
     interpreter.parent.mkdir(parents=True)
     interpreter.symlink_to(sys.executable)
-    (folder / "installed").touch()
+    (folder / "installed").write_text("0.1.0\n")
     text = script(boot).replace("/run/systemd/system", str(tmp_path / "run"))
 
-    ended = run(text.replace("/etc/systemd/system", str(tmp_path / "etc")), folder, PATH=path)
+    text = text.replace("/etc/systemd/system", str(tmp_path / "etc"))
+    asked = folder / "systemctl"
+
+    ended = run(text, folder, PATH=path)
 
     assert ended.returncode == 0, ended.stderr
-    assert (folder / "systemctl").read_text().splitlines() == [
-        "daemon-reload",
-        "enable --now --no-block spinal-machine.service",
-    ]
+    steps = ["daemon-reload", "enable spinal-machine.service"]
+    # On a disk that was frozen, the service of another machine may have been started already.
+    assert asked.read_text().splitlines() == [*steps, "restart --no-block spinal-machine.service"]
+    (folder / "machine.json").write_text('{"address":"web-1@bus.test"}')
+    asked.unlink()
+    run(text, folder, PATH=path)
+    assert asked.read_text().splitlines() == [*steps, "start --no-block spinal-machine.service"]
     unit = tmp_path / "etc" / "spinal-machine.service"
     start = f"ExecStart={interpreter} -m spinal join https://127.0.0.1:2 --name web-1"
     assert start in unit.read_text()

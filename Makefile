@@ -13,7 +13,7 @@ help:
 	@echo "make test       the short suite; names at its end what it had to leave out"
 	@echo "make test-deps  install Prosody, ejabberd and chat clients for it (root or sudo)"
 	@echo "make cloud-sim  run five simulated clouds until Ctrl-C: endpoints, a providers.yaml, how to break them"
-	@echo "make heavy      servers that are flooded and killed, and clients of other makes (5 minutes)"
+	@echo "make heavy      servers that are flooded and killed, and clients of other makes (8 minutes)"
 	@echo "make machines   rent machines for real: pools, joining, bursts, the story, systemd-nspawn (5 minutes)"
 	@echo "make check      formatting, lint, types, direction of imports"
 	@echo "make format     mend what can be mended by a machine"
@@ -53,7 +53,9 @@ demo: links $(VENV)/user
 # Real servers that are flooded and killed, and what people and others have at their end of the bus:
 # beside too much else they show how busy the machine is.
 HEAVY := tests/faults tests/integration/clients tests/integration/test_cluster.py \
-	tests/integration/test_hostile.py tests/integration/test_servers_page.py
+	tests/integration/test_dispatchers.py tests/integration/test_hostile.py \
+	tests/integration/test_servers_page.py tests/integration/test_services.py \
+	tests/integration/test_stories.py
 
 # Machines that are rented and join, each of them some processes.
 MACHINES := tests/agents/provider/local/test_nspawn.py tests/cli/test_burst.py \

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,56 @@ async def test_files_are_handed_out_and_run_as_agents_beside_each_other(
 
     assert greeter["tags"] == ["new"]
     assert await running.client.options(tags=["new"]).call("/greet", name="ann") == "hello ann"
+    machine.kill(signal.SIGTERM)
+    assert await machine.wait() == 0
+
+
+NEEDY = """
+from shouting import shout
+
+from spinal.agents import Agent
+
+agent = Agent()
+
+
+@agent.op("/shout", effects="reads")
+async def answer(text: str) -> str:
+    return shout(text)
+"""
+
+
+def a_package(folder: Path) -> Path:
+    """Make a wheel (PEP 427) of one module that nobody else has."""
+    wheel = folder / "shouting-1.0-py3-none-any.whl"
+    about = "shouting-1.0.dist-info"
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr("shouting.py", "def shout(text):\n    return text.upper()\n")
+        file.writestr(f"{about}/METADATA", "Metadata-Version: 2.1\nName: shouting\nVersion: 1.0\n")
+        file.writestr(
+            f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        file.writestr(f"{about}/RECORD", "")
+    return wheel
+
+
+async def test_an_agent_has_the_packages_that_its_ticket_names(
+    running: Platform, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    name, wheel = name_of(request), a_package(tmp_path)
+    made = await invite(
+        running,
+        name,
+        files={"needy.py": NEEDY},
+        run=["needy.py"],
+        packages=[f"shouting @ {wheel.as_uri()}"],
+    )
+
+    machine = await boot(running, made["script"], tmp_path / "m")
+    await joined(running, machine, full(running, name, "needy"), 60.0)
+
+    assert await running.client.call("/shout", text="ready") == "READY"
+    # They are below the machine's own folder, and once.
+    assert (tmp_path / "m" / "packages" / "shouting.py").exists()
     machine.kill(signal.SIGTERM)
     assert await machine.wait() == 0
 

@@ -12,11 +12,13 @@ from typing import Any
 import psycopg
 import pytest
 import pytest_asyncio
+from sqlalchemy import make_url
 from tests.agents.wrap.world import Ops, manifest, mistakes, ops
 from tests.conftest import MISSING
 from tests.postgres import Postgres, available, server
 
 from spinal.agents.errors import Refused, Retry
+from spinal.agents.wrap.kinds.sql.database import DATABASES
 from spinal.bus.errors import CallError
 from spinal.testing import eventually
 
@@ -315,6 +317,26 @@ async def test_a_cancelled_call_ends_no_other_one(shop: Ops) -> None:
             if task not in cancelled:
                 assert await task == 7
         await asyncio.wait(tasks)
+
+
+def test_a_cursor_is_closed_even_if_its_connection_breaks_just_then(
+    postgres: Postgres, tmp_path: Path
+) -> None:
+    url = make_url(postgres.url().replace("postgresql:", "postgresql+psycopg:"))
+    database = DATABASES["postgresql"](url, None, False, 1, tmp_path)
+    engine = database.engine()
+    raw = engine.raw_connection()
+    cursor = raw.cursor("some")
+    cursor.execute("select 1")
+
+    database.sever(raw.driver_connection)
+    with pytest.raises(psycopg.OperationalError):
+        cursor.close()
+
+    # Else it would be told as left open, at any time later.
+    assert cursor.closed
+    raw.invalidate()
+    engine.dispose()
 
 
 async def test_the_database_ends_a_statement_when_the_time_is_up(

@@ -156,7 +156,17 @@ class Postgres(Database):
 
     def engine(self) -> Engine:
         """Make the pool."""
+        import psycopg
         from sqlalchemy import event
+
+        class Cursor(psycopg.ServerCursor[Any]):
+            """One that is closed in any case: the driver's stays open if its connection breaks then."""
+
+            def close(self) -> None:
+                try:
+                    super().close()
+                finally:
+                    psycopg.Cursor.close(self)
 
         made = self._made(
             connect_args={
@@ -176,6 +186,7 @@ class Postgres(Database):
         def connected(raw: Any, record: Any) -> None:
             # Each transaction then begins as one that reads only.
             raw.read_only = not self._writes
+            raw.server_cursor_factory = Cursor
 
         def failed(context: Any) -> None:
             # SQLAlchemy forgets it with a connection that broke, and the driver minds.

@@ -5,8 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
+
+from spinal.bus import Client
+from spinal.bus.errors import CallError
+from spinal.cli import pool
+from spinal.protocols import Problem
 
 from .conftest import Program, Spinal, spinal_at, spinal_here
 
@@ -138,6 +144,27 @@ def test_a_pool_that_there_is_not_is_one_clear_line(spinal: Spinal) -> None:
     for verb in ("show", "down", "drain", "replace", "freeze"):
         done = spinal("pool", verb, "nothing", *(["--yes"] if verb != "show" else []))
         assert done.code == 1 and "there is no pool nothing" in done.line, verb
+
+
+def test_one_without_machines_is_down_at_once(spinal: Spinal, file: Path) -> None:
+    file.write_text(POOL.replace("start: 2", "start: 0"))
+    assert spinal("pool", "apply", str(file), "--yes", "--json").json["converged"]
+    down = spinal("pool", "down", "web", "--yes", "--json")
+    assert down.code == 0, down.err
+    assert (down.json["phase"], down.json["exist"], down.json["converged"]) == ("down", 0, True)
+
+
+async def test_one_that_is_forgotten_before_it_is_looked_at_is_down_as_well() -> None:
+    class Forgetful:
+        async def ask_dispatcher(self, op: str, **arguments: Any) -> Any:
+            raise CallError.of(Problem("refused", "there is no pool web", "name"))
+
+    bus, row = cast("Client", Forgetful()), {"name": "web", "short": "", "ready": 1, "wanted": 0}
+    found = await pool.converged(bus, {**row, "phase": "down", "converged": False}, 5.0)
+    assert (found["converged"], found["exist"], found["ready"]) == (True, 0, 0)
+
+    with pytest.raises(CallError, match="no pool web"):
+        await pool.converged(bus, {**row, "phase": "drained", "converged": False}, 5.0)
 
 
 def test_the_bill_and_the_sweep_are_empty_where_nothing_was_rented(spinal: Spinal) -> None:

@@ -107,7 +107,7 @@ def apply(
                 arguments["hash"] = planned["hash"]
             row: Row = await bus.ask_dispatcher("/spinal/pools/apply", **arguments)
             if not no_wait:
-                row = await _converged(bus, spec.pool, timeout)
+                row = await converged(bus, row, timeout)
             _say_pool(row, as_json)
 
     run(work())
@@ -284,7 +284,7 @@ def _act(
         async with client() as bus:
             row: Row = await bus.ask_dispatcher(f"/spinal/pools/{what}", name=name, **arguments)
             if not no_wait:
-                row = await _converged(bus, name, timeout)
+                row = await converged(bus, row, timeout)
             _say_pool(row, as_json)
 
     run(work())
@@ -309,22 +309,28 @@ async def _shown(bus: Client, name: str) -> Row:
     return {**{key: value for key, value in row.items() if key != "more"}, "machines": machines}
 
 
-async def _converged(bus: Client, name: str, timeout: float | None) -> Row:
-    """Wait until a pool is as it is to be, and say what happens meanwhile."""
+async def converged(bus: Client, row: Row, timeout: float | None) -> Row:
+    """Wait until a pool is as it is to be, and say what happens meanwhile.
+
+    Args:
+        bus: where it is.
+        row: what is known of it; one without machines that goes down is forgotten at once.
+        timeout: seconds to wait; none waits for ever.
+    """
     import asyncio
 
     from spinal.bus import CallError
     from spinal.protocols import Problem
 
+    name: str = row["name"]
     told: str | None = None
-    row: Row = {}
     try:
         async with asyncio.timeout(timeout):
             while True:
                 try:
                     row = await _shown(bus, name)
                 except CallError as exc:
-                    if exc.reason == "refused" and row.get("phase") == "down":
+                    if exc.reason == "refused" and row["phase"] == "down":
                         return {
                             **row,
                             "exist": 0,
@@ -343,7 +349,7 @@ async def _converged(bus: Client, name: str, timeout: float | None) -> Row:
                     return row
                 await asyncio.sleep(LOOK)
     except TimeoutError:
-        note = row.get("short") or f"{row.get('ready', 0)} of {row.get('wanted', 0)} are ready"
+        note = row["short"] or f"{row['ready']} of {row['wanted']} are ready"
         text = f"pool {name} is not there yet: {note}; it goes on, see `spinal pool show {name}`"
         raise CallError.of(Problem("expired", text)) from None
 

@@ -205,7 +205,7 @@ async def test_a_service_answers_from_another_machine_when_its_own_dies(
     if how == "kill":
         first.kill()
         assert await first.agent.wait() == -signal.SIGKILL
-        assert first.services() == []
+        await eventually(lambda: first.services() == [], what="what it ran is gone as well")
     else:
         first.freeze()
 

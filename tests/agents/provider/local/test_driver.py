@@ -295,7 +295,7 @@ async def test_one_whose_warden_is_killed_is_stopped_with_all_of_it(
 
     assert extra(await state(driver, "stopped"))["said"] == "it was killed"
     psutil.wait_procs(processes, timeout=5)
-    assert not any(process.is_running() for process in processes)
+    assert all(map(gone, processes))
 
 
 async def test_what_ignores_being_asked_or_has_left_the_group_is_killed(

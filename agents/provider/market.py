@@ -1,4 +1,4 @@
-"""What ``providers.yaml`` says as it is now: currency, rates, budgets, limits."""
+"""What ``providers.yaml`` says as it is now: accounts, currency, rates, budgets."""
 
 from __future__ import annotations
 

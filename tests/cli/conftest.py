@@ -196,6 +196,14 @@ class Program:
 WORKER = Path(__file__).with_name("worker.py")
 
 
+def until(holds: Callable[[], Any], timeout: float = 30) -> Any:
+    """Wait until something is so; what it asks takes its time, so this needs no pauses."""
+    end = time.monotonic() + timeout
+    while not (found := holds()):
+        assert time.monotonic() < end, f"not within {timeout:g} s"
+    return found
+
+
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Give a home with a platform and one agent that run."""

@@ -1,7 +1,6 @@
 import json
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import pytest
 
 from spinal.cli.burst import read_rate
 
-from .conftest import Program, Spinal, spinal_at, spinal_here
+from .conftest import Program, Spinal, spinal_at, spinal_here, until
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -88,13 +87,6 @@ def machines(home: Path) -> list[str]:
 def pools(home: Path) -> list[Any]:
     listed: list[Any] = of(home)("pool", "list", "--json").json["items"]
     return listed
-
-
-def until(holds: Callable[[], bool], within: float) -> None:
-    """Look until something is so; each look is a run of the command line, which is pause enough."""
-    end = time.monotonic() + within
-    while not holds():
-        assert time.monotonic() < end, f"not within {within:g} s"
 
 
 def check_nothing_is_left(home: Path) -> None:

@@ -19,7 +19,7 @@ from spinal.cli.common import Listing
 from spinal.cli.jobs import changed, picture
 from spinal.cli.limit import told
 
-from .conftest import COMMAND, Outcome, Program, Spinal, environment, spinal_here
+from .conftest import COMMAND, Outcome, Program, Spinal, environment, spinal_here, until
 
 AGENT = "worker@spinal.localhost/agent"
 NOBODY = "/test/nobody/offers"
@@ -55,14 +55,6 @@ def submitted(spinal: Spinal) -> Callable[..., str]:
         return done.out.strip()
 
     return submit
-
-
-def until(holds: Callable[[], Any], timeout: float = 30) -> Any:
-    """Wait until something is so; what it asks takes its time, so this needs no pauses."""
-    end = time.monotonic() + timeout
-    while not (found := holds()):
-        assert time.monotonic() < end, f"not within {timeout:g} s"
-    return found
 
 
 def state(spinal: Spinal, id_: str) -> str:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from tests.clouds.vendor import TOKEN
 
 from spinal.bus.home import Home
 
-from .conftest import Program, Spinal, spinal_here
+from .conftest import Program, Spinal, spinal_here, until
 
 
 @pytest.fixture(scope="module")
@@ -182,15 +181,9 @@ class TestRun:
             told = spinal("offers", "--cpu", "1", "--refresh", "--json")
             return {one["vendor"]: one["price"] for one in told.json} if told.code == 0 else {}
 
-        def wait_for(what: Callable[[], bool]) -> None:
-            deadline = time.monotonic() + 60
-            while not what():
-                assert time.monotonic() < deadline, up.err
-                time.sleep(0.2)
-
         try:
             up.until(event="ready")
-            wait_for(lambda: prices() == {"local": 0.10})
+            until(lambda: prices() == {"local": 0.10}, 60)
             made = spinal(
                 "call", "/provider/create", "name=web-aaaaaa", "type=s", "--place", "vendor=/local",
                 "region=local", "image=debian-12", "user_data=#!/bin/sh\nexec sleep 1000",
@@ -199,11 +192,11 @@ class TestRun:
             number = made.json["machine"]["id"]
 
             write(place, (local % "0.20") + ocean(clouds).partition("\n")[2])
-            wait_for(lambda: prices().get("local") == 0.20 and "ocean" in prices())
+            until(lambda: prices().get("local") == 0.20 and "ocean" in prices(), 60)
             listed = spinal("call", "/provider/list", "--place", "vendor=/local").json["machines"]
             assert [(one["id"], one["state"]) for one in listed] == [(number, "running")]
 
             write(place, ocean(clouds))
-            wait_for(lambda: set(prices()) == {"ocean"})
+            until(lambda: set(prices()) == {"ocean"}, 60)
         finally:
             assert up.end() == 0, up.err

@@ -1,7 +1,6 @@
 """The verbs about services, on a platform that runs."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import pytest
 
 from spinal.cli import service
 
-from .conftest import Outcome, Program, Spinal, spinal_at, spinal_here
+from .conftest import Outcome, Program, Spinal, spinal_at, spinal_here, until
 
 MACHINE = Path(__file__).with_name("machine.py")
 ADDRESS = "machine@spinal.localhost/agent"
@@ -46,14 +45,6 @@ def a_file(folder: Path, name: str = "shop", digit: str = "a", more: str = "") -
         f"port: 8080\n{more}"
     )
     return file
-
-
-def until(holds: Callable[[], Any], timeout: float = 30) -> Any:
-    end = time.monotonic() + timeout
-    while not (found := holds()):
-        assert time.monotonic() < end, "not in time"
-        time.sleep(0.1)
-    return found
 
 
 def gone(spinal: Spinal, name: str) -> Outcome:

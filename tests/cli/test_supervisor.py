@@ -3,10 +3,10 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from tests.processes import alive
 
 from spinal.bus.errors import BusError, LoginRefused
 from spinal.bus.server import ServerError
@@ -155,13 +155,6 @@ class TestChild:
             async with asyncio.timeout(10):
                 while alive(pid):
                     await asyncio.sleep(0.02)
-
-
-def alive(pid: int) -> bool:
-    """Whether the process runs; one whose remains nobody has collected does not."""
-    with suppress(FileNotFoundError, ProcessLookupError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    return False
 
 
 class FakePart:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from tests.processes import alive
 
 from spinal.testing import Platform, eventually, platform
 
@@ -56,9 +57,9 @@ def machines(running: Platform) -> list[psutil.Process]:
     """Give the processes that run on machines of the home, whoever their parent is."""
     folder = str(running.home.path / "machines")
     found: list[psutil.Process] = []
-    for one in psutil.process_iter(["cmdline", "status"]):
+    for one in psutil.process_iter(["cmdline"]):
         words = " ".join(one.info["cmdline"] or ())
-        if folder in words and one.info["status"] != psutil.STATUS_ZOMBIE:
+        if folder in words and alive(one):
             found.append(one)
     return found
 

@@ -22,6 +22,7 @@ from typing import Any
 import psutil
 import pytest_asyncio
 from aiohttp import ClientError, ClientSession, web
+from tests.processes import alive
 
 from spinal.agents.deployment.agent import agent_of
 from spinal.agents.deployment.config import Config
@@ -268,8 +269,8 @@ async def machine(tmp_path: Path, shelf: Shelf) -> AsyncIterator[Machine]:
 def running_under(folder: Path) -> list[int]:
     """Give the processes that run in a folder."""
     found: list[int] = []
-    for one in psutil.process_iter(["cwd", "status"]):
+    for one in psutil.process_iter(["cwd"]):
         cwd = one.info["cwd"]
-        if cwd and cwd.startswith(str(folder)) and one.info["status"] != psutil.STATUS_ZOMBIE:
+        if cwd and cwd.startswith(str(folder)) and alive(one):
             found.append(one.pid)
     return found
